@@ -1,0 +1,209 @@
+"""The service and the gateway as child processes, for `make run`, the demo and the tests."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, Self
+
+ROOT = Path(__file__).resolve().parent.parent
+
+STARTED_WITHIN = 60.0
+STOPPED_WITHIN = 30.0
+
+
+class StartError(Exception):
+    """Something did not start; the message is the one line that the user needs."""
+
+
+def tethered(command: list[str], *, on_death: signal.Signals, user: str = "") -> list[str]:
+    """The command, made to get a signal when this process dies. See tether.py."""
+    tether = str(Path(__file__).with_name("tether.py"))
+    signal_number = str(int(on_death))
+    return [sys.executable, "-I", "-S", tether, signal_number, str(os.getpid()), user, *command]
+
+
+class Program:
+    """`python -m service` or `python -m gateway`, and the log lines it has written.
+
+    It runs in a session of its own, so a Ctrl-C at the terminal reaches only this
+    process, which decides what stops first. Give it a whole environment: nothing is
+    inherited, so that a test does not depend on the developer's shell.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        environment: Mapping[str, str],
+        *,
+        on_line: Callable[[str], None] | None = None,
+        on_exit: Callable[["Program"], None] | None = None,
+    ) -> None:
+        self.name = module
+        self._on_line = on_line
+        self._on_exit = on_exit
+        self._changed = threading.Condition()
+        self._lines: list[str] = []
+        self._errors: list[str] = []
+        self._listening: dict[str, Any] | None = None
+        self._ended = False
+        self.process = subprocess.Popen(
+            tethered([sys.executable, "-m", module], on_death=signal.SIGTERM),
+            cwd=ROOT,
+            env={**environment, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, name=f"{module}-output", daemon=True)
+        self._reader.start()
+
+    @property
+    def port(self) -> int:
+        """The port it serves, from its `listening` line."""
+        return int(self._listened()["port"])
+
+    @property
+    def metrics_port(self) -> int:
+        """The port of its metrics, from its `listening` line."""
+        return int(self._listened()["metrics_port"])
+
+    @property
+    def address(self) -> str:
+        """What a gRPC channel takes."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """What an HTTP client takes."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def log_lines(self) -> list[str]:
+        """Everything it has written to stdout and stderr so far."""
+        with self._changed:
+            return list(self._lines)
+
+    def log_events(self) -> list[dict[str, Any]]:
+        """The log lines so far that are JSON objects."""
+        events = map(_as_event, self.log_lines())
+        return [event for event in events if event is not None]
+
+    def error_lines(self) -> list[str]:
+        """What it has written to stderr so far."""
+        with self._changed:
+            return list(self._errors)
+
+    def wait_for_event(
+        self, wanted: Callable[[dict[str, Any]], bool], *, within: float = 10.0
+    ) -> dict[str, Any]:
+        """The first logged event that is wanted, waited for. TimeoutError if none comes."""
+        found: dict[str, Any] | None = None
+        seen = 0
+
+        def search() -> bool:
+            nonlocal found, seen
+            while found is None and seen < len(self._lines):
+                event = _as_event(self._lines[seen])
+                seen += 1
+                if event is not None and wanted(event):
+                    found = event
+            return found is not None or self._ended
+
+        with self._changed:
+            self._changed.wait_for(search, within)
+        if found is None:
+            raise TimeoutError(f"{self.name} logged no such event within {within:g} s")
+        return found
+
+    def wait_until_listening(self, within: float = STARTED_WITHIN) -> Self:
+        """Return when it serves; StartError with its own last words if it ends instead."""
+        try:
+            self._listening = self.wait_for_event(
+                lambda event: event.get("event") == "listening", within=within
+            )
+        except TimeoutError:
+            if self._ended:
+                raise StartError(f"{self.name} did not start: {self.last_words()}") from None
+            self.kill()
+            raise StartError(f"{self.name} was not ready within {within:g} s") from None
+        return self
+
+    def last_words(self) -> str:
+        """One line on how it ended: its last line on stderr, else its last log line."""
+        with self._changed:
+            lines = self._errors or self._lines
+        words = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+        return f"{words} (exit code {self.process.returncode})"
+
+    def stop(self, within: float = STOPPED_WITHIN) -> int:
+        """Ask it to end (SIGTERM), insist (SIGKILL) if it does not, return its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        return self._reap()
+
+    def kill(self) -> int:
+        """End it at once (SIGKILL)."""
+        if self.process.poll() is None:
+            self.process.kill()
+        return self._reap()
+
+    def _reap(self) -> int:
+        code = self.process.wait()
+        if self._reader is not threading.current_thread():
+            self._reader.join(timeout=5)
+        return code
+
+    def _listened(self) -> dict[str, Any]:
+        if self._listening is None:
+            raise StartError(f"{self.name} is not listening yet")
+        return self._listening
+
+    def _read(self) -> None:
+        """Both pipes to their end, stderr in a thread beside, then the exit code."""
+        beside = threading.Thread(
+            target=self._read_pipe, args=(self.process.stderr, self._errors), daemon=True
+        )
+        beside.start()
+        self._read_pipe(self.process.stdout)
+        beside.join()
+        self.process.wait()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        if self._on_exit is not None:
+            self._on_exit(self)
+
+    def _read_pipe(self, pipe: IO[str] | None, *lists: list[str]) -> None:
+        for line in pipe or ():
+            self._add(line, self._lines, *lists)
+
+    def _add(self, line: str, *lists: list[str]) -> None:
+        line = line.rstrip("\n")
+        with self._changed:
+            for lines in lists:
+                lines.append(line)
+            self._changed.notify_all()
+        if self._on_line is not None:
+            self._on_line(line)
+
+
+def _as_event(line: str) -> dict[str, Any] | None:
+    if not line.startswith("{"):
+        return None
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None

@@ -1,0 +1,132 @@
+"""PostgreSQL, the service and the gateway together, on this machine."""
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import psutil  # type: ignore[import-untyped]
+
+from scripts.postgres import EmbeddedPostgres, check_database, migrate
+from scripts.programs import Program, StartError
+
+DATABASE = "appointments"
+
+EVERY_HOST = ("", "0.0.0.0", "::")  # noqa: S104
+
+# What a child process gets from the shell besides its settings.
+_PASSED_ON = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """What runs, once all of it is ready."""
+
+    database_url: str
+    service: Program
+    gateway: Program
+
+
+@contextmanager
+def running(
+    *,
+    postgres: EmbeddedPostgres | None,
+    settings: Mapping[str, str],
+    on_step: Callable[[str], None] = lambda _: None,
+    on_line: Callable[[str, str], None] = lambda _name, _line: None,
+    on_exit: Callable[[Program], None] | None = None,
+) -> Iterator[Stack]:
+    """Start everything, and stop it in the opposite order when the block ends.
+
+    Without `postgres` the server of `settings["DATABASE_URL"]` is used. StartError, with
+    nothing left running, if any part does not start or does not stop cleanly.
+    """
+    environment = {**base_environment(), **settings}
+    check_ports(environment)
+    with ExitStack() as stack:
+        if postgres is None:
+            check_database(environment["DATABASE_URL"])
+        else:
+            on_step(
+                f"creating a database in {postgres.directory}"
+                if postgres.new
+                else f"starting the database in {postgres.directory}"
+            )
+            stack.enter_context(postgres)
+            environment["DATABASE_URL"] = postgres.create_database(DATABASE)
+        on_step("applying the migrations")
+        migrate(environment["DATABASE_URL"])
+
+        def start(name: str) -> Program:
+            on_step(f"starting the {name}")
+            program = Program(
+                name, environment, on_line=lambda line: on_line(name, line), on_exit=on_exit
+            )
+            stack.callback(_stop, program)
+            return program.wait_until_listening()
+
+        service = start("service")
+        host = environment.get("GRPC_HOST", "")
+        host = "localhost" if host in EVERY_HOST else host
+        environment["SERVICE_ADDRESS"] = f"{host}:{service.port}"
+        gateway = start("gateway")
+        yield Stack(
+            database_url=environment["DATABASE_URL"],
+            service=service,
+            gateway=gateway,
+        )
+
+
+def base_environment() -> dict[str, str]:
+    """What every child process gets, whatever else the shell has set."""
+    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+
+
+def check_ports(environment: Mapping[str, str]) -> None:
+    """StartError if one of the ports is taken, before anything has been started."""
+    for host_name, port_name, default in (
+        ("GRPC_HOST", "GRPC_PORT", "50051"),
+        ("GATEWAY_HOST", "GATEWAY_PORT", "3000"),
+        ("", "METRICS_PORT", "9464"),
+        ("", "GATEWAY_METRICS_PORT", "9465"),
+    ):
+        text = environment.get(port_name) or default
+        if not text.isdecimal() or int(text) > 65535:
+            raise StartError(f"{port_name} is not a port: {text}")
+        try:
+            _listen(environment.get(host_name) or EVERY_HOST[1], int(text))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise StartError(f"{port_name} {text} cannot be used: {error.strerror}") from None
+            owner = _owner(int(text))
+            raise StartError(f"port {text} is in use{owner}: free it, or set {port_name}") from None
+
+
+def _listen(host: str, port: int) -> None:
+    """Listen and stop at once; OSError if it cannot be done."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, kind, protocol, _, address = found[0]
+    with socket.socket(family, kind, protocol) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
+
+
+def _stop(program: Program) -> None:
+    ended_before = program.process.poll() is not None
+    code = program.stop()
+    if code != 0 and not ended_before:
+        raise StartError(f"{program.name} did not stop cleanly: {program.last_words()}")
+
+
+def _owner(port: int) -> str:
+    """Who listens there, as far as we may see it."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                return f" by process {connection.pid}" if connection.pid else ""
+    except psutil.AccessDenied:
+        pass
+    return ""

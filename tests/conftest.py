@@ -1,0 +1,177 @@
+"""The whole suite runs against a real PostgreSQL, a real service and a real gateway.
+
+Tests share them: each takes an `organization` of its own, and nothing crosses
+organizations. A test that stops or breaks something starts its own, with the factories.
+"""
+
+import os
+import secrets
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import grpc
+import psycopg
+import pytest
+from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
+from psycopg import sql
+
+from scripts.postgres import NOT_DURABLE, EmbeddedPostgres, migrate
+from scripts.programs import Program
+from scripts.stack import DATABASE, base_environment
+
+StartProgram = Callable[..., Program]
+OwnPostgres = Callable[..., EmbeddedPostgres]
+
+LINES_SHOWN = 40
+
+# Every program that is running now or ended within the current test.
+_programs: list[Program] = []
+
+
+def pytest_report_header() -> str:
+    """Say which server is used, without its password."""
+    url = os.environ.get("TEST_DATABASE_URL")
+    where = f"a new database on {urlsplit(url).hostname} (TEST_DATABASE_URL)" if url else "embedded"
+    return f"PostgreSQL: {where}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the last log lines of the programs to the report of a failed test."""
+    report = yield
+    if report.failed:
+        for program in _programs:
+            lines = program.log_lines()[-LINES_SHOWN:]
+            report.sections.append((f"log of {program.name}", "\n".join(lines)))
+    if report.when == "teardown":
+        _programs[:] = [program for program in _programs if program.process.poll() is None]
+    return report
+
+
+@pytest.fixture(scope="session")
+def temporary_directory() -> Iterator[Path]:
+    """Short, so that a Unix socket's path fits, and gone at the end."""
+    path = Path(tempfile.mkdtemp(prefix="appointments-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def database_url(temporary_directory: Path) -> Iterator[str]:
+    """A migrated database of the suite's own: embedded, or new on TEST_DATABASE_URL."""
+    with ExitStack() as stack:
+        server = os.environ.get("TEST_DATABASE_URL")
+        if server:
+            url = stack.enter_context(_database_on(server))
+        else:
+            postgres = EmbeddedPostgres(temporary_directory / "postgres", NOT_DURABLE)
+            url = stack.enter_context(postgres).create_database(DATABASE)
+        migrate(url)
+        yield url
+
+
+@pytest.fixture(scope="session")
+def service(database_url: str) -> Iterator[Program]:
+    """`python -m service` on free ports, for every test that does not harm it."""
+    with ExitStack() as stack:
+        yield _start(stack, "service", {**_any_port(), "DATABASE_URL": database_url})
+
+
+@pytest.fixture(scope="session")
+def gateway(service: Program) -> Iterator[Program]:
+    """`python -m gateway` on free ports, in front of `service`."""
+    with ExitStack() as stack:
+        yield _start(stack, "gateway", {**_any_port(), "SERVICE_ADDRESS": service.address})
+
+
+@pytest.fixture
+def start_service(database_url: str) -> Iterator[StartProgram]:
+    """Start another service, `start_service(LOG_LEVEL="debug")`; it ends with the test."""
+    with ExitStack() as stack:
+        settings = {**_any_port(), "DATABASE_URL": database_url}
+        yield lambda **env: _start(stack, "service", {**settings, **env})
+
+
+@pytest.fixture
+def start_gateway(request: pytest.FixtureRequest) -> Iterator[StartProgram]:
+    """Start another gateway, in front of `service` unless given a SERVICE_ADDRESS."""
+
+    def start(**env: str) -> Program:
+        if "SERVICE_ADDRESS" not in env:
+            env["SERVICE_ADDRESS"] = request.getfixturevalue("service").address
+        return _start(stack, "gateway", {**_any_port(), **env})
+
+    with ExitStack() as stack:
+        yield start
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[OwnPostgres]:
+    """Start a server of the test's own, which it may stop and start again.
+
+    `own_postgres()` has a migrated database, `own_postgres(migrated=False)` an empty one:
+    `server.url("appointments")`. More arguments are settings of the server.
+    """
+    with ExitStack() as stack:
+
+        def start(*, migrated: bool = True, **settings: str) -> EmbeddedPostgres:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="appointments-"))
+            server = EmbeddedPostgres(Path(directory) / "postgres", {**NOT_DURABLE, **settings})
+            stack.callback(server.stop, immediate=True)
+            server.start()
+            url = server.create_database(DATABASE)
+            if migrated:
+                migrate(url)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def organization(request: pytest.FixtureRequest) -> str:
+    """An organization that no other test has."""
+    return f"{request.node.name[:80]}-{uuid.uuid4()}"
+
+
+@pytest.fixture(scope="session")
+def channel(service: Program) -> Iterator[grpc.Channel]:
+    """A channel to `service`."""
+    with grpc.insecure_channel(service.address) as channel:
+        yield channel
+
+
+@pytest.fixture(scope="session")
+def stub(channel: grpc.Channel) -> AppointmentServiceStub:
+    """The RPCs of `service`, as blocking calls."""
+    return AppointmentServiceStub(channel)
+
+
+def _start(stack: ExitStack, module: str, settings: dict[str, str]) -> Program:
+    program = Program(module, {**base_environment(), **settings})
+    _programs.append(program)
+    stack.callback(program.stop)
+    return program.wait_until_listening()
+
+
+def _any_port() -> dict[str, str]:
+    loopback = {"GRPC_HOST": "127.0.0.1", "GATEWAY_HOST": "127.0.0.1"}
+    ports = ("GRPC_PORT", "METRICS_PORT", "GATEWAY_PORT", "GATEWAY_METRICS_PORT")
+    return {**loopback, **dict.fromkeys(ports, "0")}
+
+
+@contextmanager
+def _database_on(server: str) -> Iterator[str]:
+    """A database on a server of somebody else's, dropped in the end."""
+    name = f"appointments_test_{secrets.token_hex(6)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
+        finally:
+            drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+            connection.execute(drop)
