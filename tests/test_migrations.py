@@ -1,0 +1,122 @@
+"""The migrations can be applied from anywhere at any time, and taken back."""
+
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from scripts.postgres import EmbeddedPostgres
+from scripts.programs import ROOT
+from scripts.stack import base_environment
+from tests.conftest import OwnPostgres
+
+MIGRATIONS = sorted((ROOT / "migrations").glob("*.sql"))
+
+
+def run_migrate(url: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What `make migrate` runs."""
+    return subprocess.run(
+        [ROOT / "scripts" / "migrate", *arguments],
+        env=base_environment() | ({"DATABASE_URL": url} if url else {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def rows(url: str, query: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+def schema(url: str) -> list[tuple[Any, ...]]:
+    """Everything of ours in the database: tables with columns, indexes, constraints, functions."""
+    return rows(
+        url,
+        """
+        SELECT 'column', table_name || '.' || column_name, data_type
+        FROM information_schema.columns WHERE table_schema = 'public'
+        UNION ALL
+        SELECT 'index', indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'
+        UNION ALL
+        SELECT 'constraint', conname, pg_get_constraintdef(oid)
+        FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+        UNION ALL
+        SELECT 'function', oid::regprocedure::text, md5(prosrc)
+        FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+        UNION ALL
+        SELECT 'privilege', table_name, string_agg(privilege_type, ',' ORDER BY privilege_type)
+        FROM information_schema.table_privileges
+        WHERE table_schema = 'public' AND grantee = 'appointments_service'
+        GROUP BY table_name
+        ORDER BY 1, 2, 3
+        """,
+    )
+
+
+@pytest.fixture
+def server(own_postgres: OwnPostgres) -> EmbeddedPostgres:
+    """New, so that the role does not exist either."""
+    return own_postgres(migrated=False)
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_two_at_once_apply_each_migration_once(server: EmbeddedPostgres, attempt: int) -> None:
+    url = server.url("appointments")
+    with ThreadPoolExecutor() as threads:
+        done = list(threads.map(run_migrate, [url, url]))
+    assert [(each.returncode, each.stderr) for each in done] == [(0, ""), (0, "")]
+    applied = [
+        path.name for path in MIGRATIONS for each in done if f"Applied: {path.name}" in each.stdout
+    ]
+    assert applied == [path.name for path in MIGRATIONS]
+
+
+def test_two_databases_of_one_server_at_once(server: EmbeddedPostgres) -> None:
+    urls = [server.create_database(f"database_{number}") for number in range(4)]
+    with ThreadPoolExecutor() as threads:
+        done = list(threads.map(run_migrate, urls))
+    assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * 4
+    assert schema(urls[0]) == schema(urls[3])
+
+
+def test_again_changes_nothing(server: EmbeddedPostgres) -> None:
+    url = server.url("appointments")
+    assert run_migrate(url).returncode == 0
+    before = schema(url)
+    again = run_migrate(url)
+    assert (again.returncode, again.stdout) == (0, "")
+    assert schema(url) == before
+
+
+def test_down_leaves_nothing_and_up_works_again(server: EmbeddedPostgres) -> None:
+    url = server.url("appointments")
+    assert run_migrate(url).returncode == 0
+    before = schema(url)
+    for _ in MIGRATIONS:
+        down = run_migrate(url, "rollback")
+        assert (down.returncode, down.stderr) == (0, "")
+    left = [row for row in schema(url) if "schema_migrations" not in row[1]]
+    assert left == []
+    up = run_migrate(url)
+    assert (up.returncode, up.stderr) == (0, "")
+    assert schema(url) == before
+
+
+def test_without_a_database_url_it_says_so_in_one_line() -> None:
+    done = run_migrate(None)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("DATABASE_URL is not set")
+
+
+def test_every_migration_can_be_taken_back() -> None:
+    def parts(path: Path) -> list[str]:
+        return [line for line in path.read_text().splitlines() if line.startswith("-- migrate:")]
+
+    assert [parts(path) for path in MIGRATIONS] == [["-- migrate:up", "-- migrate:down"]] * len(
+        MIGRATIONS
+    )
