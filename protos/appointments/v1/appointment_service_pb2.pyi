@@ -243,7 +243,7 @@ class ListAppointmentsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty on the last page."""
     revision: _builtins.int
-    """The revision of the organization that this page shows."""
+    """The organization's revision at the moment that this page shows."""
     @_builtins.property
     def appointments(self) -> _containers.RepeatedCompositeFieldContainer[_appointment_pb2.Appointment]: ...
     def __init__(

@@ -1,0 +1,119 @@
+-- migrate:up
+
+-- Equality on text beside a range in one GiST index; a trusted extension, so the
+-- owner of the database may create it.
+CREATE EXTENSION IF NOT EXISTS btree_gist;
+
+-- The role that the service works as. It cannot log in: it is granted to the user of
+-- DATABASE_URL. Roles belong to the whole server, so another database may have made it.
+DO $$
+BEGIN
+    CREATE ROLE appointments_service NOLOGIN;
+EXCEPTION WHEN duplicate_object OR unique_violation THEN
+    NULL;
+END
+$$;
+
+GRANT appointments_service TO CURRENT_USER;
+
+-- One row an organization: its clock.
+CREATE TABLE organizations (
+    organization_id text NOT NULL,
+    -- The latest change; counts from 1 without gaps.
+    revision bigint NOT NULL,
+    -- When that was recorded; never goes back, even if the server's clock does.
+    recorded_at timestamptz NOT NULL,
+    CONSTRAINT organizations_pkey PRIMARY KEY (organization_id),
+    CONSTRAINT organizations_revision_positive CHECK (revision > 0)
+);
+
+CREATE TABLE appointments (
+    organization_id text NOT NULL,
+    appointment_id text NOT NULL,
+    resource_id text NOT NULL,
+    start_time timestamptz NOT NULL,
+    end_time timestamptz NOT NULL,
+    title text NOT NULL,
+    -- json, not jsonb: the text is kept as it was written, and huge exponents stay short.
+    attributes json NOT NULL,
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL,
+    -- Whether updated_at is the caller's (then it guards against stale writes) or the
+    -- time of the commit.
+    updated_at_given boolean NOT NULL,
+    state text NOT NULL,
+    version integer NOT NULL,
+    revision bigint NOT NULL,
+    CONSTRAINT appointments_pkey PRIMARY KEY (organization_id, appointment_id),
+    CONSTRAINT appointments_start_before_end CHECK (start_time < end_time),
+    CONSTRAINT appointments_state_known CHECK (state IN ('ACTIVE', 'CANCELLED')),
+    CONSTRAINT appointments_version_positive CHECK (version > 0),
+    -- The floor under the check in apply_writes: holds for hand-written SQL too.
+    CONSTRAINT appointments_no_overlap EXCLUDE USING gist (
+        organization_id WITH =,
+        resource_id WITH =,
+        tstzrange(start_time, end_time) WITH &&
+    ) WHERE (state = 'ACTIVE')
+);
+
+-- The nearest neighbours of a new range, and lists of one resource.
+CREATE INDEX appointments_by_resource ON appointments (organization_id, resource_id, start_time)
+WHERE state = 'ACTIVE';
+
+-- Lists of a whole organization, by start then id.
+CREATE INDEX appointments_by_start ON appointments (organization_id, start_time, appointment_id);
+
+-- Cancelled appointments that were running at a time; active ones are found through
+-- the exclusion constraint's index.
+CREATE INDEX appointments_cancelled_range ON appointments
+USING gist (organization_id, tstzrange(start_time, end_time))
+WHERE state = 'CANCELLED';
+
+-- Every change, with the appointment as it was after it. Audit trail, change feed and
+-- as-of reads in one table; the service's role may only read and append.
+CREATE TABLE appointment_history (
+    organization_id text NOT NULL,
+    revision bigint NOT NULL,
+    change text NOT NULL,
+    recorded_at timestamptz NOT NULL,
+    actor text NOT NULL,
+    idempotency_key text,
+    -- Tells the same write from another one under the same key.
+    idempotency_digest bytea,
+    appointment_id text NOT NULL,
+    resource_id text NOT NULL,
+    start_time timestamptz NOT NULL,
+    end_time timestamptz NOT NULL,
+    title text NOT NULL,
+    attributes json NOT NULL,
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL,
+    state text NOT NULL,
+    version integer NOT NULL,
+    CONSTRAINT appointment_history_pkey PRIMARY KEY (organization_id, revision),
+    CONSTRAINT appointment_history_change_known CHECK (change IN ('CREATED', 'UPDATED', 'CANCELLED')),
+    CONSTRAINT appointment_history_key_has_digest
+        CHECK ((idempotency_key IS NULL) = (idempotency_digest IS NULL))
+);
+
+CREATE INDEX appointment_history_by_appointment
+ON appointment_history (organization_id, appointment_id, revision);
+
+CREATE UNIQUE INDEX appointment_history_idempotency_key
+ON appointment_history (organization_id, idempotency_key)
+WHERE idempotency_key IS NOT NULL;
+
+GRANT USAGE ON SCHEMA public TO appointments_service;
+GRANT SELECT, INSERT, UPDATE ON organizations, appointments TO appointments_service;
+GRANT SELECT, INSERT ON appointment_history TO appointments_service;
+GRANT SELECT ON schema_migrations TO appointments_service;
+
+-- migrate:down
+
+-- The role stays: another database of the server may use it.
+REVOKE ALL ON SCHEMA public FROM appointments_service;
+REVOKE ALL ON schema_migrations FROM appointments_service;
+DROP TABLE appointment_history;
+DROP TABLE appointments;
+DROP TABLE organizations;
+DROP EXTENSION btree_gist;

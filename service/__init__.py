@@ -1,0 +1,1 @@
+"""The appointment service: gRPC in front, PostgreSQL behind, one write path between."""

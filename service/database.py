@@ -1,0 +1,173 @@
+"""Connections to PostgreSQL, and what its errors mean to a caller."""
+
+import select
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+
+from service.errors import DatabaseUnavailable, LockTimeout, Overloaded, ServiceError
+from service.metrics import Metrics
+
+# Made by the migrations; may read and append history, never rewrite it.
+ROLE = "appointments_service"
+
+_NOTHING_WRITTEN = "nothing was written, try again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Bounds on waiting, in seconds, each far below the usual deadline of a caller."""
+
+    connection: float
+    lock: float
+    statement: float
+
+
+class Database:
+    """A pool of connections that work as the service's role.
+
+    Connections that the server closed meanwhile are found before use, at the cost of
+    a look at the socket, so that a restart of the server fails no later request.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        connections: int,
+        max_waiting: int,
+        timeouts: Timeouts,
+        writable: bool,
+        metrics: Metrics,
+    ) -> None:
+        self._pool = AsyncConnectionPool(
+            _conninfo(url, timeouts, writable=writable),
+            name=name,
+            min_size=connections,
+            max_size=connections,
+            max_waiting=max_waiting,
+            timeout=timeouts.connection,
+            # Short, so that no attempt sleeps long after the server is back; the next
+            # request that finds no connection starts a new attempt.
+            reconnect_timeout=1.0,
+            max_lifetime=30 * 60,
+            check=_check_still_open,
+            kwargs={"autocommit": True},
+            open=False,
+        )
+        for state, count in (("busy", self._busy), ("idle", self._idle)):
+            metrics.pool_connections.labels(name, state).set_function(count)
+        metrics.pool_waiting.labels(name).set_function(
+            lambda: self._pool.get_stats()["requests_waiting"]
+        )
+
+    async def open(self) -> None:
+        """Start filling the pool; does not wait for the server."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        await self._pool.close(timeout=5.0)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AsyncConnection[TupleRow]]:
+        """Lend a connection in autocommit mode.
+
+        Raises Overloaded when too many wait for one, and DatabaseUnavailable when none
+        is to be had in time; nothing was sent to the server then.
+        """
+        try:
+            connection = await self._pool.getconn()
+        except TooManyRequests as error:
+            raise Overloaded(
+                f"too many requests wait for the database; {_NOTHING_WRITTEN} later"
+            ) from error
+        except (PoolTimeout, psycopg.OperationalError) as error:
+            raise DatabaseUnavailable(
+                f"the database cannot be reached; {_NOTHING_WRITTEN} later"
+            ) from error
+        try:
+            yield connection
+        finally:
+            await self._pool.putconn(connection)
+
+    def _busy(self) -> float:
+        stats = self._pool.get_stats()
+        return stats["pool_size"] - stats["pool_available"]
+
+    def _idle(self) -> float:
+        return self._pool.get_stats()["pool_available"]
+
+
+async def explain(
+    connection: AsyncConnection[TupleRow], error: psycopg.Error
+) -> ServiceError | psycopg.Error:
+    """Return what a failed statement means to a caller, or the error if it is a fault.
+
+    An answer of the server means that the transaction was rolled back; a lost
+    connection leaves open whether a commit had happened. A connection that is lost, or
+    whose server takes no more writes, is closed: the pool replaces it.
+    """
+    match error:
+        case psycopg.errors.LockNotAvailable():
+            return LockTimeout(f"the organization is locked for too long; {_NOTHING_WRITTEN} later")
+        case psycopg.errors.QueryCanceled():
+            return DatabaseUnavailable(f"the database took too long; {_NOTHING_WRITTEN} later")
+        case psycopg.errors.ReadOnlySqlTransaction():
+            await connection.close()
+            return DatabaseUnavailable(f"the database is read-only now; {_NOTHING_WRITTEN} later")
+        case psycopg.OperationalError() | psycopg.InterfaceError():
+            # 57P01 to 57P05: the server ends the session, possibly right after a commit.
+            if error.sqlstate and not error.sqlstate.startswith(("08", "57P")):
+                return DatabaseUnavailable(f"the database is in trouble; {_NOTHING_WRITTEN} later")
+            await connection.close()
+            return DatabaseUnavailable(
+                "the connection to the database was lost; whether a write was stored is not"
+                " known, the same request may be sent again"
+            )
+    return error
+
+
+async def _check_still_open(connection: AsyncConnection[TupleRow]) -> None:
+    """Raise OperationalError if the server has closed an idle connection.
+
+    Costs no round trip: nothing is due on an idle connection, so bytes on its socket
+    are the server's last words, and their end is the end of the connection.
+    """
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    while poll.poll(0):
+        connection.pgconn.consume_input()
+
+
+def _conninfo(url: str, timeouts: Timeouts, *, writable: bool) -> str:
+    """Complete a connection string with what every connection of ours relies on.
+
+    READ COMMITTED: apply_writes is correct under no other level. synchronous_commit: a
+    write answered with success is durable. Options of the caller's own come first, so
+    that these win.
+    """
+    options = {
+        "role": ROLE,
+        "timezone": "UTC",
+        "default_transaction_isolation": r"read\ committed",
+        "synchronous_commit": "on",
+        "lock_timeout": f"{timeouts.lock * 1000:.0f}",
+        "statement_timeout": f"{timeouts.statement * 1000:.0f}",
+        "idle_in_transaction_session_timeout": "10000",
+    }
+    ours = " ".join(f"-c {name}={value}" for name, value in options.items())
+    given = conninfo_to_dict(url)
+    return make_conninfo(
+        url,
+        options=f"{given.get('options', '')} {ours}".strip(),
+        application_name=given.get("application_name", "appointments"),
+        connect_timeout=given.get("connect_timeout", 5),
+        target_session_attrs="read-write" if writable else "any",
+    )

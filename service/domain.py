@@ -1,0 +1,176 @@
+"""What the service is about: appointments, writes and their results.
+
+Times are aware datetimes in UTC with microseconds. `attributes` is canonical JSON text
+(compact, keys sorted), so equal text means equal content.
+"""
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+DEFAULT_ORGANIZATION = "default"
+
+
+class State(StrEnum):
+    ACTIVE = "ACTIVE"
+    CANCELLED = "CANCELLED"
+
+
+class Outcome(StrEnum):
+    """What a write did; the first three of a change are its kind in the history too."""
+
+    CREATED = "CREATED"
+    UPDATED = "UPDATED"
+    CANCELLED = "CANCELLED"
+    UNCHANGED = "UNCHANGED"
+    STALE = "STALE"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Appointment:
+    """An appointment as stored: the half-open range `[start, end)` of a resource."""
+
+    organization_id: str
+    id: str
+    resource_id: str
+    start: datetime
+    end: datetime
+    title: str
+    attributes: str
+    created_at: datetime
+    updated_at: datetime
+    state: State
+    version: int
+    revision: int
+
+    @property
+    def etag(self) -> str:
+        """The opaque tag of this version: every version has its own revision."""
+        return f"{self.revision:x}"
+
+
+# Stands for any stored version as the expected revision; real ones start at 1.
+ANY_REVISION = 0
+
+
+def expected_revision(etag: str) -> int | None:
+    """Return the revision that an etag stands for, or None for no etag.
+
+    One that the service never gave out becomes a revision that no appointment has, so
+    that it is answered as a mismatch: to a caller an etag is opaque, not malformed.
+    """
+    if not etag:
+        return None
+    if etag == "*":
+        return ANY_REVISION
+    try:
+        revision = int(etag, 16)
+    except ValueError:
+        return -1
+    return revision if f"{revision:x}" == etag and 0 < revision < 2**63 else -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upsert:
+    """Create an appointment or replace its content.
+
+    `created_at` and `updated_at` are None where the caller gave none. `id_given` is
+    False where the service made the id.
+    """
+
+    id: str
+    id_given: bool
+    resource_id: str
+    start: datetime
+    end: datetime
+    title: str
+    attributes: str
+    created_at: datetime | None
+    updated_at: datetime | None
+    expected_revision: int | None
+    create_only: bool
+    idempotency_key: str | None
+    validate_only: bool
+    actor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Free an appointment's range, keeping the rest."""
+
+    id: str
+    expected_revision: int | None
+    idempotency_key: str | None
+    validate_only: bool
+    actor: str
+
+
+Write = Upsert | Cancel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteResult:
+    """What a write did, and the appointment as stored after it."""
+
+    outcome: Outcome
+    appointment: Appointment
+    organization_revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryEntry:
+    revision: int
+    change: Outcome
+    recorded_at: datetime
+    actor: str
+    idempotency_key: str | None
+    appointment: Appointment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """An active appointment that occupies a wanted range."""
+
+    id: str
+    start: datetime
+    end: datetime
+    version: int
+
+
+def idempotency_digest(write: Write) -> bytes:
+    """Return what tells a write from another one under the same idempotency key.
+
+    It covers the kind, the id (a made one counts as absent, so that a retry of a
+    write without id is the same write) and the content. It is stored for ever: what
+    goes into it must not change.
+    """
+    if isinstance(write, Cancel):
+        parts: list[str | None] = ["CANCEL", write.id]
+    else:
+        parts = [
+            "UPSERT",
+            write.id if write.id_given else None,
+            write.resource_id,
+            write.start.isoformat(),
+            write.end.isoformat(),
+            write.title,
+            write.attributes,
+            write.created_at.isoformat() if write.created_at else None,
+            write.updated_at.isoformat() if write.updated_at else None,
+        ]
+    text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).digest()
+
+
+def new_id() -> str:
+    """Make an id in the order of time: a UUIDv7 (RFC 9562, section 5.7)."""
+    milliseconds = time.time_ns() // 1_000_000
+    number = milliseconds << 80 | int.from_bytes(os.urandom(10))
+    number = number & ~(0xF << 76) | 7 << 76
+    number = number & ~(0x3 << 62) | 0x2 << 62
+    return str(uuid.UUID(int=number))

@@ -1,0 +1,106 @@
+"""Why a request is refused: each error has a stable reason and says what to mend."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from service.domain import Conflict
+
+
+class ServiceError(Exception):
+    """A refusal that the caller is told about.
+
+    `organization_revision` is set where the database decided. `retry_after` (seconds)
+    is set where the same request may succeed later.
+    """
+
+    reason: ClassVar[str]
+    retry_after: ClassVar[float | None] = None
+
+    def __init__(self, message: str, *, organization_revision: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.organization_revision = organization_revision
+
+
+class InvalidFields(ServiceError):
+    """Fields break rules; all that do are named.
+
+    `violations` are pairs of a field's path in the request and what is wrong with it.
+    """
+
+    reason = "INVALID_FIELD"
+
+    def __init__(
+        self, violations: Sequence[tuple[str, str]], *, organization_revision: int | None = None
+    ) -> None:
+        super().__init__(
+            "; ".join(f"{field}: {detail}" for field, detail in violations),
+            organization_revision=organization_revision,
+        )
+        self.violations = violations
+
+
+class MalformedRequest(ServiceError):
+    reason = "MALFORMED_REQUEST"
+
+
+class TimeRangeTaken(ServiceError):
+    """Other active appointments of the resource overlap the range."""
+
+    reason = "TIME_RANGE_CONFLICT"
+    LISTED = 20
+
+    def __init__(
+        self, overlapping: Sequence[Conflict], *, organization_revision: int | None = None
+    ) -> None:
+        self.conflicts = overlapping[: self.LISTED]
+        self.more_conflicts = len(overlapping) > self.LISTED
+        ids = ", ".join(repr(conflict.id) for conflict in self.conflicts[:3])
+        super().__init__(
+            "the time range is taken" + (f" by {ids}" if ids else "") + "; choose another",
+            organization_revision=organization_revision,
+        )
+
+
+class EtagMismatch(ServiceError):
+    reason = "ETAG_MISMATCH"
+
+
+class AppointmentExists(ServiceError):
+    reason = "APPOINTMENT_EXISTS"
+
+
+class IdempotencyKeyReused(ServiceError):
+    reason = "IDEMPOTENCY_KEY_REUSED"
+
+
+class AppointmentNotFound(ServiceError):
+    reason = "APPOINTMENT_NOT_FOUND"
+
+
+class Overloaded(ServiceError):
+    """Too much waits already; nothing was written."""
+
+    reason = "OVERLOADED"
+    retry_after = 1.0
+
+
+class LockTimeout(ServiceError):
+    """The organization's lock was held by others for too long; nothing was written."""
+
+    reason = "LOCK_TIMEOUT"
+    retry_after = 1.0
+
+
+class DatabaseUnavailable(ServiceError):
+    """The database did not answer, or not in time. The message says whether a write is
+    certain not to have happened."""
+
+    reason = "DATABASE_UNAVAILABLE"
+    retry_after = 1.0
+
+
+class DeadlineExceeded(ServiceError):
+    """The request took too long; a write that was already sent may still happen."""
+
+    reason = "DEADLINE_EXCEEDED"

@@ -1,0 +1,151 @@
+"""Between the messages of the API and the domain."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from appointments.v1 import appointment_pb2 as pb
+from appointments.v1 import appointment_service_pb2 as rpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from service import rules
+from service.domain import (
+    DEFAULT_ORGANIZATION,
+    Appointment,
+    Cancel,
+    Conflict,
+    HistoryEntry,
+    Outcome,
+    State,
+    Upsert,
+    expected_revision,
+    new_id,
+)
+from service.errors import InvalidFields
+
+OUTCOMES = {outcome: pb.Outcome.Value(outcome) for outcome in Outcome}
+_STATES = {state: pb.Appointment.State.Value(state) for state in State}
+_CHANGES = {
+    change: pb.HistoryEntry.Change.Value(change)
+    for change in (Outcome.CREATED, Outcome.UPDATED, Outcome.CANCELLED)
+}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def organization_of(message: Any) -> str:  # noqa: ANN401  # every request has the field
+    """Return the organization that a request or an appointment names, or the default."""
+    return message.organization_id or DEFAULT_ORGANIZATION
+
+
+def upsert(
+    request: rpc.UpsertAppointmentRequest | rpc.BatchUpsertAppointmentsRequest.Item,
+    *,
+    validate_only: bool,
+    actor: str,
+) -> Upsert:
+    """Read an upsert. Raises InvalidFields, naming every field that breaks a rule."""
+    violations: rules.Violations = []
+    rules.check_fields(request, "", violations)
+    if not request.HasField("appointment"):
+        violations.append(("appointment", "is required"))
+        raise InvalidFields(violations)
+    wanted = request.appointment
+    prefix = "appointment."
+    rules.check_fields(wanted, prefix, violations)
+    start = rules.read_time(wanted, "start", prefix, violations, required=True)
+    end = rules.read_time(wanted, "end", prefix, violations, required=True)
+    rules.check_range(start, end, prefix, violations)
+    attributes = rules.read_attributes(wanted.attributes, prefix + "attributes", violations)
+    created_at = rules.read_time(wanted, "created_at", prefix, violations)
+    updated_at = rules.read_time(wanted, "updated_at", prefix, violations)
+    if request.etag and wanted.etag and request.etag != wanted.etag:
+        violations.append(("etag", "must be the same as the appointment's etag, or left out there"))
+    if violations or start is None or end is None:
+        raise InvalidFields(violations)
+    return Upsert(
+        id=wanted.id or new_id(),
+        id_given=bool(wanted.id),
+        resource_id=wanted.resource_id,
+        start=start,
+        end=end,
+        title=wanted.title,
+        attributes=attributes,
+        created_at=created_at,
+        updated_at=updated_at,
+        expected_revision=expected_revision(request.etag or wanted.etag),
+        create_only=request.create_only,
+        idempotency_key=request.idempotency_key or None,
+        validate_only=validate_only,
+        actor=actor,
+    )
+
+
+def cancel(request: rpc.CancelAppointmentRequest, *, actor: str) -> Cancel:
+    """Read a cancel. Raises InvalidFields."""
+    check(request)
+    return Cancel(
+        id=request.id,
+        expected_revision=expected_revision(request.etag),
+        idempotency_key=request.idempotency_key or None,
+        validate_only=request.validate_only,
+        actor=actor,
+    )
+
+
+def check(request: Any, *times: str) -> list[datetime | None]:  # noqa: ANN401  # any request
+    """Check a request's fields and return the named times. Raises InvalidFields."""
+    violations: rules.Violations = []
+    rules.check_fields(request, "", violations)
+    read = [rules.read_time(request, name, "", violations) for name in times]
+    if violations:
+        raise InvalidFields(violations)
+    return read
+
+
+def appointment(stored: Appointment) -> pb.Appointment:
+    message = pb.Appointment(
+        organization_id=stored.organization_id,
+        resource_id=stored.resource_id,
+        id=stored.id,
+        start=timestamp(stored.start),
+        end=timestamp(stored.end),
+        title=stored.title,
+        created_at=timestamp(stored.created_at),
+        updated_at=timestamp(stored.updated_at),
+        state=_STATES[stored.state],
+        version=stored.version,
+        revision=stored.revision,
+        etag=stored.etag,
+    )
+    message.attributes.SetInParent()
+    if stored.attributes != "{}":
+        message.attributes.update(orjson.loads(stored.attributes))
+    return message
+
+
+def history_entry(entry: HistoryEntry) -> pb.HistoryEntry:
+    return pb.HistoryEntry(
+        revision=entry.revision,
+        change=_CHANGES[entry.change],
+        recorded_at=timestamp(entry.recorded_at),
+        actor=entry.actor,
+        idempotency_key=entry.idempotency_key or "",
+        appointment=appointment(entry.appointment),
+    )
+
+
+def conflict(found: Conflict) -> pb.TimeRangeConflict.Conflict:
+    return pb.TimeRangeConflict.Conflict(
+        id=found.id,
+        start=timestamp(found.start),
+        end=timestamp(found.end),
+        version=found.version,
+    )
+
+
+def timestamp(time: datetime) -> Timestamp:
+    difference = time - _EPOCH
+    return Timestamp(
+        seconds=difference.days * 86_400 + difference.seconds,
+        nanos=difference.microseconds * 1000,
+    )

@@ -1,0 +1,60 @@
+"""What Prometheus is told."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """The service's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self.requests = Counter(
+            "appointments_requests",
+            "Requests answered, by RPC and gRPC status code",
+            ["method", "code"],
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "appointments_request_seconds",
+            "Time from a request's arrival to its answer, by RPC",
+            ["method"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.batch_size = Histogram(
+            "appointments_batch_writes",
+            "Writes that went to the database in one call",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+            registry=self.registry,
+        )
+        self.lock_wait_seconds = Histogram(
+            "appointments_lock_wait_seconds",
+            "Time that a batch waited for its organization's advisory lock",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.queued_writes = Gauge(
+            "appointments_queued_writes",
+            "Writes that wait for the batch before them",
+            registry=self.registry,
+        )
+        self.pool_connections = Gauge(
+            "appointments_pool_connections",
+            "Connections of a pool, by state: busy or idle",
+            ["pool", "state"],
+            registry=self.registry,
+        )
+        self.pool_waiting = Gauge(
+            "appointments_pool_waiting",
+            "Requests that wait for a connection of a pool",
+            ["pool"],
+            registry=self.registry,
+        )

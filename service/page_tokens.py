@@ -1,0 +1,48 @@
+"""Page tokens: where a list goes on, bound to the request that it was made for."""
+
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+from google.protobuf.message import Message
+
+from service.errors import InvalidFields
+
+# What may differ from one page to the next.
+_FREE_FIELDS = frozenset({"page_token", "page_size", "min_revision"})
+
+
+def encode(request: Message, position: Sequence[str | int]) -> str:
+    """Return an opaque token for going on after a position with the same filters."""
+    token = orjson.dumps([_digest(request, position), *position])
+    return base64.urlsafe_b64encode(token).rstrip(b"=").decode()
+
+
+def decode(request: Message, token: str, parts: Sequence[Callable[[Any], Any]]) -> list[Any]:
+    """Return the position in a token, each element read by its part's function.
+
+    Raises InvalidFields for a token that `encode` did not make for this request.
+    """
+    try:
+        padded = token + "=" * (-len(token) % 4)
+        digest, *position = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        if digest == _digest(request, position):
+            return [read(part) for read, part in zip(parts, position, strict=True)]
+    except (ValueError, TypeError):
+        pass
+    raise InvalidFields(
+        [("page_token", "must be a next_page_token of a list with the same filters")]
+    )
+
+
+def _digest(request: Message, position: Sequence[str | int]) -> str:
+    filters = type(request)()
+    filters.CopyFrom(request)
+    for name in _FREE_FIELDS & set(request.DESCRIPTOR.fields_by_name):
+        filters.ClearField(name)
+    digest = hashlib.sha256(request.DESCRIPTOR.full_name.encode())
+    digest.update(filters.SerializeToString(deterministic=True))
+    digest.update(orjson.dumps(list(position)))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,310 @@
+"""Reading: never takes the lock, and shows one moment of the database each time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, LiteralString, TypeVar
+
+import psycopg
+
+from service.database import Database, explain
+from service.domain import Appointment, HistoryEntry, Outcome, State
+from service.errors import AppointmentNotFound, DatabaseUnavailable, InvalidFields, Overloaded
+
+Row = tuple[Any, ...]
+T = TypeVar("T")
+
+# One statement has one snapshot: the rows and the revision belong together.
+_WITH_REVISION: LiteralString = """
+    SELECT organization.revision, found.*
+    FROM (
+        SELECT coalesce(max(o.revision), 0) AS revision
+        FROM organizations o
+        WHERE o.organization_id = %(organization_id)s
+    ) AS organization
+    LEFT JOIN LATERAL ({query}) AS found ON true
+    ORDER BY {order}
+"""
+
+_APPOINTMENT: LiteralString = """
+    appointment_id, resource_id, start_time, end_time, title, attributes::text,
+    created_at, updated_at, state, version, revision
+"""
+
+_GET: LiteralString = f"""
+    SELECT {_APPOINTMENT}
+    FROM appointments
+    WHERE organization_id = %(organization_id)s AND appointment_id = %(id)s
+"""
+
+_GET_AS_OF: LiteralString = f"""
+    SELECT {_APPOINTMENT}
+    FROM appointment_history
+    WHERE organization_id = %(organization_id)s AND appointment_id = %(id)s
+        AND revision <= %(as_of)s
+    ORDER BY revision DESC
+    LIMIT 1
+"""
+
+# The state of every appointment right after a revision.
+_ALL_AS_OF: LiteralString = f"""
+    SELECT DISTINCT ON (appointment_id) {_APPOINTMENT}
+    FROM appointment_history
+    WHERE organization_id = %(organization_id)s AND revision <= %(as_of)s
+    ORDER BY appointment_id, revision DESC
+"""
+
+_BY_START: LiteralString = "start_time, appointment_id"
+
+_ENTRIES: LiteralString = f"""
+    SELECT {_APPOINTMENT}, change, recorded_at, actor, idempotency_key
+    FROM appointment_history
+    WHERE organization_id = %(organization_id)s AND revision > %(after)s {{only}}
+    ORDER BY revision
+    LIMIT %(limit)s
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page(Generic[T]):
+    """Rows of one moment, and the organization's revision at that moment."""
+
+    items: Sequence[T]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Which appointments a list shows: those that intersect `[start, end)`."""
+
+    resource_id: str | None
+    start: datetime | None
+    end: datetime | None
+    include_cancelled: bool
+
+
+class ReadStore:
+    """Reads from the primary, or from a replica where the caller allows an older state.
+
+    Everywhere `min_revision` is None for a fresh read; a number allows the replica if
+    it has that revision of the organization. `as_of` is a revision to read the past at.
+    One beyond the organization's latest raises InvalidFields.
+    """
+
+    def __init__(self, primary: Database, replica: Database | None) -> None:
+        self._primary = primary
+        self._replica = replica
+
+    async def revision_at(self, organization_id: str, time: datetime) -> int:
+        """Return the latest revision that was recorded at or before a time, 0 for none."""
+        rows = await _fetch(
+            self._primary,
+            "SELECT revision_at(%(id)s, %(time)s)",
+            {"id": organization_id, "time": time},
+        )
+        revision: int = rows[0][0]
+        return revision
+
+    async def get(
+        self, organization_id: str, id: str, *, as_of: int | None, min_revision: int | None
+    ) -> tuple[Appointment, int]:
+        """Return an appointment and the organization's revision.
+
+        Raises AppointmentNotFound.
+        """
+        page = await self._read(
+            _GET if as_of is None else _GET_AS_OF,
+            "1",
+            {"organization_id": organization_id, "id": id, "as_of": as_of},
+            min_revision=min_revision,
+        )
+        if not page.items:
+            raise AppointmentNotFound(
+                "the organization has no appointment with this id"
+                + ("" if as_of is None else f" at revision {as_of}"),
+                organization_revision=page.revision,
+            )
+        return _appointment(organization_id, page.items[0]), page.revision
+
+    async def list(
+        self,
+        organization_id: str,
+        window: Window,
+        *,
+        after: tuple[datetime, str] | None,
+        limit: int,
+        as_of: int | None,
+        min_revision: int | None,
+    ) -> Page[Appointment]:
+        """Return appointments by start, then id, beyond the start and id of `after`."""
+        page = await self._read(
+            _list_query(window, after=after is not None, as_of=as_of is not None),
+            _BY_START,
+            {
+                "organization_id": organization_id,
+                "resource_id": window.resource_id,
+                "window_start": window.start,
+                "window_end": window.end,
+                "after_start": after[0] if after else None,
+                "after_id": after[1] if after else None,
+                "as_of": as_of,
+                "limit": limit,
+            },
+            min_revision=min_revision,
+        )
+        return Page(
+            items=[_appointment(organization_id, row) for row in page.items], revision=page.revision
+        )
+
+    async def history(
+        self,
+        organization_id: str,
+        id: str | None,
+        *,
+        after: int,
+        limit: int,
+        min_revision: int | None,
+    ) -> Page[HistoryEntry]:
+        """Return the changes after a revision: of one appointment, or of all for no id.
+
+        Raises AppointmentNotFound for an id without history.
+        """
+        page = await self._read(
+            _ENTRIES.format(only="" if id is None else "AND appointment_id = %(id)s"),
+            "found.revision",
+            {"organization_id": organization_id, "id": id, "after": after, "limit": limit},
+            min_revision=min_revision,
+        )
+        if id is not None and after == 0 and not page.items:
+            raise AppointmentNotFound(
+                "the organization never had an appointment with this id",
+                organization_revision=page.revision,
+            )
+        return Page(
+            items=[_entry(organization_id, row) for row in page.items], revision=page.revision
+        )
+
+    async def _read(
+        self,
+        query: LiteralString,
+        order: LiteralString,
+        parameters: Mapping[str, Any],
+        *,
+        min_revision: int | None,
+    ) -> Page[Row]:
+        statement = _WITH_REVISION.format(query=query, order=order)
+        as_of = parameters.get("as_of")
+        if self._replica is not None and min_revision is not None:
+            try:
+                page = _page(await _fetch(self._replica, statement, parameters))
+            except (DatabaseUnavailable, Overloaded):
+                pass  # the primary can answer for its replica
+            else:
+                if page.revision >= max(min_revision, as_of or 0):
+                    return page
+        page = _page(await _fetch(self._primary, statement, parameters))
+        for field, revision in (("min_revision", min_revision), ("as_of_revision", as_of)):
+            if revision is not None and revision > page.revision:
+                raise InvalidFields(
+                    [(field, f"must not be beyond the organization's revision, {page.revision}")],
+                    organization_revision=page.revision,
+                )
+        return page
+
+
+def _list_query(window: Window, *, after: bool, as_of: bool) -> LiteralString:
+    """Build the query of a list.
+
+    Of the current state, what starts inside the window comes from an index in order;
+    what started before it and reaches in is found as ranges that contain its start,
+    through the GiST indexes, of which active and cancelled ranges have one each.
+    """
+    conditions: list[LiteralString] = []
+    if window.resource_id is not None:
+        conditions.append("resource_id = %(resource_id)s")
+    if window.end is not None:
+        conditions.append("start_time < %(window_end)s")
+    if after:
+        conditions.append("(start_time, appointment_id) > (%(after_start)s, %(after_id)s)")
+    active: LiteralString = "state = 'ACTIVE'"
+    if as_of:
+        if not window.include_cancelled:
+            conditions.append(active)
+        if window.start is not None:
+            conditions.append("end_time > %(window_start)s")
+        return _part(f"({_ALL_AS_OF}) AS past", conditions, columns="*")
+
+    own = "organization_id = %(organization_id)s"
+    starting = [own, *conditions]
+    if not window.include_cancelled:
+        starting.append(active)
+    if window.start is None:
+        return _part("appointments", starting)
+    starting.append("start_time >= %(window_start)s")
+    parts = [_part("appointments", starting)]
+    running: list[LiteralString] = [
+        own,
+        *conditions,
+        "start_time < %(window_start)s",
+        "tstzrange(start_time, end_time) @> %(window_start)s::timestamptz",
+    ]
+    parts.append(_part("appointments", [*running, active]))
+    if window.include_cancelled:
+        parts.append(_part("appointments", [*running, "state = 'CANCELLED'"]))
+    union: LiteralString = " UNION ALL ".join(f"({part})" for part in parts)
+    return f"SELECT * FROM ({union}) AS parts ORDER BY {_BY_START} LIMIT %(limit)s"
+
+
+def _part(
+    source: LiteralString,
+    conditions: Sequence[LiteralString],
+    *,
+    columns: LiteralString = _APPOINTMENT,
+) -> LiteralString:
+    where: LiteralString = " AND ".join(conditions) or "true"
+    return f"SELECT {columns} FROM {source} WHERE {where} ORDER BY {_BY_START} LIMIT %(limit)s"
+
+
+async def _fetch(
+    database: Database, statement: LiteralString, parameters: Mapping[str, Any]
+) -> list[Row]:
+    async with database.connection() as connection:
+        try:
+            cursor = await connection.execute(statement, parameters, binary=True)
+            return await cursor.fetchall()
+        except psycopg.Error as error:
+            raise await explain(connection, error) from error
+
+
+def _page(rows: list[Row]) -> Page[Row]:
+    """Split the revision off; without a match there is one row that has only that."""
+    items = [row[1:] for row in rows if row[1] is not None]
+    return Page(items=items, revision=rows[0][0])
+
+
+def _appointment(organization_id: str, row: Row) -> Appointment:
+    return Appointment(
+        organization_id=organization_id,
+        id=row[0],
+        resource_id=row[1],
+        start=row[2],
+        end=row[3],
+        title=row[4],
+        attributes=row[5],
+        created_at=row[6],
+        updated_at=row[7],
+        state=State(row[8]),
+        version=row[9],
+        revision=row[10],
+    )
+
+
+def _entry(organization_id: str, row: Row) -> HistoryEntry:
+    return HistoryEntry(
+        appointment=_appointment(organization_id, row),
+        revision=row[10],
+        change=Outcome(row[11]),
+        recorded_at=row[12],
+        actor=row[13],
+        idempotency_key=row[14],
+    )

@@ -1,0 +1,182 @@
+"""The rules on fields, and the reading of requests that keeps to them.
+
+A length or a bound stands in the protos, as an option on its field; what spans fields
+stands here. Every field that breaks a rule is named, all of them at once.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any
+
+import orjson
+from appointments.v1 import rules_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
+
+Violations = list[tuple[str, str]]
+_Check = Callable[[Message, str, Violations], None]
+
+LONGEST = timedelta(days=3653)
+MAX_ATTRIBUTES_BYTES = 16 * 1024
+MAX_ATTRIBUTES_DEPTH = 30
+
+# Unicode's control characters (general category Cc).
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# The years 1 to 9999, which RFC 3339 and google.protobuf.Timestamp can say.
+_FIRST_SECOND = -62_135_596_800
+_LAST_SECOND = 253_402_300_799
+
+
+def check_fields(message: Message, prefix: str, violations: Violations) -> None:
+    """Add every field that breaks a rule of the proto; messages inside are not entered."""
+    for check in _checks(message.DESCRIPTOR):
+        check(message, prefix, violations)
+
+
+@cache
+def _checks(descriptor: Descriptor) -> list[_Check]:
+    checks = []
+    for field in descriptor.fields:
+        rules = field.GetOptions().Extensions[rules_pb2.rules]
+        if field.is_repeated:
+            checks.append(_items_check(field.name, rules.max_items))
+        elif field.type == FieldDescriptor.TYPE_STRING:
+            checks.append(_string_check(field, rules))
+        elif rules.HasField("minimum") or rules.HasField("maximum"):
+            checks.append(_number_check(field, rules))
+    return checks
+
+
+def _items_check(name: str, most: int) -> _Check:
+    def check(message: Message, prefix: str, violations: Violations) -> None:
+        if len(getattr(message, name)) > most:
+            violations.append((prefix + name, f"must have at most {most:,} elements"))
+
+    return check
+
+
+def _string_check(field: FieldDescriptor, rules: rules_pb2.FieldRules) -> _Check:
+    name, least, most = field.name, rules.min_length, rules.max_length
+    optional = field.has_presence
+
+    def check(message: Message, prefix: str, violations: Violations) -> None:
+        text: str = getattr(message, name)
+        if len(text) < least:
+            if not optional:
+                violations.append((prefix + name, "is required"))
+            elif message.HasField(name):
+                violations.append((prefix + name, "must not be empty; leave it out instead"))
+        elif len(text) > most:
+            violations.append((prefix + name, f"must have at most {most:,} characters"))
+        if not text.isprintable() and _CONTROL.search(text):
+            violations.append((prefix + name, "must not contain control characters"))
+
+    return check
+
+
+def _number_check(field: FieldDescriptor, rules: rules_pb2.FieldRules) -> _Check:
+    name = field.name
+    least = rules.minimum if rules.HasField("minimum") else -math.inf
+    most = rules.maximum if rules.HasField("maximum") else math.inf
+
+    def check(message: Message, prefix: str, violations: Violations) -> None:
+        number = getattr(message, name)
+        if number < least:
+            violations.append((prefix + name, f"must be at least {least:,}"))
+        elif number > most:
+            violations.append((prefix + name, f"must be at most {most:,}"))
+
+    return check
+
+
+def read_time(
+    message: Message, name: str, prefix: str, violations: Violations, *, required: bool = False
+) -> datetime | None:
+    """Return a Timestamp field in microseconds, None if it is absent or broken."""
+    if not message.HasField(name):
+        if required:
+            violations.append((prefix + name, "is required"))
+        return None
+    timestamp: Timestamp = getattr(message, name)
+    if not (
+        _FIRST_SECOND <= timestamp.seconds <= _LAST_SECOND and 0 <= timestamp.nanos < 1_000_000_000
+    ):
+        violations.append((prefix + name, "must be a time in the years 1 to 9999"))
+        return None
+    return _EPOCH + timedelta(seconds=timestamp.seconds, microseconds=timestamp.nanos // 1000)
+
+
+def check_range(
+    start: datetime | None, end: datetime | None, prefix: str, violations: Violations
+) -> None:
+    """Add what is wrong with a range whose ends are right by themselves."""
+    if start is None or end is None:
+        return
+    if end <= start:
+        violations.append((f"{prefix}end", "must be after start"))
+    elif end - start > LONGEST:
+        violations.append((f"{prefix}end", f"must be at most {LONGEST.days:,} days after start"))
+
+
+def read_attributes(struct: Struct, field: str, violations: Violations) -> str:
+    """Return a Struct as canonical JSON text: compact, keys sorted."""
+    if not struct.fields:
+        return "{}"
+    try:
+        text = orjson.dumps(_plain_object(struct, 1), option=orjson.OPT_SORT_KEYS)
+    except _BadAttributes as error:
+        violations.append((field, str(error)))
+        return "{}"
+    if len(text) > MAX_ATTRIBUTES_BYTES:
+        violations.append((field, f"must be at most {MAX_ATTRIBUTES_BYTES:,} bytes as JSON text"))
+    return text.decode()
+
+
+class _BadAttributes(Exception):
+    pass
+
+
+def _plain_object(struct: Struct, depth: int) -> dict[str, Any]:
+    if depth > MAX_ATTRIBUTES_DEPTH:
+        raise _BadAttributes(f"must be at most {MAX_ATTRIBUTES_DEPTH} levels deep")
+    return {_plain_text(key): _plain(value, depth) for key, value in struct.fields.items()}
+
+
+def _plain(value: Value, depth: int) -> Any:  # noqa: ANN401  # JSON is any
+    match value.WhichOneof("kind"):
+        case "string_value":
+            return _plain_text(value.string_value)
+        case "number_value":
+            return _plain_number(value.number_value)
+        case "bool_value":
+            return value.bool_value
+        case "null_value":
+            return None
+        case "struct_value":
+            return _plain_object(value.struct_value, depth + 1)
+        case "list_value":
+            if depth + 1 > MAX_ATTRIBUTES_DEPTH:
+                raise _BadAttributes(f"must be at most {MAX_ATTRIBUTES_DEPTH} levels deep")
+            return [_plain(item, depth + 1) for item in value.list_value.values]
+    raise _BadAttributes("must not contain a google.protobuf.Value without a kind")
+
+
+def _plain_text(text: str) -> str:
+    if "\x00" in text:
+        raise _BadAttributes("must not contain the NUL character")
+    return text
+
+
+def _plain_number(number: float) -> int | float:
+    """Return a double as JSON shows it shortest: 1 and not 1.0, but -0.0 with its sign."""
+    if not math.isfinite(number):
+        raise _BadAttributes("must not contain NaN or infinities, which JSON cannot say")
+    if number.is_integer() and abs(number) < 2**53 and (number or math.copysign(1, number) > 0):
+        return int(number)
+    return number

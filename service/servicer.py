@@ -1,0 +1,256 @@
+"""The RPCs: read the request, ask the committer or the store, write the answer."""
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any, TypeVar
+
+import structlog
+from appointments.v1 import appointment_service_pb2 as rpc
+from appointments.v1 import appointment_service_pb2_grpc
+from google.protobuf.message import Message
+
+from service import messages, page_tokens
+from service.calls import current_call
+from service.committer import Committer
+from service.domain import Appointment, HistoryEntry, Upsert, WriteResult
+from service.errors import InvalidFields, ServiceError
+from service.interceptor import Context
+from service.reads import ReadStore, Window
+from service.status import status_of
+
+DEFAULT_PAGE_SIZE = 100
+# Below the 4 MiB that a gRPC client takes by default: a page of large appointments is
+# cut short rather than refused by the client.
+MAX_PAGE_BYTES = 3 * 1024 * 1024
+
+_NO_REVISION = -1
+
+log = structlog.get_logger()
+
+Item = TypeVar("Item")
+ItemMessage = TypeVar("ItemMessage", bound=Message)
+
+
+class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceServicer):
+    def __init__(self, committer: Committer, reads: ReadStore) -> None:
+        self._committer = committer
+        self._reads = reads
+
+    async def UpsertAppointment(
+        self, request: rpc.UpsertAppointmentRequest, context: Context
+    ) -> rpc.UpsertAppointmentResponse:
+        call = current_call.get()
+        call.organization_id = messages.organization_of(request.appointment)
+        write = messages.upsert(request, validate_only=request.validate_only, actor=call.actor)
+        result = await self._committer.submit(call.organization_id, write)
+        _note(result)
+        return rpc.UpsertAppointmentResponse(
+            appointment=messages.appointment(result.appointment),
+            outcome=messages.OUTCOMES[result.outcome],
+        )
+
+    async def CancelAppointment(
+        self, request: rpc.CancelAppointmentRequest, context: Context
+    ) -> rpc.CancelAppointmentResponse:
+        call = current_call.get()
+        call.organization_id = messages.organization_of(request)
+        write = messages.cancel(request, actor=call.actor)
+        result = await self._committer.submit(call.organization_id, write)
+        _note(result)
+        return rpc.CancelAppointmentResponse(
+            appointment=messages.appointment(result.appointment),
+            outcome=messages.OUTCOMES[result.outcome],
+        )
+
+    async def BatchUpsertAppointments(
+        self, request: rpc.BatchUpsertAppointmentsRequest, context: Context
+    ) -> rpc.BatchUpsertAppointmentsResponse:
+        call = current_call.get()
+        call.organization_id = _one_organization(request)
+        results: list[WriteResult | Exception | None] = []
+        writes: list[Upsert] = []
+        for item in request.requests:
+            try:
+                writes.append(
+                    messages.upsert(item, validate_only=request.validate_only, actor=call.actor)
+                )
+            except InvalidFields as error:
+                results.append(error)
+            else:
+                results.append(None)
+        applied = iter(
+            await self._committer.submit_all(call.organization_id, writes) if writes else ()
+        )
+        response = rpc.BatchUpsertAppointmentsResponse()
+        for refused in results:
+            result = refused or next(applied)
+            if isinstance(result, WriteResult):
+                _note(result)
+                response.results.add(
+                    appointment=messages.appointment(result.appointment),
+                    outcome=messages.OUTCOMES[result.outcome],
+                )
+            else:
+                if not isinstance(result, ServiceError):
+                    log.error("write failed", request_id=call.request_id, exc_info=result)
+                response.results.add(error=status_of(result))
+        return response
+
+    async def GetAppointment(
+        self, request: rpc.GetAppointmentRequest, context: Context
+    ) -> rpc.GetAppointmentResponse:
+        call = current_call.get()
+        organization_id = call.organization_id = messages.organization_of(request)
+        [time] = messages.check(request, "as_of_time")
+        found, call.organization_revision = await self._reads.get(
+            organization_id,
+            request.id,
+            as_of=await self._as_of(organization_id, request, time),
+            min_revision=_min_revision(request),
+        )
+        return rpc.GetAppointmentResponse(appointment=messages.appointment(found))
+
+    async def ListAppointments(
+        self, request: rpc.ListAppointmentsRequest, context: Context
+    ) -> rpc.ListAppointmentsResponse:
+        call = current_call.get()
+        organization_id = call.organization_id = messages.organization_of(request)
+        start, end, time = messages.check(request, "from", "to", "as_of_time")
+        if start and end and end <= start:
+            raise InvalidFields([("to", "must be after from")])
+        after = None
+        if request.page_token:
+            *after, as_of = page_tokens.decode(
+                request, request.page_token, (datetime.fromisoformat, str, int)
+            )
+            as_of = None if as_of == _NO_REVISION else as_of
+        else:
+            as_of = await self._as_of(organization_id, request, time)
+        limit = request.page_size or DEFAULT_PAGE_SIZE
+        page = await self._reads.list(
+            organization_id,
+            Window(
+                resource_id=request.resource_id if request.HasField("resource_id") else None,
+                start=start,
+                end=end,
+                include_cancelled=request.include_cancelled,
+            ),
+            after=(after[0], after[1]) if after else None,
+            limit=limit + 1,
+            as_of=as_of,
+            min_revision=_min_revision(request),
+        )
+        call.organization_revision = page.revision
+        shown = _fill(page.items, limit, messages.appointment)
+        response = rpc.ListAppointmentsResponse(
+            appointments=shown, revision=page.revision if as_of is None else as_of
+        )
+        if len(shown) < len(page.items):
+            last: Appointment = page.items[len(shown) - 1]
+            pinned = _NO_REVISION if as_of is None else as_of
+            response.next_page_token = page_tokens.encode(
+                request, [last.start.isoformat(), last.id, pinned]
+            )
+        return response
+
+    async def ListAppointmentHistory(
+        self, request: rpc.ListAppointmentHistoryRequest, context: Context
+    ) -> rpc.ListAppointmentHistoryResponse:
+        entries, token, _ = await self._history(request, request.id, after=0)
+        return rpc.ListAppointmentHistoryResponse(entries=entries, next_page_token=token)
+
+    async def ListChanges(
+        self, request: rpc.ListChangesRequest, context: Context
+    ) -> rpc.ListChangesResponse:
+        entries, token, revision = await self._history(request, None, after=request.after_revision)
+        return rpc.ListChangesResponse(entries=entries, next_page_token=token, revision=revision)
+
+    async def _history(
+        self,
+        request: rpc.ListAppointmentHistoryRequest | rpc.ListChangesRequest,
+        id: str | None,
+        *,
+        after: int,
+    ) -> tuple[list[Any], str, int]:
+        call = current_call.get()
+        call.organization_id = messages.organization_of(request)
+        messages.check(request)
+        if request.page_token:
+            [after] = page_tokens.decode(request, request.page_token, (int,))
+        limit = request.page_size or DEFAULT_PAGE_SIZE
+        page = await self._reads.history(
+            call.organization_id,
+            id,
+            after=after,
+            limit=limit + 1,
+            min_revision=_min_revision(request),
+        )
+        call.organization_revision = page.revision
+        shown = _fill(page.items, limit, messages.history_entry)
+        token = ""
+        if len(shown) < len(page.items):
+            last: HistoryEntry = page.items[len(shown) - 1]
+            token = page_tokens.encode(request, [last.revision])
+        return shown, token, page.revision
+
+    async def _as_of(
+        self,
+        organization_id: str,
+        request: rpc.GetAppointmentRequest | rpc.ListAppointmentsRequest,
+        time: datetime | None,
+    ) -> int | None:
+        """Return the revision to read the past at, None for the present."""
+        if request.HasField("as_of_revision"):
+            if time is not None:
+                raise InvalidFields([("as_of_time", "must not be given with as_of_revision")])
+            return request.as_of_revision
+        if time is not None:
+            return await self._reads.revision_at(organization_id, time)
+        return None
+
+
+def _note(result: WriteResult) -> None:
+    """Keep what the log and the trailing metadata tell of a write."""
+    call = current_call.get()
+    call.outcome = result.outcome
+    call.organization_revision = result.organization_revision
+
+
+def _one_organization(request: rpc.BatchUpsertAppointmentsRequest) -> str:
+    """Return the organization of a batch after checking the batch as a whole."""
+    messages.check(request)
+    if not request.requests:
+        raise InvalidFields([("requests", "must not be empty")])
+    organizations = [messages.organization_of(item.appointment) for item in request.requests]
+    others = [
+        (f"requests[{index}].appointment.organization_id", "must be the same in the whole batch")
+        for index, organization_id in enumerate(organizations)
+        if organization_id != organizations[0]
+    ]
+    if others:
+        raise InvalidFields(others)
+    return organizations[0]
+
+
+def _min_revision(
+    request: rpc.GetAppointmentRequest
+    | rpc.ListAppointmentsRequest
+    | rpc.ListAppointmentHistoryRequest
+    | rpc.ListChangesRequest,
+) -> int | None:
+    return request.min_revision if request.HasField("min_revision") else None
+
+
+def _fill(
+    items: Iterable[Item], limit: int, convert: Callable[[Item], ItemMessage]
+) -> list[ItemMessage]:
+    """Convert items until the page is full, by number or by bytes; never none of some."""
+    shown: list[ItemMessage] = []
+    size = 0
+    for item in items:
+        message = convert(item)
+        size += message.ByteSize()
+        if len(shown) == limit or (shown and size > MAX_PAGE_BYTES):
+            break
+        shown.append(message)
+    return shown
