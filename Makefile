@@ -2,10 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PROTO_FILES := $(sort $(wildcard protos/appointments/v1/*.proto))
-STUBS := protos/appointments/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format migrate demo demo-fosdem protos lock clean
+.PHONY: help run test lint format migrate demo demo-fosdem protos lock audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,21 +12,66 @@ help: ## List the targets
 # The environment: made once, made again when what it is made from changes.
 .venv/installed: requirements-dev.txt pyproject.toml protos/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or later is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e protos -e .
 	@touch $@
 
+run: .venv/installed ## Run everything here: PostgreSQL, service (50051), gateway (3000)
+	@$(BIN)/python -m scripts.run
+
+demo: .venv/installed ## Send colliding appointments at once and check what came of it (REQUESTS=1000)
+	@$(BIN)/python -m scripts.demo $(if $(REQUESTS),--requests $(REQUESTS))
+
+demo-fosdem: .venv/installed ## Load the programme of FOSDEM 2023 and find its double booking
+	@$(BIN)/python -m scripts.demo fosdem
+
+migrate: .venv/installed ## Apply the migrations to the database of DATABASE_URL
+	@scripts/migrate
+
+test: .venv/installed ## Run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/installed ## Check style, types, dependencies, protos, stubs and migrations
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy service gateway scripts tests examples
+	$(BIN)/deptry .
+	@set -eu; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	echo "buf lint"; \
+	$(PROTOC) --include_imports --include_source_info --descriptor_set_out="$$tmp/image.binpb" $(PROTO_FILES); \
+	$(BIN)/buf lint "$$tmp/image.binpb" --config protos/buf.yaml; \
+	echo "stubs: as generated"; \
+	$(MAKE) --no-print-directory --silent protos OUT="$$tmp/stubs"; \
+	diff -r -x '*.proto' -x __init__.py -x py.typed -x __pycache__ protos/appointments "$$tmp/stubs/appointments" \
+		|| { echo "The stubs are not those of the .proto files: make protos" >&2; exit 1; }
+	@set -eu; for file in migrations/*.sql; do echo "squawk $$file"; \
+		sed '/^-- migrate:down/,$$d' "$$file" | $(BIN)/squawk --stdin-filepath "$$file"; done
+
+format: .venv/installed ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos -I $(SITE)
+OUT := protos
 
 protos: .venv/installed ## Generate the stubs from the .proto files
-	$(PROTOC) --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --python_out=protos --mypy_out=quiet:protos \
-		--include_source_info --descriptor_set_out=$(STUBS)/descriptors.binpb $(PROTO_FILES)
-	$(PROTOC) --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=protos \
-		--mypy_grpc_out=quiet:protos $(STUBS)/appointment_service.proto
+	@mkdir -p $(OUT)/appointments/v1
+	$(PROTOC) --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --python_out=$(OUT) --mypy_out=quiet:$(OUT) \
+		--include_source_info --descriptor_set_out=$(OUT)/appointments/v1/descriptors.binpb $(PROTO_FILES)
+	$(PROTOC) --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(OUT) \
+		--mypy_grpc_out=quiet:$(OUT) protos/appointments/v1/appointment_service.proto
 
 lock: .venv/installed ## Pin the dependencies anew (needs uv)
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-emit-package appointments-v1 \
 		pyproject.toml -o requirements.txt
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-emit-package appointments-v1 \
 		--extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+
+audit: .venv/installed ## Look for known vulnerabilities in the pinned dependencies (asks the network)
+	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements-dev.txt
+
+clean: ## Remove what was made here: the environment, caches and make run's data
+	rm -rf .venv .data .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

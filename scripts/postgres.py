@@ -80,7 +80,8 @@ class EmbeddedPostgres:
 
     def url(self, database: str = SUPERUSER) -> str:
         """What libpq and dbmate take."""
-        return f"postgresql://{SUPERUSER}@/{database}?host={quote(str(self._socket_directory))}"
+        url = f"postgresql://{SUPERUSER}@/{database}?host={quote(str(self._socket_directory))}"
+        return f"{url}&port={self._settings['port']}" if "port" in self._settings else url
 
     def start(self) -> None:
         """Return when it takes connections; make the data directory before, if need be."""
