@@ -1,0 +1,1 @@
+"""REST gateway of the appointment service: HTTP and JSON outside, gRPC inside."""

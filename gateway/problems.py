@@ -1,0 +1,272 @@
+"""Problem bodies (RFC 9457), and the one table from gRPC status and reason to HTTP."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from appointments.v1.appointment_pb2 import TimeRangeConflict
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+
+from gateway.rendering import MessageRenderer
+
+DOMAIN = "appointments.v1"
+MEDIA_TYPE = "application/problem+json"
+
+MAX_ERRORS = 100
+"""Most faults that one answer lists, so that a hostile body cannot multiply itself."""
+MAX_FIELD_PATH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a gRPC status is said in HTTP when it carries no reason of the service's own."""
+
+    http: HTTPStatus
+    code: str
+    detail: str
+
+
+# First by status and reason, then by status alone. What the service says in words is
+# passed on only with one of its own reasons, and never for the statuses of INTERNAL.
+_BY_REASON: Mapping[tuple[StatusCode, str], HTTPStatus] = {
+    (StatusCode.ABORTED, "ETAG_MISMATCH"): HTTPStatus.PRECONDITION_FAILED,
+    (StatusCode.ALREADY_EXISTS, "APPOINTMENT_EXISTS"): HTTPStatus.PRECONDITION_FAILED,
+    (StatusCode.INVALID_ARGUMENT, "IDEMPOTENCY_KEY_REUSED"): HTTPStatus.UNPROCESSABLE_ENTITY,
+    (StatusCode.INVALID_ARGUMENT, "REQUEST_TOO_LARGE"): HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+}
+_INTERNAL = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", "Something failed on our side.")
+_BY_STATUS: Mapping[StatusCode, Answer] = {
+    StatusCode.CANCELLED: Answer(
+        HTTPStatus.SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", "The service cancelled the call."
+    ),
+    StatusCode.UNKNOWN: _INTERNAL,
+    StatusCode.INVALID_ARGUMENT: Answer(
+        HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", "The request is not valid."
+    ),
+    StatusCode.DEADLINE_EXCEEDED: Answer(
+        HTTPStatus.GATEWAY_TIMEOUT,
+        "DEADLINE_EXCEEDED",
+        "The service did not answer in time; a write may or may not have happened.",
+    ),
+    StatusCode.NOT_FOUND: Answer(HTTPStatus.NOT_FOUND, "NOT_FOUND", "There is no such thing."),
+    StatusCode.ALREADY_EXISTS: Answer(HTTPStatus.CONFLICT, "ALREADY_EXISTS", "It exists already."),
+    StatusCode.PERMISSION_DENIED: Answer(
+        HTTPStatus.FORBIDDEN, "PERMISSION_DENIED", "This is not allowed."
+    ),
+    StatusCode.RESOURCE_EXHAUSTED: Answer(
+        HTTPStatus.TOO_MANY_REQUESTS, "OVERLOADED", "Too much is waiting already."
+    ),
+    StatusCode.FAILED_PRECONDITION: Answer(
+        HTTPStatus.BAD_REQUEST, "FAILED_PRECONDITION", "The request does not fit the state."
+    ),
+    StatusCode.ABORTED: Answer(HTTPStatus.CONFLICT, "ABORTED", "Another write came between."),
+    StatusCode.OUT_OF_RANGE: Answer(
+        HTTPStatus.BAD_REQUEST, "OUT_OF_RANGE", "The request is out of range."
+    ),
+    StatusCode.UNIMPLEMENTED: Answer(
+        HTTPStatus.NOT_IMPLEMENTED, "UNIMPLEMENTED", "The service does not have this method."
+    ),
+    StatusCode.INTERNAL: _INTERNAL,
+    StatusCode.UNAVAILABLE: Answer(
+        HTTPStatus.SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", "The service cannot be reached."
+    ),
+    StatusCode.DATA_LOSS: _INTERNAL,
+    StatusCode.UNAUTHENTICATED: Answer(
+        HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED", "Credentials are needed."
+    ),
+}
+_RETRIED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+_STATUS_CODES: Mapping[int, StatusCode] = {code.value[0]: code for code in StatusCode}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One fault of a request: where, as the caller wrote it, and what must be otherwise."""
+
+    field: str
+    detail: str
+
+
+Errors = list[FieldError]
+"""Where readers put the faults they find."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """An error as the caller is told of it; `retry_after` is in seconds."""
+
+    status: int
+    code: str
+    detail: str
+    errors: Sequence[FieldError] = ()
+    conflicts: Mapping[str, Any] = field(default_factory=dict)
+    retry_after: int | None = None
+
+    def body(self, request_id: str | None = None) -> dict[str, Any]:
+        """Give the JSON object of RFC 9457, with this API's further members."""
+        body: dict[str, Any] = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+        }
+        if self.errors:
+            body["errors"] = [
+                {"field": error.field[:MAX_FIELD_PATH], "detail": error.detail}
+                for error in self.errors[:MAX_ERRORS]
+            ]
+        body.update(self.conflicts)
+        if request_id is not None:
+            body["requestId"] = request_id
+        return body
+
+
+class ProblemError(Exception):
+    """Ends the handling of a request with this problem as its answer."""
+
+    def __init__(self, problem: Problem, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+        self.headers = headers or {}
+
+
+def invalid_fields(errors: Sequence[FieldError]) -> ProblemError:
+    """Refuse a request for all its faults at once."""
+    return ProblemError(
+        Problem(
+            status=HTTPStatus.BAD_REQUEST,
+            code="INVALID_FIELD",
+            detail=_summary(errors),
+            errors=tuple(errors),
+        )
+    )
+
+
+def _summary(errors: Sequence[FieldError]) -> str:
+    first = errors[0]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{first.field[:MAX_FIELD_PATH] or 'body'} {first.detail}{more}"
+
+
+def malformed(detail: str) -> ProblemError:
+    """Refuse a request that cannot be read at all."""
+    return ProblemError(
+        Problem(status=HTTPStatus.BAD_REQUEST, code="MALFORMED_REQUEST", detail=detail)
+    )
+
+
+def too_large(detail: str) -> ProblemError:
+    return ProblemError(
+        Problem(status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE, code="REQUEST_TOO_LARGE", detail=detail)
+    )
+
+
+def internal() -> Problem:
+    """Answer for an unknown error: it says nothing of the cause."""
+    return Problem(status=_INTERNAL.http, code=_INTERNAL.code, detail=_INTERNAL.detail)
+
+
+_SNAKE = re.compile("_([a-z0-9])")
+
+
+def camel_case(path: str) -> str:
+    """Give the JSON names of a path of proto field names."""
+    return _SNAKE.sub(_upper, path)
+
+
+def _upper(match: re.Match[str]) -> str:
+    return match[1].upper()
+
+
+class StatusReader:
+    """Reads `google.rpc.Status` into problems.
+
+    A fault of a field that REST callers send as the body itself is named without that
+    field: `appointment.start` is their `start`. In an answer that holds a status, as a
+    batch's does, it is named as if the one write had come alone, too.
+    """
+
+    def __init__(self, body_fields: frozenset[str]) -> None:
+        self._prefixes = tuple(f"{name}." for name in body_fields)
+        self._render_conflicts: Callable[[Any], dict[str, Any]] = MessageRenderer(
+            TimeRangeConflict.DESCRIPTOR
+        ).render
+
+    def of_call(self, code: StatusCode, message: str | None, details: bytes | None) -> Problem:
+        """Read how a call ended; `details` is the trailer `grpc-status-details-bin`.
+
+        `message` is passed on only if the service gave a reason with it: otherwise it
+        may be gRPC's own, with addresses and internals.
+        """
+        if details is not None:
+            try:
+                status = Status.FromString(details)
+            except DecodeError:
+                status = Status()
+            if status.code == code.value[0]:
+                return self.of_status(status)
+        if code is StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (message or ""):
+            # gRPC itself refuses a message beyond the service's limit with this status.
+            return too_large("The request is larger than the service takes.").problem
+        return self.of_status(Status(code=code.value[0]))
+
+    def of_status(self, status: Status) -> Problem:
+        """Read a status with its details; unknown details are passed over."""
+        code = _STATUS_CODES.get(status.code, StatusCode.UNKNOWN)
+        answer = _BY_STATUS.get(code, _INTERNAL)
+        reason = ""
+        errors: list[FieldError] = []
+        conflicts: Mapping[str, Any] = {}
+        retry_after: int | None = None
+        for packed in status.details:
+            try:
+                if packed.Is(ErrorInfo.DESCRIPTOR):
+                    info = ErrorInfo.FromString(packed.value)
+                    if info.domain == DOMAIN:
+                        reason = info.reason
+                elif packed.Is(BadRequest.DESCRIPTOR):
+                    errors.extend(
+                        FieldError(self._rest_path(violation.field), violation.description)
+                        for violation in BadRequest.FromString(packed.value).field_violations
+                    )
+                elif packed.Is(TimeRangeConflict.DESCRIPTOR):
+                    conflicts = self._render_conflicts(TimeRangeConflict.FromString(packed.value))
+                elif packed.Is(RetryInfo.DESCRIPTOR):
+                    delay = RetryInfo.FromString(packed.value).retry_delay
+                    retry_after = max(1, math.ceil(delay.seconds + delay.nanos / 1e9))
+            except DecodeError:
+                continue
+        if answer is _INTERNAL:
+            return internal()
+        http = _BY_REASON.get((code, reason), answer.http)
+        if retry_after is None and http in _RETRIED:
+            retry_after = 1
+        if errors:
+            detail = _summary(errors)  # the service's own words have the proto's paths
+        else:
+            detail = status.message if reason and status.message else answer.detail
+        return Problem(
+            status=http,
+            code=reason or answer.code,
+            detail=detail,
+            errors=tuple(errors),
+            conflicts=conflicts,
+            retry_after=retry_after,
+        )
+
+    def render(self, status: Status) -> dict[str, Any]:
+        """Give the problem object of a status inside an answer."""
+        return self.of_status(status).body()
+
+    def _rest_path(self, proto_path: str) -> str:
+        for prefix in self._prefixes:
+            if proto_path.startswith(prefix):
+                return camel_case(proto_path.removeprefix(prefix))
+        return camel_case(proto_path)
