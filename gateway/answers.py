@@ -1,0 +1,42 @@
+"""HTTP answers: JSON with the headers that every answer has."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from aiohttp import hdrs
+from aiohttp.web import Response
+
+from gateway.exchange import Exchange
+from gateway.problems import MEDIA_TYPE, Problem
+
+REQUEST_ID = "X-Request-Id"
+
+
+def json_answer(status: int, value: Any, headers: Mapping[str, str]) -> Response:  # noqa: ANN401
+    """Answer with a JSON value."""
+    return Response(
+        status=status,
+        body=orjson.dumps(value),
+        headers={hdrs.CONTENT_TYPE: "application/json", **headers},
+    )
+
+
+def problem_answer(
+    exchange: Exchange, problem: Problem, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Answer with a problem. `Connection: close` among the headers closes the connection."""
+    exchange.code = problem.code
+    response = Response(
+        status=problem.status,
+        reason=HTTPStatus(problem.status).phrase,
+        body=orjson.dumps(problem.body(exchange.request_id)),
+        headers={hdrs.CONTENT_TYPE: MEDIA_TYPE, hdrs.CACHE_CONTROL: "no-store"},
+    )
+    response.headers.update(headers or {})
+    if problem.retry_after is not None:
+        response.headers[hdrs.RETRY_AFTER] = str(problem.retry_after)
+    if response.headers.get(hdrs.CONNECTION) == "close":
+        response.force_close()
+    return response

@@ -1,0 +1,130 @@
+"""Puts the gateway together, and runs it until it is told to stop."""
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+
+import structlog
+from aiohttp.web import ServerRunner, TCPSite
+from appointments.v1 import appointment_service_pb2
+from google.protobuf.descriptor import ServiceDescriptor
+from google.rpc.status_pb2 import Status
+from grpc import aio
+
+from gateway.bodies import BodyReader
+from gateway.calls import CallEndpoint, CallSettings, InFlight
+from gateway.http_server import Endpoint, HttpHandler, HttpServer
+from gateway.metrics import Metrics
+from gateway.openapi import openapi_document
+from gateway.pages import DOCUMENT_PATH, Alive, Ready, document_page, viewer_pages
+from gateway.problems import StatusReader
+from gateway.routes import Route, Router, routes_of
+from gateway.settings import Settings
+
+SERVICE: ServiceDescriptor = appointment_service_pb2.DESCRIPTOR.services_by_name[
+    "AppointmentService"
+]
+
+_CHANNEL_OPTIONS = (
+    # A page of a thousand appointments with attributes exceeds the default of 4 MiB.
+    ("grpc.max_receive_message_length", -1),
+    # A service that comes back is found again within a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A peer that vanished without a word is noticed while calls wait for it.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+)
+
+
+class CannotListenError(Exception):
+    """A port is taken or not allowed; the message names it."""
+
+
+def build_router(channel: aio.Channel, settings: Settings, in_flight: InFlight) -> Router[Endpoint]:
+    """Make the endpoints of all routes and pages."""
+    routes = routes_of(SERVICE)
+    statuses = StatusReader(
+        frozenset(route.body for route in routes if route.body not in {"", "*"})
+    )
+    shared = CallSettings(
+        channel=channel,
+        timeout=settings.gateway_timeout,
+        bodies=BodyReader(
+            max_bytes=settings.gateway_max_body_bytes, timeout=settings.gateway_body_timeout
+        ),
+        in_flight=in_flight,
+        statuses=statuses,
+        special={Status.DESCRIPTOR.full_name: statuses.render},
+    )
+    router: Router[Endpoint] = Router()
+    for route in routes:
+        endpoint = CallEndpoint(route, shared, _location(route, routes))
+        router.add(route.http_method, route.template, endpoint)
+    router.add("GET", "/healthz", Alive())
+    router.add("GET", "/readyz", Ready(channel, SERVICE.full_name))
+    router.add("GET", DOCUMENT_PATH, document_page(openapi_document(SERVICE, routes)))
+    for path, page in viewer_pages().items():
+        router.add("GET", path, page)
+    return router
+
+
+def _location(route: Route, routes: tuple[Route, ...]) -> str | None:
+    """Find the path under which what a route stores is read again."""
+    readable = {other.template for other in routes if other.http_method == "GET"}
+    stores = route.http_method == "POST" and f"{route.template}/{{id}}" in readable
+    return route.template if stores else None
+
+
+async def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is in flight, up to the grace.
+
+    Raises `CannotListenError` if a port cannot be had.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    log = structlog.get_logger()
+    async with AsyncExitStack() as closing:
+        channel = aio.insecure_channel(settings.service_address, options=_CHANNEL_OPTIONS)
+        closing.push_async_callback(channel.close)
+        in_flight = InFlight(settings.gateway_max_in_flight)
+        metrics = Metrics(lambda: in_flight.count)
+        metrics_port = None
+        if settings.gateway_metrics_port is not None:
+            with _listening(settings.gateway_host, settings.gateway_metrics_port):
+                metrics_port, stop_metrics = metrics.serve(
+                    settings.gateway_host, settings.gateway_metrics_port
+                )
+            closing.push_async_callback(asyncio.to_thread, stop_metrics)
+        handler = HttpHandler(build_router(channel, settings, in_flight), metrics)
+        runner = ServerRunner(
+            HttpServer(handler, loop), shutdown_timeout=settings.gateway_shutdown_grace
+        )
+        await runner.setup()
+        closing.push_async_callback(runner.cleanup)
+        with _listening(settings.gateway_host, settings.gateway_port):
+            await TCPSite(
+                runner, settings.gateway_host, settings.gateway_port, backlog=1024
+            ).start()
+        log.info(
+            "listening",
+            address=settings.gateway_host,
+            port=runner.addresses[0][1],
+            metrics_port=metrics_port,
+            service=settings.service_address,
+        )
+        await stop.wait()
+        log.info("stopping", in_flight=in_flight.count)
+    log.info("stopped")
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CannotListenError(f"cannot listen on {host}:{port}: {error.strerror}") from error

@@ -1,0 +1,90 @@
+"""Reading request bodies within limits."""
+
+import asyncio
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest, RequestPayloadError
+
+from gateway.problems import Problem, ProblemError, malformed, too_large
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyReader:
+    """Reads JSON bodies; sizes in bytes, times in seconds."""
+
+    max_bytes: int
+    timeout: float
+
+    async def read(self, request: BaseRequest) -> bytes:
+        """Read the whole body.
+
+        Raises `ProblemError`: 415 for another media type or a compressed body, 413 for
+        too much of it, counted as it comes if it is chunked, 408 if it takes too long.
+        """
+        self._check_headers(request)
+        await _send_continue(request)
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.timeout):
+                while chunk := await request.content.readany():
+                    size += len(chunk)
+                    if size > self.max_bytes:
+                        raise self._too_large()
+                    chunks.append(chunk)
+        except TimeoutError:
+            raise ProblemError(
+                Problem(
+                    status=HTTPStatus.REQUEST_TIMEOUT,
+                    code="REQUEST_TIMEOUT",
+                    detail=f"The body did not arrive within {self.timeout:g} s.",
+                ),
+                {hdrs.CONNECTION: "close"},
+            ) from None
+        except RequestPayloadError:
+            raise malformed("The body ended before it was complete.") from None
+        return b"".join(chunks)
+
+    def _check_headers(self, request: BaseRequest) -> None:
+        if (request.content_length or 0) > self.max_bytes:
+            raise self._too_large()
+        charset = request.charset
+        if request.content_type != "application/json" or (
+            charset is not None and charset.lower() not in {"utf-8", "utf8"}
+        ):
+            raise _unsupported("The body must be application/json, in UTF-8.")
+        encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
+        if encoding.strip().lower() != "identity":
+            raise _unsupported(
+                "The body must not be compressed.", {hdrs.ACCEPT_ENCODING: "identity"}
+            )
+
+    def _too_large(self) -> ProblemError:
+        return too_large(f"The body must be at most {self.max_bytes} bytes.")
+
+
+def refuse_body(request: BaseRequest) -> None:
+    """Refuse a body where none has a meaning.
+
+    Passing over it could drop what its caller meant, the organization of a cancel for
+    one.
+    """
+    if request.content_length or hdrs.TRANSFER_ENCODING in request.headers:
+        raise malformed("This method takes no body.")
+
+
+async def _send_continue(request: BaseRequest) -> None:
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
+
+
+def _unsupported(detail: str, headers: dict[str, str] | None = None) -> ProblemError:
+    return ProblemError(
+        Problem(
+            status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE, code="UNSUPPORTED_MEDIA_TYPE", detail=detail
+        ),
+        headers,
+    )

@@ -1,0 +1,22 @@
+"""One HTTP request and what is learned of it on the way to its answer."""
+
+from dataclasses import dataclass, field
+
+from aiohttp.web import BaseRequest
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """A request under way. It is filled in as it is handled; the log line is what it holds."""
+
+    request: BaseRequest
+    request_id: str
+    query: str = ""
+    """As it was sent, still encoded."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Of the path, still encoded."""
+    method: str = "unknown"
+    """The RPC's name, or the template of a page's path; never a path as it was sent."""
+    organization: str | None = None
+    code: str | None = None
+    outcome: str | None = None

@@ -1,0 +1,189 @@
+"""The HTTP server: every request, readable or not, gets an answer of one shape."""
+
+import asyncio
+import re
+import time
+from http import HTTPStatus
+from typing import Protocol
+from uuid import uuid4
+
+import structlog
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamResponse
+
+from gateway.answers import REQUEST_ID, problem_answer
+from gateway.exchange import Exchange
+from gateway.metrics import Metrics
+from gateway.problems import Problem, ProblemError, internal
+from gateway.routes import Router
+
+KEEPALIVE_TIMEOUT = 15.0
+"""Seconds that a connection may stay idle, or take to send a request's headers."""
+LINGERING_TIME = 5.0
+"""Seconds that the rest of a refused body is read for, so that its sender gets to read
+the answer."""
+
+MAX_LINE_BYTES = 8190
+CALLER_GONE = 499
+"""Logged and counted as the status of a request whose caller went away before its answer."""
+
+_REQUEST_ID = re.compile("[!-~]{1,128}")
+
+
+class Endpoint(Protocol):
+    """What answers the requests of a route; `name` is its name in logs and metrics."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def __call__(self, exchange: Exchange) -> Response: ...
+
+
+class HttpHandler:
+    """Finds the endpoint of a request, and turns its refusals into problems.
+
+    An unknown error is logged once, with its traceback, and answered without detail.
+    """
+
+    def __init__(self, router: Router[Endpoint], metrics: Metrics) -> None:
+        self._router = router
+        self._metrics = metrics
+        self._log = structlog.get_logger()
+
+    async def __call__(self, request: BaseRequest) -> StreamResponse:
+        started = time.perf_counter()
+        exchange = Exchange(request=request, request_id=request_id_of(request))
+        status = CALLER_GONE  # what is left if this task is cancelled
+        try:
+            response = await self._answer(exchange)
+            status = response.status
+        finally:
+            self._record(exchange, status, time.perf_counter() - started)
+        return response
+
+    def refuse_unreadable(self, request: BaseRequest) -> Response:
+        """Answer what aiohttp could not read as HTTP; the connection is closed after it."""
+        exchange = Exchange(request=request, request_id=uuid4().hex)
+        problem = Problem(
+            status=HTTPStatus.BAD_REQUEST,
+            code="MALFORMED_REQUEST",
+            detail=f"This is not HTTP, or its URL or a header is over {MAX_LINE_BYTES} bytes.",
+        )
+        response = problem_answer(exchange, problem, {hdrs.CONNECTION: "close"})
+        _sign(response, exchange)
+        self._record(exchange, response.status, 0)
+        return response
+
+    async def _answer(self, exchange: Exchange) -> Response:
+        try:
+            response = await self._dispatch(exchange)
+        except ProblemError as error:
+            response = problem_answer(exchange, error.problem, error.headers)
+        except Exception:  # noqa: BLE001  every failure has an answer
+            self._log.exception("unexpected error", request_id=exchange.request_id)
+            response = problem_answer(exchange, internal())
+        _sign(response, exchange)
+        return response
+
+    async def _dispatch(self, exchange: Exchange) -> Response:
+        request = exchange.request
+        target = request.raw_path
+        if not target.startswith("/") and request.rel_url.absolute:
+            target = str(request.rel_url.relative())  # absolute form, RFC 9112 section 3.2.2
+        path, _, exchange.query = target.partition("#")[0].partition("?")
+        found = self._router.find(path)
+        if found is None:
+            raise ProblemError(
+                Problem(
+                    status=HTTPStatus.NOT_FOUND,
+                    code="ROUTE_NOT_FOUND",
+                    detail="There is nothing at this path.",
+                )
+            )
+        endpoints, exchange.variables = found
+        endpoint = endpoints.get(request.method)
+        if endpoint is None:
+            allowed = ", ".join(sorted(endpoints))
+            raise ProblemError(
+                Problem(
+                    status=HTTPStatus.METHOD_NOT_ALLOWED,
+                    code="METHOD_NOT_ALLOWED",
+                    detail=f"This path takes {allowed}.",
+                ),
+                {hdrs.ALLOW: allowed},
+            )
+        exchange.method = endpoint.name
+        return await endpoint(exchange)
+
+    def _record(self, exchange: Exchange, status: int, seconds: float) -> None:
+        self._metrics.observe(exchange.method, status, seconds)
+        facts = {
+            "request_id": exchange.request_id,
+            "organization": exchange.organization,
+            "method": exchange.method,
+            "http_method": exchange.request.method,
+            "status": status,
+            "code": exchange.code,
+            "outcome": exchange.outcome,
+            "duration_ms": round(seconds * 1000, 3),
+        }
+        self._log.info(
+            "request", **{name: fact for name, fact in facts.items() if fact is not None}
+        )
+
+
+def _sign(response: Response, exchange: Exchange) -> None:
+    response.headers[REQUEST_ID] = exchange.request_id
+    response.headers[hdrs.SERVER] = "appointments"  # aiohttp would tell its version
+
+
+def request_id_of(request: BaseRequest) -> str:
+    """Give the caller's id of the request if it can be passed on as it is, or a new one."""
+    given = request.headers.get(REQUEST_ID, "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+
+
+class HttpServer(Server):
+    """aiohttp's server without its router, which does not keep paths as they were sent.
+
+    A request whose caller goes away is cancelled.
+    """
+
+    def __init__(self, handler: HttpHandler, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(handler, handler_cancellation=True, loop=loop)
+        self._handler = handler
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, self._handler, self._loop)
+
+
+class _Connection(RequestHandler):
+    """A connection whose unreadable requests are answered as every other refusal."""
+
+    __slots__ = ("_handler",)
+
+    def __init__(
+        self, server: HttpServer, handler: HttpHandler, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            keepalive_timeout=KEEPALIVE_TIMEOUT,
+            lingering_time=LINGERING_TIME,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            auto_decompress=False,
+            access_log=None,  # type: ignore[arg-type]
+        )
+        self._handler = handler
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,  # noqa: ARG002
+        exc: BaseException | None = None,  # noqa: ARG002
+        message: str | None = None,  # noqa: ARG002
+    ) -> StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was begun already")
+        return self._handler.refuse_unreadable(request)

@@ -1,0 +1,59 @@
+"""Metrics of the gateway, in the Prometheus format on a port of their own."""
+
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+
+
+class Metrics:
+    """Counts what the gateway answers. `method` is an RPC's name or a page's path."""
+
+    def __init__(self, in_flight: Callable[[], int]) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+        self._requests = Counter(
+            "gateway_requests",
+            "Requests answered, by HTTP status; 499: the caller went away.",
+            ["method", "status"],
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "gateway_request_duration_seconds",
+            "Time from a request's headers to its answer.",
+            ["method"],
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+            registry=self._registry,
+        )
+        Gauge(
+            "gateway_calls_in_flight", "Calls to the service under way.", registry=self._registry
+        ).set_function(in_flight)
+
+    def observe(self, method: str, status: int, seconds: float) -> None:
+        """Count one request that has been answered."""
+        self._requests.labels(method, str(status)).inc()
+        self._seconds.labels(method).observe(seconds)
+
+    def serve(self, host: str, port: int) -> tuple[int, Callable[[], None]]:
+        """Serve the metrics from a thread; give the port, and what ends it.
+
+        Raises `OSError` if the port is taken.
+        """
+        server, thread = start_http_server(port, host, registry=self._registry)
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return server.server_port, stop

@@ -1,0 +1,158 @@
+"""Routes of the REST interface, from the `google.api.http` annotations of the service."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+from urllib.parse import unquote
+
+from google.api import annotations_pb2, http_pb2
+from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
+
+Endpoint = TypeVar("Endpoint")
+
+_VARIABLE = re.compile(r"\{([a-z_0-9]+)\}")
+_BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One HTTP binding of an RPC, in the terms of `google.api.HttpRule`."""
+
+    rpc: MethodDescriptor
+    http_method: str
+    template: str
+    body: str
+    """The input's field that the body is, `*` for the whole input, empty for no body."""
+    response_body: str
+    """The output's field that the answer is, empty for the whole output."""
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Input fields that the path holds."""
+        return tuple(_VARIABLE.findall(self.template))
+
+    @property
+    def writes(self) -> bool:
+        return self.http_method != "GET"
+
+    @property
+    def body_message(self) -> Descriptor | None:
+        """What the body is read as, if there is one."""
+        if self.body in {"", "*"}:
+            return self.rpc.input_type if self.body else None
+        return self.rpc.input_type.fields_by_name[self.body].message_type
+
+    @property
+    def answer_message(self) -> Descriptor:
+        """What the answer's body is."""
+        if not self.response_body:
+            return self.rpc.output_type
+        message = self.rpc.output_type.fields_by_name[self.response_body].message_type
+        if message is None:
+            raise NotImplementedError(f"{self.rpc.full_name}: an answer must be a message")
+        return message
+
+    @property
+    def rpc_path(self) -> str:
+        """The method's name on the wire."""
+        return f"/{self.rpc.containing_service.full_name}/{self.rpc.name}"
+
+
+def routes_of(service: ServiceDescriptor) -> tuple[Route, ...]:
+    """List the routes of every annotated method of a service.
+
+    Raises `NotImplementedError` for what this gateway does not do: streaming methods,
+    and templates with more than plain `{field}` variables.
+    """
+    return tuple(
+        _route(method, rule)
+        for method in service.methods
+        for rule in _rules(method.GetOptions().Extensions[annotations_pb2.http])
+    )
+
+
+def _rules(rule: http_pb2.HttpRule) -> Iterator[http_pb2.HttpRule]:
+    if rule.WhichOneof("pattern"):
+        yield rule
+    yield from rule.additional_bindings
+
+
+def _route(method: MethodDescriptor, rule: http_pb2.HttpRule) -> Route:
+    pattern = rule.WhichOneof("pattern")
+    if method.client_streaming or method.server_streaming or pattern == "custom":
+        raise NotImplementedError(f"{method.full_name}: no route of this kind")
+    template = getattr(rule, pattern)
+    if set("{}*") & set(_VARIABLE.sub("", template)):
+        raise NotImplementedError(f"{method.full_name}: no path of this kind: {template}")
+    return Route(
+        rpc=method,
+        http_method=pattern.upper(),
+        template=template,
+        body=rule.body,
+        response_body=rule.response_body,
+    )
+
+
+class Router(Generic[Endpoint]):
+    """Finds what answers a path, as it was sent.
+
+    Paths are matched before anything in them is decoded, so that an id may hold every
+    character, a slash or `..` included, if it is percent-encoded. aiohttp's own router
+    matches decoded and normalized paths, where such ids are lost.
+    """
+
+    def __init__(self) -> None:
+        self._fixed: dict[str, dict[str, Endpoint]] = {}
+        self._templates: list[tuple[re.Pattern[str], dict[str, Endpoint]]] = []
+
+    def add(self, http_method: str, template: str, endpoint: Endpoint) -> None:
+        """Answer a method of a path; a GET route answers HEAD too."""
+        methods = self._methods_of(template)
+        if http_method in methods:
+            raise ValueError(f"{http_method} {template} has an endpoint already")
+        methods[http_method] = endpoint
+        if http_method == "GET":
+            methods["HEAD"] = endpoint
+
+    def find(self, raw_path: str) -> tuple[dict[str, Endpoint], dict[str, str]] | None:
+        """Give a path's endpoints by method, and its variables, still encoded."""
+        methods = self._fixed.get(raw_path)
+        if methods is not None:
+            return methods, {}
+        for pattern, of_template in self._templates:
+            match = pattern.fullmatch(raw_path)
+            if match:
+                return of_template, match.groupdict()
+        return None
+
+    def _methods_of(self, template: str) -> dict[str, Endpoint]:
+        if "{" not in template:
+            return self._fixed.setdefault(template, {})
+        # Splitting at the variables leaves literals and names by turns.
+        parts = _VARIABLE.split(template)
+        source = "".join(
+            f"(?P<{part}>[^/]+)" if index % 2 else re.escape(part)
+            for index, part in enumerate(parts)
+        )
+        for pattern, methods in self._templates:
+            if pattern.pattern == source:
+                return methods
+        self._templates.append((re.compile(source), {}))
+        return self._templates[-1][1]
+
+
+def decode_percent(text: str) -> str:
+    """Decode a part of a URL, strictly.
+
+    Raises `ValueError` in words for the caller if an escape is broken or the result is
+    not UTF-8.
+    """
+    if _BAD_ESCAPE.search(text):
+        raise ValueError("must be percent-encoded: a % is not followed by two hex digits")
+    try:
+        decoded = unquote(text, errors="strict")
+        decoded.encode()  # raw bytes that are not UTF-8 arrive as lone surrogates
+    except UnicodeError:
+        raise ValueError("must be UTF-8, percent-encoded") from None
+    return decoded
