@@ -1,0 +1,358 @@
+"""The OpenAPI 3.1 document, from the descriptors, annotations and comments of the protos."""
+
+from collections.abc import Iterator, Sequence
+from http import HTTPStatus
+from importlib import metadata
+from typing import Any
+
+from appointments.v1.appointment_pb2 import Outcome, TimeRangeConflict
+from google.protobuf.descriptor import ServiceDescriptor
+
+from gateway.answers import REQUEST_ID
+from gateway.calls import ACTOR, MAX_ACTOR_LENGTH, OUTCOME, REVISION
+from gateway.comments import read_comments
+from gateway.inputs import header_fields, query_fields
+from gateway.problems import MEDIA_TYPE
+from gateway.routes import Route
+from gateway.schemas import Schema, Schemas
+
+_TEXT: Schema = {"type": "string"}
+_INPUT_HEADER_SCHEMAS: dict[str, Schema] = {
+    "If-Match": {
+        "type": "string",
+        "pattern": r'^(\*|"([!#-)+-~][!#-~]{0,63}|\*[!#-~]{1,63})")$',
+    },
+    "If-None-Match": {"type": "string", "enum": ["*"]},
+    "Idempotency-Key": {
+        "type": "string",
+        "pattern": r'^("[!-~]{1,256}"|[!#-~]([ -~]{0,254}[!-~])?)$',
+    },
+}
+_PARAMETERS: dict[str, Schema] = {
+    "RequestId": {
+        "name": REQUEST_ID,
+        "in": "header",
+        "description": "Given back in the answer and in the logs, if it is 1 to 128 printable "
+        "ASCII characters without spaces; else, or without it, a new one is made.",
+        "schema": _TEXT,
+    },
+    "Actor": {
+        "name": ACTOR,
+        "in": "header",
+        "description": "Who makes the change, recorded in the history; not verified.",
+        "schema": {"type": "string", "pattern": "^[ -~]*$", "maxLength": MAX_ACTOR_LENGTH},
+    },
+}
+_HEADERS: dict[str, Schema] = {
+    REQUEST_ID: {"description": "Names this request in the logs.", "schema": _TEXT},
+    REVISION: {
+        "description": "The organization's revision, if the database decided this answer.",
+        "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
+    "ETag": {
+        "description": "The appointment's `etag`, in double quotes, for `If-Match`.",
+        "schema": _TEXT,
+    },
+    "Location": {
+        "description": "Where the appointment is read; not with `validateOnly`.",
+        "schema": {"type": "string", "format": "uri-reference"},
+    },
+    OUTCOME: {
+        "description": "What the write did.",
+        "schema": {"$ref": "#/components/schemas/Outcome"},
+    },
+    "Retry-After": {
+        "description": "Whole seconds after which trying again may help.",
+        "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
+    "Allow": {"description": "The methods that this path takes.", "schema": _TEXT},
+}
+_PROBLEM_HEADERS: dict[HTTPStatus, tuple[str, ...]] = {
+    HTTPStatus.METHOD_NOT_ALLOWED: ("Allow",),
+    HTTPStatus.TOO_MANY_REQUESTS: ("Retry-After",),
+    HTTPStatus.SERVICE_UNAVAILABLE: ("Retry-After",),
+}
+_PROBLEM_MEANINGS: dict[HTTPStatus, str] = {
+    HTTPStatus.BAD_REQUEST: "`INVALID_FIELD` names every fault; `MALFORMED_REQUEST` is not JSON.",
+    HTTPStatus.NOT_FOUND: "`APPOINTMENT_NOT_FOUND`, or `ROUTE_NOT_FOUND`.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "`METHOD_NOT_ALLOWED`.",
+    HTTPStatus.REQUEST_TIMEOUT: "`REQUEST_TIMEOUT`: the body took too long.",
+    HTTPStatus.CONFLICT: "`TIME_RANGE_CONFLICT`: the range is taken; `conflicts` lists by what.",
+    HTTPStatus.PRECONDITION_FAILED: "`ETAG_MISMATCH` or `APPOINTMENT_EXISTS`.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "`REQUEST_TOO_LARGE`.",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "`UNSUPPORTED_MEDIA_TYPE`: not JSON, or compressed.",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "`IDEMPOTENCY_KEY_REUSED`: the key is another write's.",
+    HTTPStatus.TOO_MANY_REQUESTS: "`OVERLOADED`: too much is waiting already.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "`INTERNAL`: our fault.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "The service, or what it needs, does not answer.",
+    HTTPStatus.GATEWAY_TIMEOUT: "`DEADLINE_EXCEEDED`: a write may or may not have happened.",
+}
+_ALWAYS = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+_WITH_BODY = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+)
+
+_STORED_EXAMPLE = {
+    "organizationId": "default",
+    "resourceId": "room-1",
+    "id": "standup",
+    "start": "2026-03-02T09:00:00Z",
+    "end": "2026-03-02T09:15:00Z",
+    "title": "Stand-up",
+    "attributes": {"floor": 3},
+    "createdAt": "2026-02-27T14:05:11.250417Z",
+    "updatedAt": "2026-02-27T14:05:11.250417Z",
+    "state": "ACTIVE",
+    "version": 1,
+    "revision": "42",
+    "etag": "1-42",
+}
+_WRITE_EXAMPLE = {
+    name: _STORED_EXAMPLE[name]
+    for name in ("resourceId", "id", "start", "end", "title", "attributes")
+}
+_CONFLICT_EXAMPLE = {
+    "type": "about:blank",
+    "title": "Conflict",
+    "status": 409,
+    "detail": "The range is taken.",
+    "code": "TIME_RANGE_CONFLICT",
+    "conflicts": [
+        {
+            "id": "retro",
+            "start": "2026-03-02T09:10:00Z",
+            "end": "2026-03-02T10:00:00Z",
+            "version": 1,
+        }
+    ],
+    "moreConflicts": False,
+    "requestId": "0b8e7d5c4f5d4a5e9f0f6a4c7b1d2e3f",
+}
+
+
+def openapi_document(service: ServiceDescriptor, routes: Sequence[Route]) -> dict[str, Any]:
+    """Describe the routes of a service, every status that they can answer included."""
+    comments = read_comments()
+    schemas = Schemas(comments)
+    paths: dict[str, Schema] = {}
+    for route in routes:
+        operation = _operation(route, schemas, comments.get(route.rpc.full_name, ""))
+        paths.setdefault(route.template, {})[route.http_method.lower()] = operation
+    paths.update(_health_paths())
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Appointments",
+            "version": metadata.version("appointments"),
+            "description": comments.get(service.full_name, ""),
+        },
+        "paths": paths,
+        "components": {
+            "schemas": {**_problem_schemas(schemas), **schemas.components},
+            "parameters": _PARAMETERS,
+            "headers": _HEADERS,
+            "responses": {
+                _response_name(status): _problem_response(status) for status in _PROBLEM_MEANINGS
+            }
+            | {"Problem": _problem_response(None)},
+        },
+    }
+
+
+def _operation(route: Route, schemas: Schemas, comment: str) -> Schema:
+    summary, _, description = comment.partition("\n\n")
+    operation: Schema = {
+        "operationId": route.rpc.name,
+        "tags": ["Appointments"],
+        "summary": " ".join(summary.split()),
+    }
+    if description:
+        operation["description"] = description
+    operation["parameters"] = list(_parameters(route, schemas))
+    message = route.body_message
+    if message is not None:
+        content: Schema = {"schema": schemas.taken(message)}
+        if message.name == "Appointment":
+            content["examples"] = {"write": {"value": _WRITE_EXAMPLE}}
+        operation["requestBody"] = {"required": True, "content": {"application/json": content}}
+    operation["responses"] = _responses(route, schemas)
+    return operation
+
+
+def _parameters(route: Route, schemas: Schemas) -> Iterator[Schema]:
+    fields = route.rpc.input_type.fields_by_name
+    for name in route.variables:
+        yield {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": schemas.parameter(fields[name]),
+        }
+    for field in query_fields(route):
+        parameter = {"name": field.json_name, "in": "query", "schema": schemas.parameter(field)}
+        yield schemas.described(field, parameter)
+    for name, header in header_fields(route).items():
+        parameter = {
+            "name": header.name,
+            "in": "header",
+            "schema": _INPUT_HEADER_SCHEMAS[header.name],
+        }
+        yield schemas.described(fields[name], parameter)
+    yield {"$ref": "#/components/parameters/RequestId"}
+    if route.writes:
+        yield {"$ref": "#/components/parameters/Actor"}
+
+
+def _responses(route: Route, schemas: Schemas) -> Schema:
+    output = route.rpc.output_type
+    message = route.answer_message
+    has_outcome = "outcome" in output.fields_by_name
+    headers = [REQUEST_ID, REVISION]
+    if "etag" in message.fields_by_name:
+        headers.append("ETag")
+    if has_outcome:
+        headers.append(OUTCOME)
+        schemas.enumeration(Outcome.DESCRIPTOR)
+        schemas.enumeration(Outcome.DESCRIPTOR)
+    creates = has_outcome and route.http_method == "POST"
+    if creates:
+        headers.append("Location")
+    content: Schema = {"schema": schemas.given(message)}
+    if message.name == "Appointment":
+        content["examples"] = {"stored": {"value": _STORED_EXAMPLE}}
+    success = {"headers": _header_references(headers), "content": {"application/json": content}}
+    responses: Schema = {"200": {"description": "Done.", **success}}
+    if creates:
+        responses["201"] = {"description": "Created.", **success}
+    for status in sorted(_refusals(route)):
+        responses[str(status.value)] = {"$ref": f"#/components/responses/{_response_name(status)}"}
+    responses["default"] = {"$ref": "#/components/responses/Problem"}
+    return responses
+
+
+def _refusals(route: Route) -> set[HTTPStatus]:
+    refusals = set(_ALWAYS)
+    if route.body:
+        refusals.update(_WITH_BODY)
+    if route.variables:
+        refusals.add(HTTPStatus.NOT_FOUND)
+    fields = header_fields(route)
+    if "etag" in fields:
+        refusals.add(HTTPStatus.PRECONDITION_FAILED)
+    if "idempotency_key" in fields:
+        refusals.add(HTTPStatus.UNPROCESSABLE_ENTITY)
+    if route.writes:
+        refusals.add(HTTPStatus.CONFLICT)
+    return refusals
+
+
+def _health_paths() -> dict[str, Schema]:
+    status: Schema = {
+        "type": "object",
+        "properties": {"status": {"type": "string"}},
+        "required": ["status"],
+    }
+
+    def operation(name: str, summary: str, refusals: tuple[HTTPStatus, ...]) -> Schema:
+        responses: Schema = {
+            "200": {
+                "description": "Yes.",
+                "headers": _header_references([REQUEST_ID]),
+                "content": {"application/json": {"schema": status}},
+            }
+        }
+        for refusal in refusals:
+            responses[str(refusal.value)] = {
+                "$ref": f"#/components/responses/{_response_name(refusal)}"
+            }
+        responses["default"] = {"$ref": "#/components/responses/Problem"}
+        return {
+            "get": {
+                "operationId": name,
+                "tags": ["Health"],
+                "summary": summary,
+                "parameters": [{"$ref": "#/components/parameters/RequestId"}],
+                "responses": responses,
+            }
+        }
+
+    return {
+        "/healthz": operation("IsAlive", "Tells that the gateway runs.", ()),
+        "/readyz": operation(
+            "IsReady",
+            "Tells whether the gateway and what it depends on can answer.",
+            (HTTPStatus.SERVICE_UNAVAILABLE,),
+        ),
+    }
+
+
+def _response_name(status: HTTPStatus) -> str:
+    return status.phrase.title().replace(" ", "")
+
+
+def _problem_response(status: HTTPStatus | None) -> Schema:
+    content: Schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    if status is HTTPStatus.CONFLICT:
+        content["examples"] = {"conflict": {"value": _CONFLICT_EXAMPLE}}
+    headers = [REQUEST_ID, REVISION]
+    if status is not None:
+        headers.extend(_PROBLEM_HEADERS.get(status, ()))
+    return {
+        "description": _PROBLEM_MEANINGS[status] if status else "Every other error.",
+        "headers": _header_references(headers),
+        "content": {MEDIA_TYPE: content},
+    }
+
+
+def _header_references(names: Sequence[str]) -> Schema:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _problem_schemas(schemas: Schemas) -> dict[str, Schema]:
+    conflict = TimeRangeConflict.DESCRIPTOR.nested_types_by_name["Conflict"]
+    reference = schemas.given(conflict)
+    return {
+        "FieldError": {
+            "type": "object",
+            "description": "One fault of a request.",
+            "properties": {
+                "field": {
+                    "type": "string",
+                    "description": "Where, such as `start` or `requests[3].appointment.title`.",
+                },
+                "detail": _TEXT,
+            },
+            "required": ["field", "detail"],
+        },
+        "Problem": {
+            "type": "object",
+            "description": "Every error, as RFC 9457 has it.",
+            "properties": {
+                "type": {"type": "string", "format": "uri-reference"},
+                "title": _TEXT,
+                "status": {"type": "integer"},
+                "detail": _TEXT,
+                "code": {"type": "string", "description": "Stable; for programs to go by."},
+                "errors": {"type": "array", "items": {"$ref": "#/components/schemas/FieldError"}},
+                "conflicts": {"type": "array", "items": reference},
+                "moreConflicts": {
+                    "type": "boolean",
+                    "description": "There are more than are listed.",
+                },
+                "requestId": {
+                    "type": "string",
+                    "description": f"As in the header `{REQUEST_ID}`; absent inside an answer.",
+                },
+            },
+            "required": ["type", "title", "status", "detail", "code"],
+        },
+    }
