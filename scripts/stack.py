@@ -16,6 +16,16 @@ DATABASE = "appointments"
 
 EVERY_HOST = ("", "0.0.0.0", "::")  # noqa: S104
 
+# Settings for programs that must not get in anybody's way.
+ANY_PORT = {
+    "GRPC_HOST": "127.0.0.1",
+    "GRPC_PORT": "0",
+    "METRICS_PORT": "0",
+    "GATEWAY_HOST": "127.0.0.1",
+    "GATEWAY_PORT": "0",
+    "GATEWAY_METRICS_PORT": "0",
+}
+
 # What a child process gets from the shell besides its settings.
 _PASSED_ON = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ")
 

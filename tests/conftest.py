@@ -22,7 +22,7 @@ from psycopg import sql
 
 from scripts.postgres import NOT_DURABLE, EmbeddedPostgres, migrate
 from scripts.programs import Program
-from scripts.stack import DATABASE, base_environment
+from scripts.stack import ANY_PORT, DATABASE, base_environment
 
 StartProgram = Callable[..., Program]
 OwnPostgres = Callable[..., EmbeddedPostgres]
@@ -79,21 +79,21 @@ def database_url(temporary_directory: Path) -> Iterator[str]:
 def service(database_url: str) -> Iterator[Program]:
     """`python -m service` on free ports, for every test that does not harm it."""
     with ExitStack() as stack:
-        yield _start(stack, "service", {**_any_port(), "DATABASE_URL": database_url})
+        yield _start(stack, "service", {**ANY_PORT, "DATABASE_URL": database_url})
 
 
 @pytest.fixture(scope="session")
 def gateway(service: Program) -> Iterator[Program]:
     """`python -m gateway` on free ports, in front of `service`."""
     with ExitStack() as stack:
-        yield _start(stack, "gateway", {**_any_port(), "SERVICE_ADDRESS": service.address})
+        yield _start(stack, "gateway", {**ANY_PORT, "SERVICE_ADDRESS": service.address})
 
 
 @pytest.fixture
 def start_service(database_url: str) -> Iterator[StartProgram]:
     """Start another service, `start_service(LOG_LEVEL="debug")`; it ends with the test."""
     with ExitStack() as stack:
-        settings = {**_any_port(), "DATABASE_URL": database_url}
+        settings = {**ANY_PORT, "DATABASE_URL": database_url}
         yield lambda **env: _start(stack, "service", {**settings, **env})
 
 
@@ -104,7 +104,7 @@ def start_gateway(request: pytest.FixtureRequest) -> Iterator[StartProgram]:
     def start(**env: str) -> Program:
         if "SERVICE_ADDRESS" not in env:
             env["SERVICE_ADDRESS"] = request.getfixturevalue("service").address
-        return _start(stack, "gateway", {**_any_port(), **env})
+        return _start(stack, "gateway", {**ANY_PORT, **env})
 
     with ExitStack() as stack:
         yield start
@@ -156,12 +156,6 @@ def _start(stack: ExitStack, module: str, settings: dict[str, str]) -> Program:
     _programs.append(program)
     stack.callback(program.stop)
     return program.wait_until_listening()
-
-
-def _any_port() -> dict[str, str]:
-    loopback = {"GRPC_HOST": "127.0.0.1", "GATEWAY_HOST": "127.0.0.1"}
-    ports = ("GRPC_PORT", "METRICS_PORT", "GATEWAY_PORT", "GATEWAY_METRICS_PORT")
-    return {**loopback, **dict.fromkeys(ports, "0")}
 
 
 @contextmanager
