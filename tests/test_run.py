@@ -1,0 +1,235 @@
+"""What `make run` promises: it starts, stops cleanly, keeps its data, says what is wrong."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from scripts.programs import ROOT
+from scripts.rest import Rest
+from scripts.stack import ANY_PORT, base_environment
+
+WITHIN = 60
+
+BODY = {"id": "kept", "start": "2030-01-01 10:00", "end": "2030-01-01 10:30"}
+
+
+class Run:
+    """`make run`'s program in a process group of its own, as a terminal would have it."""
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        self.output = ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "scripts.run"],
+            cwd=ROOT,
+            env={**base_environment(), **ANY_PORT, **settings},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_until_ready(self) -> "Run":
+        """Read its output up to the last line of the welcome."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+            if "Ctrl-C stops everything" in line:
+                return self
+        raise AssertionError(f"{self.output}\n{self.process.communicate()}")
+
+    @property
+    def url(self) -> str:
+        """The gateway's, as printed."""
+        return self._printed(r"REST +(http://\S+)/api/appointments")
+
+    @property
+    def grpc_port(self) -> str:
+        """The service's, as printed."""
+        return self._printed(r"gRPC +localhost:(\d+)")
+
+    def _printed(self, pattern: str) -> str:
+        found = re.search(pattern, self.output)
+        assert found is not None, self.output
+        return found[1]
+
+    def descendants(self) -> list[Any]:
+        """Every process that it has started, and that those have."""
+        found: list[Any] = psutil.Process(self.process.pid).children(recursive=True)
+        return found
+
+    def press_ctrl_c(self) -> tuple[int, str]:
+        """Do what a terminal does: signal the whole foreground group. Exit code and stderr."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.end()
+
+    def end(self) -> tuple[int, str]:
+        """Its exit code and stderr, once it has ended."""
+        output, errors = self.process.communicate(timeout=WITHIN)
+        self.output += output
+        return self.process.returncode, errors
+
+
+StartRun = Callable[..., Run]
+
+
+@pytest.fixture
+def start_run(tmp_path: Path) -> Iterator[StartRun]:
+    """Start `make run` with a data directory of the test's own."""
+    runs: list[Run] = []
+
+    def start(**settings: str) -> Run:
+        settings.setdefault("RUN_DATA_DIR", str(tmp_path / "postgres"))
+        runs.append(Run(settings))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        if run.process.poll() is None:
+            run.process.kill()
+
+
+@contextmanager
+def taken_port() -> Iterator[str]:
+    """A port on which somebody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield str(listener.getsockname()[1])
+
+
+async def test_it_answers_and_stops_in_order_and_finds_its_data_again(
+    start_run: StartRun,
+) -> None:
+    run = start_run().wait_until_ready()
+    assert "creating a database in" in run.output
+    async with Rest.connected(run.url) as rest:
+        assert await rest.ready()
+        assert (await rest.upsert(BODY)).status == 201
+    processes = run.descendants()
+    assert {process.name() for process in processes} >= {"postgres"}
+    assert run.press_ctrl_c() == (0, "")
+    assert not any(process.is_running() for process in processes)
+    assert re.search(r"gateway \S+ stopped[\s\S]+service \S+ stopping", run.output)
+    assert run.output.endswith("stopped\n")
+
+    again = start_run().wait_until_ready()
+    assert "starting the database in" in again.output
+    async with Rest.connected(again.url) as rest:
+        assert [stored["id"] for stored in await rest.appointments("default")] == ["kept"]
+    again.process.send_signal(signal.SIGTERM)
+    assert again.end() == (0, "")
+
+
+def test_the_printed_commands_work(start_run: StartRun) -> None:
+    run = start_run().wait_until_ready()
+    commands = run.output.split("Try:\n")[1].split("\n\n")[0].splitlines()
+    assert [command.split()[0] for command in commands] == [
+        "curl",
+        ".venv/bin/grpcurl",
+        ".venv/bin/buf",
+    ]
+    for command, expected in zip(commands, ("201 Created", '"id": "1"', '"id"'), strict=True):
+        done = subprocess.run(  # noqa: S602  as somebody pastes it
+            command.replace(".venv/bin", str(Path(sys.executable).parent)),
+            shell=True,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
+    with urllib.request.urlopen(f"{run.url}/api/docs") as response:  # noqa: S310
+        assert response.status == 200
+    assert run.press_ctrl_c() == (0, "")
+
+
+@pytest.mark.parametrize(
+    "name", ["GRPC_PORT", "GATEWAY_PORT", "METRICS_PORT", "GATEWAY_METRICS_PORT"]
+)
+def test_a_port_in_use_is_one_line_and_nothing_is_started(
+    start_run: StartRun, tmp_path: Path, name: str
+) -> None:
+    with taken_port() as port:
+        run = start_run(**{name: port})
+        code, errors = run.end()
+    assert (code, run.output) == (1, "")
+    expected = f"make run: port {port} is in use by process {os.getpid()}: free it, or set {name}\n"
+    assert errors == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unreachable_database_is_one_line(start_run: StartRun) -> None:
+    url = "postgresql://somebody:secret@127.0.0.1:1/nothing"
+    run = start_run(DATABASE_URL=url)
+    code, errors = run.end()
+    assert code == 1
+    assert errors.startswith("make run: the database cannot be reached: ")
+    assert errors.count("\n") == 1
+    assert "secret" not in errors
+
+
+async def test_a_database_url_is_used_and_nothing_embedded(
+    start_run: StartRun, database_url: str, tmp_path: Path, organization: str
+) -> None:
+    run = start_run(DATABASE_URL=database_url).wait_until_ready()
+    async with Rest.connected(run.url) as rest:
+        assert (await rest.upsert({**BODY, "organizationId": organization})).status == 201
+    assert "postgres" not in {process.name() for process in run.descendants()}
+    assert run.press_ctrl_c() == (0, "")
+    assert os.listdir(tmp_path) == []  # noqa: PTH208  pathlib is refused in async functions
+
+
+async def test_a_second_run_is_one_line_and_leaves_the_first_alone(start_run: StartRun) -> None:
+    first = start_run().wait_until_ready()
+    same_port = start_run(GRPC_PORT=first.grpc_port).end()
+    assert same_port[0] == 1
+    assert f"port {first.grpc_port} is in use by process" in same_port[1]
+    same_data = start_run().end()
+    assert same_data[0] == 1
+    assert re.fullmatch(
+        rf"make run: \S+/postgres is in use by process {first.process.pid}\n", same_data[1]
+    )
+    async with Rest.connected(first.url) as rest:
+        assert (await rest.upsert(BODY)).status == 201
+    assert first.press_ctrl_c() == (0, "")
+
+
+@pytest.mark.parametrize("name", ["service", "gateway"])
+def test_a_program_that_ends_stops_everything(start_run: StartRun, name: str) -> None:
+    run = start_run().wait_until_ready()
+    processes = run.descendants()
+    victim = next(process for process in processes if process.cmdline()[-2:] == ["-m", name])
+    victim.kill()
+    code, errors = run.end()
+    assert code == 1
+    assert re.fullmatch(rf"make run: {name} ended by itself: .*\(exit code -9\)\n", errors)
+    assert not any(process.is_running() for process in processes)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a process of its parent's end"
+)
+async def test_after_kill_nothing_is_left_and_the_next_run_works(start_run: StartRun) -> None:
+    run = start_run().wait_until_ready()
+    async with Rest.connected(run.url) as rest:
+        assert (await rest.upsert(BODY)).status == 201
+    processes = run.descendants()
+    run.process.kill()
+    run.end()
+    # At once: a server that is still stopping is waited for.
+    again = start_run().wait_until_ready()
+    _, alive = psutil.wait_procs(processes, timeout=WITHIN)
+    assert alive == []
+    async with Rest.connected(again.url) as rest:
+        assert [stored["id"] for stored in await rest.appointments("default")] == ["kept"]
+    assert again.press_ctrl_c() == (0, "")
