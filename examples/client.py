@@ -1,0 +1,108 @@
+"""Books a room, is refused a second booking of it, and reads back what happened.
+
+Needs only the stubs: `pip install ./protos`, then `python examples/client.py
+localhost:50051`. Everything the service refuses with comes as typed details, so there
+is no text to parse.
+"""
+
+# ruff: noqa: T201  it is here to print
+
+import sys
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import grpc
+from appointments.v1.appointment_pb2 import Appointment, HistoryEntry, Outcome, TimeRangeConflict
+from appointments.v1.appointment_service_pb2 import (
+    GetAppointmentRequest,
+    ListAppointmentHistoryRequest,
+    UpsertAppointmentRequest,
+)
+from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+# Every call has a deadline; a write that ran into it is safe to send again, because it
+# has an id (or an idempotency key) of the caller's.
+DEADLINE = 10
+
+
+def main(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        stub = AppointmentServiceStub(channel)
+        organization = f"example-{uuid.uuid4()}"
+        ten = datetime(2030, 1, 1, 10, tzinfo=UTC)
+
+        meeting = appointment(organization, "meeting", ten, minutes=30, title="Planning")
+        print(book(stub, meeting))
+        print(book(stub, meeting), "because it is there already: a retry does no harm")
+
+        late = ten + timedelta(minutes=15)
+        print(book(stub, appointment(organization, "other", late, minutes=30, title="Interview")))
+        print(book(stub, appointment(organization, "backwards", ten, minutes=-5, title="No")))
+
+        # Changing what was read: its etag makes sure that nobody changed it in between.
+        get = GetAppointmentRequest(organization_id=organization, id="meeting")
+        stored = stub.GetAppointment(get, timeout=DEADLINE).appointment
+        stored.end.FromDatetime(ten + timedelta(minutes=15))
+        print(book(stub, stored))
+        print(book(stub, stored), "because the etag is no longer the stored one")
+        print(book(stub, appointment(organization, "other", late, minutes=30, title="Interview")))
+
+        history = ListAppointmentHistoryRequest(organization_id=organization, id="meeting")
+        for entry in stub.ListAppointmentHistory(history, timeout=DEADLINE).entries:
+            change = HistoryEntry.Change.Name(entry.change)
+            print(f"revision {entry.revision}: {change} {describe(entry.appointment)}")
+
+
+def appointment(
+    organization: str, id: str, start: datetime, *, minutes: int, title: str
+) -> Appointment:
+    made = Appointment(organization_id=organization, resource_id="room-1", id=id, title=title)
+    made.start.FromDatetime(start)
+    made.end.FromDatetime(start + timedelta(minutes=minutes))
+    return made
+
+
+def book(stub: AppointmentServiceStub, wanted: Appointment) -> str:
+    """Upsert, and say what came of it."""
+    try:
+        answer = stub.UpsertAppointment(
+            UpsertAppointmentRequest(appointment=wanted), timeout=DEADLINE
+        )
+    except grpc.RpcError as error:
+        return f"refused, {refusal(error)}"
+    return f"{Outcome.Name(answer.outcome)} {describe(answer.appointment)}"
+
+
+def refusal(error: grpc.RpcError) -> str:
+    """Decode `google.rpc.Status`, which carries the details, from the trailing metadata."""
+    status = Status()
+    for item in error.trailing_metadata():
+        if item.key == "grpc-status-details-bin":
+            status.ParseFromString(item.value)
+    info, conflict, bad, retry = ErrorInfo(), TimeRangeConflict(), BadRequest(), RetryInfo()
+    parts = [error.code().name]
+    for detail in status.details:
+        if detail.Unpack(info):
+            parts.append(info.reason)
+        elif detail.Unpack(conflict):
+            parts += [f"by {c.id} {span(c.start, c.end)}" for c in conflict.conflicts]
+        elif detail.Unpack(bad):
+            parts += [f"{v.field}: {v.description}" for v in bad.field_violations]
+        elif detail.Unpack(retry):
+            parts.append(f"again in {retry.retry_delay.ToMilliseconds()} ms")
+    return ", ".join(parts)
+
+
+def describe(shown: Appointment) -> str:
+    return f"{shown.id} {span(shown.start, shown.end)} version {shown.version}"
+
+
+def span(start: Timestamp, end: Timestamp) -> str:
+    return f"{start.ToDatetime():%H:%M}-{end.ToDatetime():%H:%M}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "localhost:50051")

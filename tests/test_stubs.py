@@ -1,0 +1,84 @@
+"""The stubs are all that a caller needs, and carry nothing of the service."""
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from scripts.programs import ROOT, Program
+from scripts.stack import base_environment
+
+NOT_THERE = ("service", "gateway", "scripts", "psycopg", "aiohttp")
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment into which only the stubs were installed."""
+    directory = tmp_path_factory.mktemp("caller")
+    venv.create(directory, with_pip=False, symlinks=True)
+    python = directory / "bin" / "python"
+    installed = subprocess.run(
+        [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", ROOT / "protos"],
+        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    offline = "connection" in installed.stderr.lower()
+    if installed.returncode != 0 and offline and "CI" not in os.environ:
+        pytest.skip("there is no network to install the stubs' dependencies from")
+    assert installed.returncode == 0, installed.stderr
+    return python
+
+
+def run(python: Path, directory: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [python, *arguments],
+        cwd=directory,
+        env=base_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.timeout(300)
+def test_the_stubs_bring_nothing_of_the_service(caller: Path, tmp_path: Path) -> None:
+    code = f"""
+import importlib.util
+import appointments.v1.appointment_service_pb2_grpc
+print([name for name in {NOT_THERE!r} if importlib.util.find_spec(name) is not None])
+"""
+    done = run(caller, tmp_path, "-c", code)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_the_stubs_are_typed(caller: Path, tmp_path: Path) -> None:
+    code = "import appointments, pathlib; print(pathlib.Path(appointments.__file__).parent)"
+    package = Path(run(caller, tmp_path, "-c", code).stdout.strip())
+    assert (package / "py.typed").is_file()
+    assert (package / "v1" / "appointment_pb2.pyi").is_file()
+    assert (package / "v1" / "appointment_service.proto").is_file()
+
+
+@pytest.mark.timeout(300)
+def test_the_example_runs_with_the_stubs_alone(
+    caller: Path, tmp_path: Path, service: Program
+) -> None:
+    done = run(caller, tmp_path, ROOT / "examples" / "client.py", service.address)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "CREATED meeting 10:00-10:30 version 1",
+        "UNCHANGED meeting 10:00-10:30 version 1 because it is there already: a retry does no harm",
+        "refused, ALREADY_EXISTS, TIME_RANGE_CONFLICT, by meeting 10:00-10:30",
+        "refused, INVALID_ARGUMENT, INVALID_FIELD, appointment.end: must be after start",
+        "UPDATED meeting 10:00-10:15 version 2",
+        "refused, ABORTED, ETAG_MISMATCH because the etag is no longer the stored one",
+        "CREATED other 10:15-10:45 version 1",
+        "revision 1: CREATED meeting 10:00-10:30 version 1",
+        "revision 2: UPDATED meeting 10:00-10:15 version 2",
+    ]
