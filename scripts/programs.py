@@ -73,8 +73,8 @@ class Program:
 
     @property
     def metrics_port(self) -> int:
-        """The port of its metrics, from its `listening` line."""
-        return int(self._listened()["metrics_port"])
+        """The port of its metrics, from its `listening` line; 0 if it serves none."""
+        return int(self._listened()["metrics_port"] or 0)
 
     @property
     def address(self) -> str:

@@ -108,12 +108,18 @@ def welcome(stack: Stack) -> str:
     url = '"$DATABASE_URL"' if os.environ.get("DATABASE_URL") else f"'{stack.database_url}'"
     body = '{"id":"1","start":"2030-01-01 10:00","end":"2030-01-01 10:30","title":"First"}'
     method = "appointments.v1.AppointmentService/ListAppointments"
+
+    def metrics(program: Program) -> str:
+        port = program.metrics_port
+        where = f"http://localhost:{port}/metrics" if port else "none"
+        return f"{where} ({program.name})"
+
     return f"""
   REST       {rest}/api/appointments
   API docs   {rest}/api/docs
   gRPC       {grpc}, with reflection
-  metrics    http://localhost:{stack.service.metrics_port}/metrics (service)
-             http://localhost:{stack.gateway.metrics_port}/metrics (gateway)
+  metrics    {metrics(stack.service)}
+             {metrics(stack.gateway)}
   database   psql {url}
 
   Try:

@@ -102,7 +102,9 @@ def check_ports(environment: Mapping[str, str]) -> None:
         ("", "METRICS_PORT", "9464"),
         ("", "GATEWAY_METRICS_PORT", "9465"),
     ):
-        text = environment.get(port_name) or default
+        text = environment.get(port_name, default)
+        if not text:  # not served at all, or not allowed: for the program to say
+            continue
         if not text.isdecimal() or int(text) > 65535:
             raise StartError(f"{port_name} is not a port: {text}")
         try:
