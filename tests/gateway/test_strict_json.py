@@ -1,0 +1,45 @@
+"""JSON that readers disagree on is refused."""
+
+import pytest
+
+from gateway.problems import ProblemError
+from gateway.strict_json import parse_json
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "empty"),
+        (b" \n", "empty"),
+        (b"{", "not JSON"),
+        (b"{} {}", "not JSON"),
+        (b"{}x", "not JSON"),
+        (b"{'a': 1}", "not JSON"),
+        (b'{"a": 1,}', "not JSON"),
+        (b'\xef\xbb\xbf{"a": 1}', "not JSON"),
+        (b'{"a": "\xff"}', "not UTF-8"),
+        (b'{"a": "\xed\xa0\x80"}', "not UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
+        (b'{"a": 1, "a": 1}', '"a" is there twice'),
+        (b'{"b": {"a": 1, "\\u0061": 2}}', '"a" is there twice'),
+        (b'{"a": NaN}', "NaN"),
+        (b'{"a": -Infinity}', "-Infinity"),
+        (b'{"a": 1e999}', "beyond"),
+        (b'{"a": -' + b"9" * 400 + b"}", "beyond"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "beyond"),
+        (b'{"a": "\x01"}', "not JSON"),
+        (b"[" * 100_000, "nested"),
+        (b'{"a":' * 100_000, "nested"),
+    ],
+)
+def test_ambiguous_json_is_malformed(body: bytes, said: str) -> None:
+    with pytest.raises(ProblemError) as refusal:
+        parse_json(body)
+    assert refusal.value.problem.code == "MALFORMED_REQUEST"
+    assert said in refusal.value.problem.detail
+
+
+def test_values_keep_their_types() -> None:
+    assert parse_json('{"a": [1, 1.5, true, null, "\\ud83d\\ude00é"]}'.encode()) == {
+        "a": [1, 1.5, True, None, "😀é"]
+    }
