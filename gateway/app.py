@@ -2,8 +2,9 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
 import structlog
 from aiohttp.web import ServerRunner, TCPSite
@@ -26,6 +27,7 @@ SERVICE: ServiceDescriptor = appointment_service_pb2.DESCRIPTOR.services_by_name
     "AppointmentService"
 ]
 
+_CONNECTION_BACKLOG = 1024
 _CHANNEL_OPTIONS = (
     # A page of a thousand appointments with attributes exceeds the default of 4 MiB.
     ("grpc.max_receive_message_length", -1),
@@ -78,16 +80,21 @@ def _location(route: Route, routes: tuple[Route, ...]) -> str | None:
     return route.template if stores else None
 
 
-async def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is in flight, up to the grace.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """Where a gateway serves; `metrics_port` is None if it serves no metrics."""
+
+    port: int
+    metrics_port: int | None
+    in_flight: InFlight
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Listening]:
+    """Serve as long as the block runs, then finish what is in flight, up to the grace.
 
     Raises `CannotListenError` if a port cannot be had.
     """
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
-    log = structlog.get_logger()
     async with AsyncExitStack() as closing:
         channel = aio.insecure_channel(settings.service_address, options=_CHANNEL_OPTIONS)
         closing.push_async_callback(channel.close)
@@ -102,23 +109,37 @@ async def run(settings: Settings) -> None:
             closing.push_async_callback(asyncio.to_thread, stop_metrics)
         handler = HttpHandler(build_router(channel, settings, in_flight), metrics)
         runner = ServerRunner(
-            HttpServer(handler, loop), shutdown_timeout=settings.gateway_shutdown_grace
+            HttpServer(handler, asyncio.get_running_loop()),
+            shutdown_timeout=settings.gateway_shutdown_grace,
         )
         await runner.setup()
         closing.push_async_callback(runner.cleanup)
+        site = TCPSite(
+            runner, settings.gateway_host, settings.gateway_port, backlog=_CONNECTION_BACKLOG
+        )
         with _listening(settings.gateway_host, settings.gateway_port):
-            await TCPSite(
-                runner, settings.gateway_host, settings.gateway_port, backlog=1024
-            ).start()
+            await site.start()
+        port = runner.addresses[0][1]
+        yield Listening(port=port, metrics_port=metrics_port, in_flight=in_flight)
+
+
+async def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises `CannotListenError` as `serving` does."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    log = structlog.get_logger()
+    async with serving(settings) as listening:
         log.info(
             "listening",
             address=settings.gateway_host,
-            port=runner.addresses[0][1],
-            metrics_port=metrics_port,
+            port=listening.port,
+            metrics_port=listening.metrics_port,
             service=settings.service_address,
         )
         await stop.wait()
-        log.info("stopping", in_flight=in_flight.count)
+        log.info("stopping", in_flight=listening.in_flight.count)
     log.info("stopped")
 
 

@@ -88,8 +88,8 @@ class HttpHandler:
     async def _dispatch(self, exchange: Exchange) -> Response:
         request = exchange.request
         target = request.raw_path
-        if not target.startswith("/") and request.rel_url.absolute:
-            target = str(request.rel_url.relative())  # absolute form, RFC 9112 section 3.2.2
+        if not target.startswith("/"):  # absolute form, RFC 9112 section 3.2.2
+            target = request.rel_url.raw_path_qs
         path, _, exchange.query = target.partition("#")[0].partition("?")
         found = self._router.find(path)
         if found is None:

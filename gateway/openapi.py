@@ -19,13 +19,17 @@ from gateway.schemas import Schema, Schemas
 _TEXT: Schema = {"type": "string"}
 _INPUT_HEADER_SCHEMAS: dict[str, Schema] = {
     "If-Match": {
-        "type": "string",
-        "pattern": r'^(\*|"([!#-)+-~][!#-~]{0,63}|\*[!#-~]{1,63})")$',
+        "anyOf": [
+            {"type": "string", "enum": ["*"]},
+            {"type": "string", "pattern": '^"[!#-)+-~][!#-~]{0,63}"$'},
+        ]
     },
     "If-None-Match": {"type": "string", "enum": ["*"]},
     "Idempotency-Key": {
-        "type": "string",
-        "pattern": r'^("[!-~]{1,256}"|[!#-~]([ -~]{0,254}[!-~])?)$',
+        "anyOf": [
+            {"type": "string", "pattern": "^[!#-~]([ -~]{0,254}[!-~])?$"},
+            {"type": "string", "pattern": '^"[ -~]{1,256}"$'},
+        ]
     },
 }
 _PARAMETERS: dict[str, Schema] = {
@@ -101,6 +105,12 @@ _WITH_BODY = (
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
 )
 
+_CONVENTIONS = (
+    "Unknown fields and query parameters are refused, never passed over. A 64-bit integer "
+    "is a string in JSON. A time is RFC 3339 with an offset, or `YYYY-MM-DD HH:MM[:SS]` in "
+    "UTC; it comes back in UTC. Every error is a problem of RFC 9457, for programs to go "
+    "by its `code`."
+)
 _STORED_EXAMPLE = {
     "organizationId": "default",
     "resourceId": "room-1",
@@ -153,7 +163,7 @@ def openapi_document(service: ServiceDescriptor, routes: Sequence[Route]) -> dic
         "info": {
             "title": "Appointments",
             "version": metadata.version("appointments"),
-            "description": comments.get(service.full_name, ""),
+            "description": _description(comments.get(service.full_name, "")),
         },
         "paths": paths,
         "components": {
@@ -166,6 +176,12 @@ def openapi_document(service: ServiceDescriptor, routes: Sequence[Route]) -> dic
             | {"Problem": _problem_response(None)},
         },
     }
+
+
+def _description(comment: str) -> str:
+    # What follows the first two paragraphs is about gRPC; here it is the headers and
+    # the schema of a problem.
+    return "\n\n".join([*comment.split("\n\n")[:2], _CONVENTIONS])
 
 
 def _operation(route: Route, schemas: Schemas, comment: str) -> Schema:

@@ -27,6 +27,22 @@ TIME_TAKEN: Schema = {
         {"type": "string", "pattern": _SPACED_TIME, "description": "Without an offset: UTC."},
     ],
 }
+_NO_NUL: Schema = {"type": "string", "pattern": "^[^\\u0000]*$"}
+_FREE_JSON: dict[str, Schema] = {
+    "JsonObject": {
+        "type": "object",
+        "propertyNames": _NO_NUL,
+        "additionalProperties": {"$ref": "#/components/schemas/JsonValue"},
+    },
+    "JsonValue": {
+        "anyOf": [
+            {"type": ["null", "boolean", "number"]},
+            _NO_NUL,
+            {"type": "array", "items": {"$ref": "#/components/schemas/JsonValue"}},
+            {"$ref": "#/components/schemas/JsonObject"},
+        ]
+    },
+}
 
 
 class Schemas:
@@ -88,6 +104,8 @@ class Schemas:
         if field.is_repeated:
             schema = {"type": "array", "items": schema}
             rules = field.GetOptions().Extensions[rules_pb2.rules]
+            if _is_required(field):
+                schema["minItems"] = 1  # an empty list is as good as none
             if rules.max_items:
                 schema["maxItems"] = rules.max_items
         description = self._comments.get(field.full_name, "")
@@ -111,7 +129,8 @@ class Schemas:
             case Timestamp.DESCRIPTOR.full_name:
                 return dict(TIME_TAKEN if taken else TIME_GIVEN)
             case Struct.DESCRIPTOR.full_name:
-                return {"type": "object", "additionalProperties": True}
+                self.components.update(_FREE_JSON)
+                return {"$ref": "#/components/schemas/JsonObject"}
             case Status.DESCRIPTOR.full_name:
                 return {"$ref": "#/components/schemas/Problem"}
         return self.taken(message) if taken else self.given(message)
