@@ -36,8 +36,10 @@ _programs: list[Program] = []
 def pytest_report_header() -> str:
     """Say which server is used, without its password."""
     url = os.environ.get("TEST_DATABASE_URL")
-    where = f"a new database on {urlsplit(url).hostname} (TEST_DATABASE_URL)" if url else "embedded"
-    return f"PostgreSQL: {where}"
+    if not url:
+        return "PostgreSQL: embedded"
+    host = urlsplit(url).hostname or "a Unix socket"
+    return f"PostgreSQL: a new database on {host} (TEST_DATABASE_URL)"
 
 
 @pytest.hookimpl(wrapper=True)
