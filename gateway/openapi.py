@@ -20,8 +20,8 @@ _TEXT: Schema = {"type": "string"}
 _INPUT_HEADER_SCHEMAS: dict[str, Schema] = {
     "If-Match": {
         "anyOf": [
-            {"type": "string", "enum": ["*"]},
             {"type": "string", "pattern": '^"[!#-)+-~][!#-~]{0,63}"$'},
+            {"type": "string", "pattern": r"^\*$"},  # an enum would leave viewers nothing else
         ]
     },
     "If-None-Match": {"type": "string", "enum": ["*"]},
