@@ -30,6 +30,7 @@ async def _answer_at_once(_: Context) -> None:
 class FakeService(AppointmentServiceServicer):
     """Keeps what it was asked, and answers by its `outcome` after having done `behave`."""
 
+    server: aio.Server
     port: int = 0
     behave: Behave = _answer_at_once
     outcome: Outcome.ValueType = Outcome.CREATED
@@ -44,6 +45,9 @@ class FakeService(AppointmentServiceServicer):
         self.outcome = Outcome.CREATED
         self.calls = 0
         self.cancelled = asyncio.Event()
+
+    async def stop(self) -> None:
+        await self.server.stop(0)
 
     async def set_serving(self, serving: bool) -> None:
         statuses = health_pb2.HealthCheckResponse
@@ -116,13 +120,13 @@ class FakeService(AppointmentServiceServicer):
 
 
 @asynccontextmanager
-async def fake_service() -> AsyncIterator[FakeService]:
-    """Serve on any free port."""
+async def fake_service(port: int = 0) -> AsyncIterator[FakeService]:
+    """Serve, on any free port unless told which."""
     server = aio.server()
-    service = FakeService(health=health_aio.HealthServicer())
+    service = FakeService(server=server, health=health_aio.HealthServicer())
     add_AppointmentServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(service.health, server)
-    service.port = server.add_insecure_port("127.0.0.1:0")
+    service.port = server.add_insecure_port(f"127.0.0.1:{port}")
     await service.set_serving(True)
     await server.start()
     try:

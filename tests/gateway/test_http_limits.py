@@ -122,6 +122,7 @@ async def test_a_message_that_grows_beyond_grpcs_limit(rest: Gateway) -> None:
         headers={"Content-Type": "application/json"},
     )
     assert (answer.status, answer.json["code"]) == (413, "REQUEST_TOO_LARGE")
+    assert "4 MiB" in answer.json["detail"]  # said here, not by gRPC after sending it
 
 
 _HEAD = (

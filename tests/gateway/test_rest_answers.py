@@ -12,7 +12,7 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from tests.gateway.conftest import WRITE, Gateway, running_gateway
-from tests.gateway.fake_service import Context, FakeService
+from tests.gateway.fake_service import Context, FakeService, fake_service
 
 
 async def test_a_created_appointment(rest: Gateway) -> None:
@@ -147,6 +147,16 @@ async def test_a_service_that_does_not_answer_in_time(fake: FakeService) -> None
     async with running_gateway(fake, gateway_timeout=0.2) as gateway:
         answer = await gateway.upsert()
     assert (answer.status, answer.json["code"]) == (504, "DEADLINE_EXCEEDED")
+
+
+async def test_a_service_that_comes_back_is_found_again() -> None:
+    async with fake_service() as first, running_gateway(first) as gateway:
+        assert (await gateway.upsert()).status == 201
+        await first.stop()
+        assert (await gateway.upsert()).status == 503
+        async with fake_service(port=first.port), asyncio.timeout(5):
+            while (await gateway.upsert()).status != 201:  # noqa: ASYNC110  it tells nobody
+                await asyncio.sleep(0.05)
 
 
 async def test_ready_is_what_the_service_says(rest: Gateway) -> None:
