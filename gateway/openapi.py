@@ -18,12 +18,7 @@ from gateway.schemas import Schema, Schemas
 
 _TEXT: Schema = {"type": "string"}
 _INPUT_HEADER_SCHEMAS: dict[str, Schema] = {
-    "If-Match": {
-        "anyOf": [
-            {"type": "string", "pattern": '^"[!#-)+-~][!#-~]{0,63}"$'},
-            {"type": "string", "pattern": r"^\*$"},  # an enum would leave viewers nothing else
-        ]
-    },
+    "If-Match": {"type": "string", "pattern": '^([*]|"[!#-)+-~][!#-~]{0,63}")$'},
     "If-None-Match": {"type": "string", "enum": ["*"]},
     "Idempotency-Key": {
         "anyOf": [
@@ -189,7 +184,7 @@ def _operation(route: Route, schemas: Schemas, comment: str) -> Schema:
     operation: Schema = {
         "operationId": route.rpc.name,
         "tags": ["Appointments"],
-        "summary": " ".join(summary.split()),
+        "summary": " ".join(summary.split()).replace("`", ""),  # plain text, says OpenAPI
     }
     if description:
         operation["description"] = description
