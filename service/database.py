@@ -4,12 +4,13 @@ import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from time import monotonic
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from service.errors import DatabaseUnavailable, LockTimeout, Overloaded, ServiceError
 from service.metrics import Metrics
@@ -52,21 +53,19 @@ class Database:
             name=name,
             min_size=connections,
             max_size=connections,
-            max_waiting=max_waiting,
-            timeout=timeouts.connection,
             # Short, so that no attempt sleeps long after the server is back; the next
             # request that finds no connection starts a new attempt.
             reconnect_timeout=1.0,
             max_lifetime=30 * 60,
-            check=_check_still_open,
             kwargs={"autocommit": True},
             open=False,
         )
+        self._timeout = timeouts.connection
+        self._most_users = connections + max_waiting
+        self._users = 0
         for state, count in (("busy", self._busy), ("idle", self._idle)):
             metrics.pool_connections.labels(name, state).set_function(count)
-        metrics.pool_waiting.labels(name).set_function(
-            lambda: self._pool.get_stats()["requests_waiting"]
-        )
+        metrics.pool_waiting.labels(name).set_function(lambda: self._users - self._busy())
 
     async def open(self) -> None:
         """Start filling the pool; does not wait for the server."""
@@ -79,22 +78,40 @@ class Database:
     async def connection(self) -> AsyncIterator[AsyncConnection[TupleRow]]:
         """Lend a connection in autocommit mode.
 
-        Raises Overloaded when too many wait for one, and DatabaseUnavailable when none
-        is to be had in time; nothing was sent to the server then.
+        Raises Overloaded when too many use or await one, and DatabaseUnavailable when
+        none is to be had in time; nothing was sent to the server then.
         """
-        try:
-            connection = await self._pool.getconn()
-        except TooManyRequests as error:
+        if self._users >= self._most_users:
             raise Overloaded(
-                f"too many requests wait for the database; {_NOTHING_WRITTEN} later"
-            ) from error
-        except (PoolTimeout, psycopg.OperationalError) as error:
-            raise DatabaseUnavailable(
-                f"the database cannot be reached; {_NOTHING_WRITTEN} later"
-            ) from error
+                f"{self._users} requests use or await the database; {_NOTHING_WRITTEN} later"
+            )
+        self._users += 1
         try:
-            yield connection
+            connection = await self._take()
+            try:
+                yield connection
+            finally:
+                await self._pool.putconn(connection)
         finally:
+            self._users -= 1
+
+    async def _take(self) -> AsyncConnection[TupleRow]:
+        """Take a connection that the server has not closed.
+
+        The pool's own check is not used: it backs off for a second after the second
+        dead connection, although the next one may be well.
+        """
+        give_up = monotonic() + self._timeout
+        while True:
+            try:
+                connection = await self._pool.getconn(timeout=give_up - monotonic())
+            except (PoolTimeout, psycopg.OperationalError) as error:
+                raise DatabaseUnavailable(
+                    f"the database cannot be reached; {_NOTHING_WRITTEN} later"
+                ) from error
+            if _still_open(connection):
+                return connection
+            await connection.close()
             await self._pool.putconn(connection)
 
     def _busy(self) -> float:
@@ -134,16 +151,20 @@ async def explain(
     return error
 
 
-async def _check_still_open(connection: AsyncConnection[TupleRow]) -> None:
-    """Raise OperationalError if the server has closed an idle connection.
+def _still_open(connection: AsyncConnection[TupleRow]) -> bool:
+    """Tell whether the server has not closed an idle connection, without a round trip.
 
-    Costs no round trip: nothing is due on an idle connection, so bytes on its socket
-    are the server's last words, and their end is the end of the connection.
+    Nothing is due on an idle connection, so bytes on its socket are the server's last
+    words, and their end is the end of the connection.
     """
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    while poll.poll(0):
-        connection.pgconn.consume_input()
+    try:
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        while poll.poll(0):
+            connection.pgconn.consume_input()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def _conninfo(url: str, timeouts: Timeouts, *, writable: bool) -> str:

@@ -202,7 +202,9 @@ class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceService
         """Return the revision to read the past at, None for the present."""
         if request.HasField("as_of_revision"):
             if time is not None:
-                raise InvalidFields([("as_of_time", "must not be given with as_of_revision")])
+                raise InvalidFields(
+                    [("as_of_time", "must not be given beside another point in time")]
+                )
             return request.as_of_revision
         if time is not None:
             return await self._reads.revision_at(organization_id, time)

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+# An empty value switches the port off.
+OptionalPort = Annotated[Port | None, BeforeValidator(lambda value: None if value == "" else value)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -13,14 +15,14 @@ Seconds = Annotated[float, Field(gt=0)]
 class Settings(BaseSettings):
     """Settings of the service; each is the environment variable of its name in capitals."""
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(frozen=True)
 
     database_url: str = Field(min_length=1)
     database_read_url: str | None = None
     grpc_host: str = "0.0.0.0"  # noqa: S104  # a container's port is reached from outside
     grpc_port: Port = 50051
-    metrics_port: Port | None = 9464
-    channelz_port: Port | None = None
+    metrics_port: OptionalPort = 9464
+    channelz_port: OptionalPort = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 

@@ -132,7 +132,7 @@ async def result(gateway: Program, organization: str) -> Result:
         return await assignment.send(rest, organization, 50, seed=1)
 
 
-def broken(result: Result, **seen: Any) -> set[str]:  # noqa: ANN401
+def broken(result: Result, **seen: Any) -> set[str]:
     """Which promises the check finds broken when something else was seen."""
     checked = assignment.check(replace(result, **seen, failures={}))
     return {promise for promise, failures in checked.failures.items() if failures}

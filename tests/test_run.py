@@ -148,7 +148,7 @@ def test_the_printed_commands_work(start_run: StartRun) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
-    with urllib.request.urlopen(f"{run.url}/api/docs") as response:  # noqa: S310
+    with urllib.request.urlopen(f"{run.url}/api/docs") as response:
         assert response.status == 200
     assert run.press_ctrl_c() == (0, "")
 

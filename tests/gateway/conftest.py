@@ -40,7 +40,7 @@ class Gateway:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.listening.port}"
 
-    async def send(self, method: str, target: str, **arguments: Any) -> Answer:  # noqa: ANN401
+    async def send(self, method: str, target: str, **arguments: Any) -> Answer:
         url = URL(self.url + target, encoded=True)
         async with self.client.request(method, url, **arguments) as response:
             body = await response.read()
@@ -48,12 +48,12 @@ class Gateway:
             value = await response.json(content_type=None) if is_json else None
             return Answer(response.status, response.headers, body, value)
 
-    async def upsert(self, **arguments: Any) -> Answer:  # noqa: ANN401
+    async def upsert(self, **arguments: Any) -> Answer:
         return await self.send("POST", "/api/appointments", json=WRITE, **arguments)
 
 
 @asynccontextmanager
-async def running_gateway(service: FakeService, **settings: Any) -> AsyncIterator[Gateway]:  # noqa: ANN401
+async def running_gateway(service: FakeService, **settings: Any) -> AsyncIterator[Gateway]:
     """Run a gateway with these settings, on free ports."""
     given: dict[str, Any] = {
         "gateway_host": "127.0.0.1",

@@ -22,7 +22,7 @@ async def _raw(gateway: Gateway, request: bytes, *, then_close: bool = False) ->
         writer.close()
 
 
-def _problem(answer: bytes) -> Any:  # noqa: ANN401
+def _problem(answer: bytes) -> Any:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"application/problem+json" in head
     assert b"X-Request-Id" in head

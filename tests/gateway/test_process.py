@@ -26,7 +26,7 @@ async def _start(**variables: str) -> asyncio.subprocess.Process:
     )
 
 
-async def _line(process: asyncio.subprocess.Process) -> Any:  # noqa: ANN401
+async def _line(process: asyncio.subprocess.Process) -> Any:
     assert process.stdout is not None
     return json.loads(await asyncio.wait_for(process.stdout.readline(), 20))
 

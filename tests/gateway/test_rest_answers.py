@@ -73,7 +73,7 @@ async def test_a_request_id_that_cannot_be_passed_on_is_replaced(rest: Gateway, 
     assert rest.service.metadata["x-request-id"] == answer.headers["X-Request-Id"]
 
 
-def _failing(code: grpc.StatusCode, reason: str, *details: Any) -> Any:  # noqa: ANN401
+def _failing(code: grpc.StatusCode, reason: str, *details: Any) -> Any:
     status = Status(code=code.value[0], message="because")
     for detail in (ErrorInfo(reason=reason, domain="appointments.v1"), *details):
         packed = PackedAny()

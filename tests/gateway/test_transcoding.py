@@ -24,7 +24,7 @@ def _faults(value: object, reader: MessageReader = READER) -> dict[str, str]:
     return {error.field: error.detail for error in errors}
 
 
-def _read(value: object, reader: MessageReader = READER) -> Any:  # noqa: ANN401
+def _read(value: object, reader: MessageReader = READER) -> Any:
     errors: Errors = []
     message = reader.read(value, "", errors)
     assert not errors

@@ -1,0 +1,178 @@
+"""The API as tests use it: short calls, and errors taken apart."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import grpc
+from appointments.v1 import appointment_pb2 as pb
+from appointments.v1 import appointment_service_pb2 as rpc
+from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2
+from google.rpc.status_pb2 import Status
+
+# A quiet Monday; tests count minutes from here.
+MORNING = datetime(2030, 1, 7, 8, tzinfo=UTC)
+TIMEOUT = 30.0
+
+
+def at(minute: float) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(MORNING + timedelta(minutes=minute))
+    return timestamp
+
+
+def appointment(
+    organization: str, id: str | None, start: float, end: float, **fields: Any
+) -> pb.Appointment:
+    """An appointment from one minute of the morning to another."""
+    message = pb.Appointment(organization_id=organization, start=at(start), end=at(end))
+    if id is not None:
+        message.id = id
+    if "attributes" in fields:
+        message.attributes.update(fields.pop("attributes"))
+    message.MergeFrom(pb.Appointment(**fields))
+    return message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A gRPC error with its details unpacked."""
+
+    code: grpc.StatusCode
+    reason: str
+    message: str
+    fields: dict[str, str] = field(default_factory=dict)
+    conflicts: list[pb.TimeRangeConflict.Conflict] = field(default_factory=list)
+    more_conflicts: bool = False
+    retry_after: float | None = None
+    organization_revision: int | None = None
+
+
+def refusal(error: grpc.RpcError) -> Refusal:
+    assert isinstance(error, grpc.Call)
+    metadata = dict(error.trailing_metadata() or ())
+    details = metadata.get("grpc-status-details-bin")
+    assert isinstance(details, bytes), f"no details: {error.code()} {error.details()}"
+    revision = metadata.get("organization-revision")
+    return refusal_of(Status.FromString(details), error.code(), int(revision) if revision else None)
+
+
+def refusal_of(
+    status: Status, code: grpc.StatusCode, organization_revision: int | None = None
+) -> Refusal:
+    assert status.code == code.value[0]
+    info = error_details_pb2.ErrorInfo()
+    fields = error_details_pb2.BadRequest()
+    taken = pb.TimeRangeConflict()
+    retry = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        assert any(detail.Unpack(known) for known in (info, fields, taken, retry))
+    assert info.domain == "appointments.v1"
+    return Refusal(
+        code=code,
+        reason=info.reason,
+        message=status.message,
+        fields={violation.field: violation.description for violation in fields.field_violations},
+        conflicts=list(taken.conflicts),
+        more_conflicts=taken.more_conflicts,
+        retry_after=retry.retry_delay.ToTimedelta().total_seconds() or None,
+        organization_revision=organization_revision,
+    )
+
+
+class Organization:
+    """One organization of the service; every call raises grpc.RpcError when refused."""
+
+    def __init__(self, stub: AppointmentServiceStub, id: str) -> None:
+        self.stub = stub
+        self.id = id
+
+    def upsert(
+        self, id: str | None, start: float, end: float, **fields: Any
+    ) -> rpc.UpsertAppointmentResponse:
+        """Upsert; fields of the request that are not the appointment's go where they belong."""
+        beside = ("etag", "create_only", "idempotency_key", "validate_only")
+        options = {name: fields.pop(name) for name in beside if name in fields}
+        request = rpc.UpsertAppointmentRequest(
+            appointment=appointment(self.id, id, start, end, **fields), **options
+        )
+        return self.stub.UpsertAppointment(request, timeout=TIMEOUT)
+
+    def refused(self, id: str | None, start: float, end: float, **fields: Any) -> Refusal:
+        """Upsert what must be refused, and say how it was."""
+        try:
+            response = self.upsert(id, start, end, **fields)
+        except grpc.RpcError as error:
+            return refusal(error)
+        raise AssertionError(f"not refused: {response}")
+
+    def cancel(self, id: str, **options: Any) -> rpc.CancelAppointmentResponse:
+        request = rpc.CancelAppointmentRequest(organization_id=self.id, id=id, **options)
+        return self.stub.CancelAppointment(request, timeout=TIMEOUT)
+
+    def get(self, id: str, **options: Any) -> pb.Appointment:
+        request = rpc.GetAppointmentRequest(organization_id=self.id, id=id, **options)
+        return self.stub.GetAppointment(request, timeout=TIMEOUT).appointment
+
+    def list_page(self, **filters: Any) -> rpc.ListAppointmentsResponse:
+        request = rpc.ListAppointmentsRequest(organization_id=self.id, **filters)
+        return self.stub.ListAppointments(request, timeout=TIMEOUT)
+
+    def listed(self, **filters: Any) -> dict[str, pb.Appointment]:
+        """Every appointment, cancelled ones too unless filtered, over all pages."""
+        filters = {"include_cancelled": True, **filters}
+        found: dict[str, pb.Appointment] = {}
+        token = ""
+        while True:
+            page = self.list_page(page_token=token, **filters)
+            found |= {item.id: item for item in page.appointments}
+            token = page.next_page_token
+            if not token:
+                return found
+
+    def history(self, id: str, **options: Any) -> rpc.ListAppointmentHistoryResponse:
+        request = rpc.ListAppointmentHistoryRequest(organization_id=self.id, id=id, **options)
+        return self.stub.ListAppointmentHistory(request, timeout=TIMEOUT)
+
+    def changes(self, after_revision: int = 0) -> list[pb.HistoryEntry]:
+        """Every change of the organization, over all pages."""
+        entries: list[pb.HistoryEntry] = []
+        token = ""
+        while True:
+            request = rpc.ListChangesRequest(
+                organization_id=self.id,
+                after_revision=after_revision,
+                page_size=1000,
+                page_token=token,
+            )
+            page = self.stub.ListChanges(request, timeout=TIMEOUT)
+            entries.extend(page.entries)
+            token = page.next_page_token
+            if not token:
+                return entries
+
+    def check_history(self) -> None:
+        """Assert what must always hold: gapless, replaying to the state, nothing overlapping."""
+        entries = self.changes()
+        assert [entry.revision for entry in entries] == list(range(1, len(entries) + 1))
+        replayed: dict[str, pb.Appointment] = {}
+        for entry in entries:
+            before = replayed.get(entry.appointment.id)
+            assert entry.appointment.version == (before.version if before else 0) + 1
+            assert entry.appointment.revision == entry.revision
+            replayed[entry.appointment.id] = entry.appointment
+        assert self.listed() == replayed
+        for earlier, later in pairwise(entries):
+            assert earlier.recorded_at.ToNanoseconds() <= later.recorded_at.ToNanoseconds()
+        check_no_overlap(list(replayed.values()))
+
+
+def check_no_overlap(appointments: list[pb.Appointment]) -> None:
+    active = [item for item in appointments if item.state == pb.Appointment.ACTIVE]
+    by_start = sorted(active, key=lambda item: (item.resource_id, item.start.ToNanoseconds()))
+    for earlier, later in pairwise(by_start):
+        if earlier.resource_id == later.resource_id:
+            assert earlier.end.ToNanoseconds() <= later.start.ToNanoseconds(), (earlier, later)
