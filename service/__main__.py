@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from service.logs import configure_logs
 from service.schema import SchemaOutdated
-from service.server import Server
+from service.server import serving
 from service.settings import Settings
 
 
@@ -42,12 +42,13 @@ async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with Server(settings) as server:
+    async with serving(settings) as ports:
         log.info(
             "listening",
             address=settings.grpc_host,
-            port=server.port,
-            metrics_port=server.metrics_port,
+            port=ports.grpc,
+            metrics_port=ports.metrics,
+            channelz_port=ports.channelz,
         )
         await stop.wait()
         log.info("stopping")

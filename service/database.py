@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
+from typing import Self
 
 import psycopg
 from psycopg import AsyncConnection
@@ -67,11 +68,12 @@ class Database:
             metrics.pool_connections.labels(name, state).set_function(count)
         metrics.pool_waiting.labels(name).set_function(lambda: self._users - self._busy())
 
-    async def open(self) -> None:
+    async def __aenter__(self) -> Self:
         """Start filling the pool; does not wait for the server."""
         await self._pool.open(wait=False)
+        return self
 
-    async def close(self) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._pool.close(timeout=5.0)
 
     @asynccontextmanager

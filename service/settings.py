@@ -9,7 +9,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 # An empty value switches the port off.
 OptionalPort = Annotated[Port | None, BeforeValidator(lambda value: None if value == "" else value)]
 Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
 class Settings(BaseSettings):

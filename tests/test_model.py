@@ -95,7 +95,7 @@ class ServiceAgainstModel(RuleBasedStateMachine):
         page_size=st.integers(min_value=1, max_value=4),
         data=st.data(),
     )
-    def list_a_window(  # noqa: PLR0917  # hypothesis passes them by name
+    def list_a_window(  # hypothesis passes them by name
         self,
         resource: str | None,
         start: int | None,

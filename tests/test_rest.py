@@ -62,7 +62,7 @@ class Client:
     def call(self, method: str, path: str, /, **query: object) -> Answer:
         headers = {name: str(query.pop(name)) for name in list(query) if name[0].isupper()}
         query.setdefault("organizationId", self.organization)
-        return self.send(method, f"/api{path}?{urlencode(query)}", **headers)
+        return self.send(method, f"/api{path}?{urlencode(query)}", None, **headers)
 
     def stored(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.call("GET", "/appointments").json["appointments"]

@@ -1,0 +1,295 @@
+"""Running it: start errors, health, reflection, channelz, metrics, the role, replicas."""
+
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+from appointments.v1 import appointment_pb2 as pb
+from appointments.v1 import appointment_service_pb2 as rpc
+from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from scripts.postgres import EmbeddedPostgres
+from scripts.programs import Program, StartError
+from scripts.stack import DATABASE
+from tests.api import Organization, refusal
+from tests.observing import metrics, until
+
+SERVICE = "appointments.v1.AppointmentService"
+PROGRAMS = Path(sys.executable).parent
+
+StartProgram = Callable[..., Program]
+OwnPostgres = Callable[..., EmbeddedPostgres]
+
+
+def one_line(start: StartProgram, **environment: str) -> str:
+    """Start what cannot start; return the one line that it says."""
+    with pytest.raises(StartError) as caught:
+        start(**environment)
+    message = str(caught.value)
+    assert "(exit code 1)" in message
+    assert "Traceback" not in message
+    return message
+
+
+def test_a_port_in_use_is_one_line(start_service: StartProgram, service: Program) -> None:
+    assert str(service.port) in one_line(start_service, GRPC_PORT=str(service.port))
+    assert "cannot listen" in one_line(start_service, METRICS_PORT=str(service.metrics_port))
+
+
+def test_an_unreachable_database_is_one_line(start_service: StartProgram) -> None:
+    url = "postgresql://someone:secret@127.0.0.1:1/none"
+    message = one_line(start_service, DATABASE_URL=url)
+    assert "DATABASE_URL" in message
+    assert "secret" not in message
+
+
+def test_a_missing_migration_is_one_line(
+    start_service: StartProgram, own_postgres: OwnPostgres
+) -> None:
+    postgres = own_postgres(migrated=False)
+    message = one_line(start_service, DATABASE_URL=postgres.url(DATABASE))
+    assert "make migrate" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GRPC_PORT", "70000"),
+        ("GRPC_PORT", "http"),
+        ("MAX_QUEUED_WRITES", "10"),
+        ("LOCK_TIMEOUT", "0"),
+        ("LOCK_TIMEOUT", "inf"),
+        ("LOG_FORMAT", "xml"),
+        ("DATABASE_URL", ""),
+        ("DATABASE_URL", "no url"),
+    ],
+)
+def test_a_bad_setting_is_one_line_that_names_it(
+    start_service: StartProgram, name: str, value: str
+) -> None:
+    assert name in one_line(start_service, **{name: value})
+
+
+def test_the_services_connections_work_as_its_role(
+    database_url: str, service: Program, stub: AppointmentServiceStub, organization: str
+) -> None:
+    """Seen from outside: its tables cannot be used once the role may not."""
+    org = Organization(stub, organization)
+    org.upsert("a", 0, 1)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("REVOKE INSERT ON appointment_history FROM appointments_service")
+        try:
+            refused = org.refused("b", 1, 2)
+        finally:
+            connection.execute("GRANT INSERT ON appointment_history TO appointments_service")
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "appointment_history" not in refused.message
+    service.wait_for_event(
+        lambda event: "permission denied for table" in event.get("exception", "")
+    )
+    assert org.upsert("b", 1, 2).outcome == pb.CREATED
+
+
+def test_health_follows_the_database_and_recovers(
+    own_postgres: OwnPostgres, start_service: StartProgram, start_gateway: StartProgram
+) -> None:
+    postgres = own_postgres()
+    service = start_service(DATABASE_URL=postgres.url(DATABASE))
+    gateway = start_gateway(SERVICE_ADDRESS=service.address)
+    with grpc.insecure_channel(service.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        def status(name: str) -> Any:
+            return stub.Check(health_pb2.HealthCheckRequest(service=name)).status
+
+        def serving() -> bool:
+            return bool(status(SERVICE) == health_pb2.HealthCheckResponse.SERVING)
+
+        until(serving)
+        assert http_status(f"{gateway.url}/readyz") == 200
+        postgres.stop()
+        until(lambda: not serving())
+        assert status("") == health_pb2.HealthCheckResponse.SERVING
+        assert http_status(f"{gateway.url}/readyz") == 503
+        assert http_status(f"{gateway.url}/healthz") == 200
+        postgres.start()
+        until(serving)
+        assert http_status(f"{gateway.url}/readyz") == 200
+
+
+def http_status(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_gateway_finds_the_service_again(
+    start_service: StartProgram, start_gateway: StartProgram
+) -> None:
+    service = start_service()
+    gateway = start_gateway(SERVICE_ADDRESS=service.address)
+    url = f"{gateway.url}/api/changes"
+    assert http_status(url) == 200
+    port = service.port
+    service.stop()
+    assert http_status(url) == 503
+    start_service(GRPC_PORT=str(port))
+    until(lambda: http_status(url) == 200, within=5)
+
+
+def run(*command: str) -> str:
+    program, *arguments = command
+    done = subprocess.run(
+        [str(PROGRAMS / program), *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_grpcurl_finds_the_service_by_reflection_v1alpha(service: Program) -> None:
+    listed = run("grpcurl", "-plaintext", service.address, "list", SERVICE)
+    assert f"{SERVICE}.UpsertAppointment" in listed
+    described = run("grpcurl", "-plaintext", service.address, "describe", SERVICE)
+    assert "appointments.v1.ListChangesRequest" in described
+
+
+def test_buf_curl_calls_the_service_by_reflection_v1(service: Program, organization: str) -> None:
+    request = {
+        "appointment": {
+            "organizationId": organization,
+            "start": "2030-01-07T08:00:00Z",
+            "end": "2030-01-07T08:30:00Z",
+        }
+    }
+    answer = run(
+        "buf",
+        "curl",
+        "--protocol",
+        "grpc",
+        "--http2-prior-knowledge",
+        "--reflect-protocol",
+        "grpc-v1",
+        "--data",
+        json.dumps(request),
+        f"http://{service.address}/{SERVICE}/UpsertAppointment",
+    )
+    assert json.loads(answer)["outcome"] == "CREATED"
+
+
+def test_channelz_is_served_on_a_port_of_its_own_when_configured(
+    start_service: StartProgram,
+) -> None:
+    service = start_service(CHANNELZ_PORT="0")
+    event = service.wait_for_event(lambda event: event.get("event") == "listening")
+    servers = run(
+        "grpcurl",
+        "-plaintext",
+        f"127.0.0.1:{event['channelz_port']}",
+        "grpc.channelz.v1.Channelz/GetServers",
+    )
+    assert len(json.loads(servers)["server"]) == 2
+    listed = run("grpcurl", "-plaintext", service.address, "list")
+    assert "channelz" not in listed
+
+
+def test_metrics_count_what_happened(start_service: StartProgram, organization: str) -> None:
+    service = start_service()
+    with grpc.insecure_channel(service.address) as channel:
+        org = Organization(AppointmentServiceStub(channel), organization)
+        org.upsert("a", 0, 1)
+        org.refused("b", 0, 1)
+        org.list_page()
+        samples = metrics(service)
+    label = 'code="{}",method="{}"'.format
+    requests = "appointments_requests_total"
+    assert samples[f"{requests}{{{label('OK', 'UpsertAppointment')}}}"] == 1
+    assert samples[f"{requests}{{{label('ALREADY_EXISTS', 'UpsertAppointment')}}}"] == 1
+    assert samples[f"{requests}{{{label('OK', 'ListAppointments')}}}"] == 1
+    assert samples['appointments_request_seconds_count{method="UpsertAppointment"}'] == 2
+    assert samples["appointments_batch_writes_count"] == 2
+    assert samples["appointments_lock_wait_seconds_count"] == 2
+    assert samples["appointments_queued_writes"] == 0
+    assert samples['appointments_pool_connections{pool="write",state="busy"}'] == 0
+    assert samples['appointments_pool_connections{pool="write",state="idle"}'] == 4
+    assert samples['appointments_pool_waiting{pool="read"}'] == 0
+
+
+def test_metrics_can_be_switched_off(start_service: StartProgram) -> None:
+    service = start_service(METRICS_PORT="")
+    event = service.wait_for_event(lambda event: event.get("event") == "listening")
+    assert event["metrics_port"] is None
+
+
+class TestReplica:
+    """Reads that may be older: a database that lags stands in for the replica.
+
+    It is a migrated database of its own that got only the organization's first change.
+    """
+
+    @pytest.fixture
+    def replica(self, own_postgres: OwnPostgres) -> EmbeddedPostgres:
+        return own_postgres()
+
+    @pytest.fixture
+    def org(
+        self,
+        replica: EmbeddedPostgres,
+        start_service: StartProgram,
+        organization: str,
+    ) -> Any:
+        lagging = start_service(DATABASE_URL=replica.url(DATABASE))
+        with grpc.insecure_channel(lagging.address) as channel:
+            Organization(AppointmentServiceStub(channel), organization).upsert(
+                "a", 0, 1, title="on the replica"
+            )
+        service = start_service(DATABASE_READ_URL=replica.url(DATABASE))
+        with grpc.insecure_channel(service.address) as channel:
+            org = Organization(AppointmentServiceStub(channel), organization)
+            org.upsert("a", 0, 1, title="on the primary")
+            org.upsert("b", 1, 2)
+            yield org
+
+    def titles(self, org: Organization, **options: Any) -> list[str]:
+        return [item.title for item in org.list_page(**options).appointments]
+
+    def test_a_fresh_read_never_comes_from_it(self, org: Organization) -> None:
+        assert self.titles(org) == ["on the primary", ""]
+        assert org.get("a").title == "on the primary"
+
+    def test_a_read_that_allows_its_revision_does(self, org: Organization) -> None:
+        assert self.titles(org, min_revision=0) == ["on the replica"]
+        assert self.titles(org, min_revision=1) == ["on the replica"]
+        assert org.get("a", min_revision=1).title == "on the replica"
+        assert org.history("a", min_revision=1).entries[0].appointment.title == "on the replica"
+        request = rpc.ListChangesRequest(organization_id=org.id, min_revision=1)
+        assert org.stub.ListChanges(request).revision == 1
+
+    def test_a_read_that_needs_more_goes_to_the_primary(self, org: Organization) -> None:
+        assert self.titles(org, min_revision=2) == ["on the primary", ""]
+        assert self.titles(org, min_revision=0, as_of_revision=2) == ["on the primary", ""]
+        with pytest.raises(grpc.RpcError) as caught:
+            org.list_page(min_revision=3)
+        assert set(refusal(caught.value).fields) == {"min_revision"}
+
+    def test_what_it_does_not_have_yet_is_no_404(self, org: Organization) -> None:
+        with pytest.raises(grpc.RpcError) as caught:
+            org.get("b", min_revision=1)
+        assert refusal(caught.value).organization_revision == 1
+        assert org.get("b", min_revision=2).id == "b"
+
+    def test_without_it_the_primary_answers(
+        self, org: Organization, replica: EmbeddedPostgres
+    ) -> None:
+        replica.stop(immediate=True)
+        assert self.titles(org, min_revision=0) == ["on the primary", ""]
