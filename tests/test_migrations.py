@@ -11,6 +11,7 @@ import pytest
 from scripts.postgres import EmbeddedPostgres
 from scripts.programs import ROOT
 from scripts.stack import base_environment
+from service.schema import NEEDED_MIGRATION
 from tests.conftest import OwnPostgres
 
 MIGRATIONS = sorted((ROOT / "migrations").glob("*.sql"))
@@ -120,3 +121,8 @@ def test_every_migration_can_be_taken_back() -> None:
     assert [parts(path) for path in MIGRATIONS] == [["-- migrate:up", "-- migrate:down"]] * len(
         MIGRATIONS
     )
+
+
+def test_the_service_asks_for_the_newest_migration() -> None:
+    newest = MIGRATIONS[-1].name.partition("_")[0]
+    assert newest == NEEDED_MIGRATION
