@@ -1,8 +1,10 @@
 """The stubs are all that a caller needs, and carry nothing of the service."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
@@ -32,6 +34,29 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("there is no network to install the stubs' dependencies from")
     assert installed.returncode == 0, installed.stderr
     return python
+
+
+def test_the_stubs_require_what_generated_them() -> None:
+    texts = [path.read_text() for path in (ROOT / "protos").rglob("*_pb2.py")]
+    checks = [re.search(r"ValidateProtobufRuntimeVersion\(([^)]*)\)", text) for text in texts]
+    protobuf = {
+        ".".join(re.findall(r"^\s+(\d+),$", check[1], re.MULTILINE)) for check in checks if check
+    }
+    grpcio = {
+        version
+        for path in (ROOT / "protos").rglob("*_pb2_grpc.py")
+        for version in re.findall(
+            r"^GRPC_GENERATED_VERSION = '(.*)'$", path.read_text(), re.MULTILINE
+        )
+    }
+    project = tomllib.loads((ROOT / "protos" / "pyproject.toml").read_text())["project"]
+    minimums = {
+        name: {line.removeprefix(f"{name}>=").split(",")[0]}
+        for line in project["dependencies"]
+        for name in ("protobuf", "grpcio")
+        if line.startswith(f"{name}>=")
+    }
+    assert minimums == {"protobuf": protobuf, "grpcio": grpcio}
 
 
 def run(python: Path, directory: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
