@@ -36,7 +36,7 @@ test: .venv/installed ## Run the whole test suite
 lint: .venv/installed ## Check style, types, dependencies, protos, stubs and migrations
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy service gateway scripts tests examples
+	$(BIN)/mypy
 	$(BIN)/deptry .
 	@set -eu; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	echo "buf lint"; \
@@ -63,11 +63,11 @@ protos: .venv/installed ## Generate the stubs from the .proto files
 	$(PROTOC) --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(OUT) \
 		--mypy_grpc_out=quiet:$(OUT) protos/appointments/v1/appointment_service.proto
 
-lock: .venv/installed ## Pin the dependencies anew (needs uv)
-	uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-emit-package appointments-v1 \
-		pyproject.toml -o requirements.txt
-	uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-emit-package appointments-v1 \
-		--extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-emit-package appointments-v1
+
+lock: .venv/installed ## Pin the dependencies anew
+	$(COMPILE) pyproject.toml -o requirements.txt
+	$(COMPILE) --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
 
 audit: .venv/installed ## Look for known vulnerabilities in the pinned dependencies (asks the network)
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements-dev.txt

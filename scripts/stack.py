@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from scripts.postgres import EmbeddedPostgres, check_database, migrate
 from scripts.programs import Program, StartError
@@ -137,7 +137,9 @@ def _owner(port: int) -> str:
     """Who listens there, as far as we may see it."""
     try:
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+            if connection.status != psutil.CONN_LISTEN or not connection.laddr:
+                continue
+            if connection.laddr.port == port:
                 return f" by process {connection.pid}" if connection.pid else ""
     except psutil.AccessDenied:
         pass

@@ -10,9 +10,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 
 from scripts.programs import ROOT
@@ -63,10 +62,9 @@ class Run:
         assert found is not None, self.output
         return found[1]
 
-    def descendants(self) -> list[Any]:
+    def descendants(self) -> list[psutil.Process]:
         """Every process that it has started, and that those have."""
-        found: list[Any] = psutil.Process(self.process.pid).children(recursive=True)
-        return found
+        return psutil.Process(self.process.pid).children(recursive=True)
 
     def press_ctrl_c(self) -> tuple[int, str]:
         """Do what a terminal does: signal the whole foreground group. Exit code and stderr."""
