@@ -5,8 +5,8 @@ import sys
 import uvloop
 from pydantic import ValidationError
 
-from gateway import logs
 from gateway.app import CannotListenError, run
+from gateway.logs import configure_logs
 from gateway.settings import Settings, describe
 
 
@@ -16,7 +16,7 @@ def main() -> int:
         settings = Settings()
     except ValidationError as error:
         return _fail(describe(error))
-    logs.configure(settings.log_level, settings.log_format)
+    configure_logs(settings.log_level, settings.log_format)
     try:
         uvloop.run(run(settings))
     except CannotListenError as error:

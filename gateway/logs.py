@@ -2,28 +2,32 @@
 
 import logging
 import sys
-from typing import Literal
 
 import orjson
 import structlog
 from structlog.typing import EventDict, Processor
 
 
-def configure(level: str, form: Literal["json", "text"]) -> None:
-    """Send our own log lines and those of the libraries to standard output."""
+def configure_logs(level: str, format: str) -> None:
+    """Send our own log lines, and warnings and worse of libraries, to standard output.
+
+    `level` is debug, info, warning or error, `format` json or text. Tracebacks are
+    logged without the values of local variables, which hold what callers sent.
+    """
     shared: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if form == "json":
-        shared.append(structlog.processors.dict_tracebacks)
+    if format == "json":
+        shared.append(structlog.processors.format_exc_info)
         renderer: Processor = structlog.processors.JSONRenderer(serializer=_json)
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
-    number = logging.getLevelNamesMapping()[level.upper()]
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     structlog.configure(
         processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(sys.stdout),
         cache_logger_on_first_use=True,
     )
@@ -34,7 +38,7 @@ def configure(level: str, form: Literal["json", "text"]) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
-    logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
 def _json(event: EventDict, **_: object) -> str:

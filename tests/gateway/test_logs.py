@@ -1,0 +1,60 @@
+"""What is logged, and what is not."""
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import pytest
+from aiohttp.test_utils import make_mocked_request
+from aiohttp.web import Response
+
+from gateway.exchange import Exchange
+from gateway.http_server import Endpoint, HttpHandler
+from gateway.logs import configure_logs
+from gateway.metrics import Metrics
+from gateway.routes import Router
+from scripts.programs import ROOT
+
+
+def test_both_programs_log_alike() -> None:
+    # A copy, since neither program may need the other.
+    gateway, service = ROOT / "gateway" / "logs.py", ROOT / "service" / "logs.py"
+    assert gateway.read_bytes() == service.read_bytes()
+
+
+class _Crash:
+    name = "/crash"
+
+    async def __call__(self, exchange: Exchange) -> Response:
+        held = exchange.request.headers["X-Held"]
+        raise RuntimeError(f"{len(held)} characters")
+
+
+def crash(format: str, held: str) -> None:
+    """Log in this process what a crash logs whose local variables hold `held`."""
+    configure_logs("info", format)
+    router: Router[Endpoint] = Router()
+    router.add("GET", "/crash", _Crash())
+    handler = HttpHandler(router, Metrics(lambda: 0))
+
+    async def handle() -> None:
+        await handler(make_mocked_request("GET", "/crash", {"X-Held": held}))
+
+    asyncio.run(handle())
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_an_unexpected_error_is_logged_without_local_variables(format: str) -> None:
+    code = f"from tests.gateway.test_logs import crash; crash({format!r}, 'hun' + 'ter2')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert "RuntimeError: 7 characters" in done.stdout
+    assert "hunter2" not in done.stdout
+    if format == "json":
+        error, request = map(json.loads, done.stdout.splitlines())
+        assert (error["event"], error["level"]) == ("unexpected error", "error")
+        assert isinstance(error["exception"], str)
+        assert request["status"] == 500
