@@ -2,33 +2,25 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _none_if_empty(value: object) -> object:
-    return None if value == "" else value
+Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
 class Settings(BaseSettings):
     """What can be set; every name is the environment variable's, in lower case.
 
-    Times are in seconds, sizes in bytes. Port 0 is any free port.
+    Times are in seconds, sizes in bytes. Port 0 is any free port. An empty value is none.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(frozen=True, env_parse_none_str="")
 
     gateway_host: str = "0.0.0.0"  # noqa: S104  a container's port must be reachable
     gateway_port: Port = 3000
     service_address: Annotated[str, Field(min_length=1)] = "localhost:50051"
-    gateway_metrics_port: Annotated[Port | None, BeforeValidator(_none_if_empty)] = 9465
+    gateway_metrics_port: Port | None = 9465
     """Empty: no metrics are served."""
     gateway_timeout: Seconds = 10
     """Deadline of each call to the service."""
@@ -37,12 +29,10 @@ class Settings(BaseSettings):
     gateway_max_body_bytes: Annotated[int, Field(gt=0)] = 1024 * 1024
     gateway_max_in_flight: Annotated[int, Field(gt=0)] = 1024
     """Calls handled at the same time; one more is refused at once."""
-    gateway_shutdown_grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 15
+    gateway_shutdown_grace: Annotated[float, Field(ge=0, le=3600)] = 15
     """Longest that requests in flight may go on after SIGTERM."""
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = (
-        "info"
-    )
-    log_format: Annotated[Literal["json", "text"], BeforeValidator(_lower)] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
 
 
 def describe(error: ValidationError) -> str:
