@@ -10,24 +10,17 @@ from gateway.logs import configure_logs
 from gateway.settings import Settings, describe
 
 
-def main() -> int:
-    """Run until a signal; the exit code is 1 if the gateway could not start."""
+def main() -> None:
+    """Run until a signal; what keeps it from starting is one line and exit code 1."""
     try:
         settings = Settings()
-    except ValidationError as error:
-        return _fail(describe(error))
-    configure_logs(settings.log_level, settings.log_format)
-    try:
+        configure_logs(settings.log_level, settings.log_format)
         uvloop.run(run(settings))
+    except ValidationError as error:
+        sys.exit(f"error: {describe(error)}")
     except CannotListenError as error:
-        return _fail(str(error))
-    return 0
-
-
-def _fail(reason: str) -> int:
-    sys.stderr.write(f"gateway: {reason}\n")
-    return 1
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -91,6 +91,7 @@ async def test_a_wrong_setting_is_named_in_one_line(name: str, value: str) -> No
     process = await _start(**{name: value})
     output, errors = await asyncio.wait_for(process.communicate(), 20)
     assert (process.returncode, output) == (1, b"")
+    assert errors.startswith(b"error: ")
     assert errors.count(b"\n") == 1
     assert name.encode() in errors
 
@@ -102,5 +103,6 @@ async def test_a_port_in_use_is_named_in_one_line(name: str) -> None:
         process = await _start(**{name: port})
         _, errors = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == 1
+    assert errors.startswith(b"error: ")
     assert errors.count(b"\n") == 1
     assert port.encode() in errors
