@@ -29,7 +29,7 @@ class Metrics:
             registry=self._registry,
         )
         self._seconds = Histogram(
-            "gateway_request_duration_seconds",
+            "gateway_request_seconds",
             "Time from a request's headers to its answer.",
             ["method"],
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
