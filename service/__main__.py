@@ -11,29 +11,23 @@ from pydantic import ValidationError
 
 from service.logs import configure_logs
 from service.schema import SchemaOutdated
-from service.server import serving
-from service.settings import Settings
+from service.server import CannotListen, serving
+from service.settings import Settings, describe
 
 
-def main() -> int:
+def main() -> None:
+    """Run; what keeps it from starting is one line on standard error and exit code 1."""
     try:
         settings = Settings()
-    except ValidationError as error:
-        return _fail(
-            "; ".join(
-                f"{str(problem['loc'][0]).upper()}: {problem['msg']}" for problem in error.errors()
-            )
-        )
-    configure_logs(settings.log_level, settings.log_format)
-    try:
+        configure_logs(settings.log_level, settings.log_format)
         uvloop.run(_serve(settings))
-    except SchemaOutdated as error:
-        return _fail(str(error))
+    except ValidationError as error:
+        sys.exit(f"error: {describe(error)}")
+    except (SchemaOutdated, CannotListen) as error:
+        sys.exit(f"error: {error}")
     except psycopg.Error as error:
-        return _fail(f"the database in DATABASE_URL cannot be used: {' '.join(str(error).split())}")
-    except (OSError, RuntimeError) as error:
-        return _fail(f"cannot listen: {error}")
-    return 0
+        reason = " ".join(str(error).split())
+        sys.exit(f"error: the database of DATABASE_URL cannot be used: {reason}")
 
 
 async def _serve(settings: Settings) -> None:
@@ -55,10 +49,5 @@ async def _serve(settings: Settings) -> None:
     log.info("stopped")
 
 
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)  # noqa: T201  # the log may not be set up
-    return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

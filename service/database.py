@@ -1,11 +1,11 @@
 """Connections to PostgreSQL, and what its errors mean to a caller."""
 
 import select
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import Self
+from typing import Any, LiteralString, Self
 
 import psycopg
 from psycopg import AsyncConnection
@@ -15,6 +15,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from service.errors import DatabaseUnavailable, LockTimeout, Overloaded, ServiceError
 from service.metrics import Metrics
+from service.rows import Row
 
 # Made by the migrations; may read and append history, never rewrite it.
 ROLE = "appointments_service"
@@ -76,8 +77,26 @@ class Database:
     async def __aexit__(self, *_: object) -> None:
         await self._pool.close(timeout=5.0)
 
+    async def fetch(
+        self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> list[Row]:
+        """Run one statement as a transaction of its own and return its rows.
+
+        Raises Overloaded, LockTimeout or DatabaseUnavailable, and psycopg.Error if the
+        statement itself is at fault; it was rolled back then.
+        """
+        async with self._connection() as connection:
+            try:
+                cursor = await connection.execute(statement, parameters, binary=True)
+                return await cursor.fetchall()
+            except psycopg.Error as error:
+                meaning = await _explain(connection, error)
+                if meaning is None:
+                    raise
+                raise meaning from error
+
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[AsyncConnection[TupleRow]]:
+    async def _connection(self) -> AsyncIterator[AsyncConnection[TupleRow]]:
         """Lend a connection in autocommit mode.
 
         Raises Overloaded when too many use or await one, and DatabaseUnavailable when
@@ -124,10 +143,10 @@ class Database:
         return self._pool.get_stats()["pool_available"]
 
 
-async def explain(
+async def _explain(
     connection: AsyncConnection[TupleRow], error: psycopg.Error
-) -> ServiceError | psycopg.Error:
-    """Return what a failed statement means to a caller, or the error if it is a fault.
+) -> ServiceError | None:
+    """Return what a failed statement means to a caller; None if the statement is at fault.
 
     An answer of the server means that the transaction was rolled back; a lost
     connection leaves open whether a commit had happened. A connection that is lost, or
@@ -150,7 +169,7 @@ async def explain(
                 "the connection to the database was lost; whether a write was stored is not"
                 " known, the same request may be sent again"
             )
-    return error
+    return None
 
 
 def _still_open(connection: AsyncConnection[TupleRow]) -> bool:
@@ -193,4 +212,9 @@ def _conninfo(url: str, timeouts: Timeouts, *, writable: bool) -> str:
         application_name=given.get("application_name", "appointments"),
         connect_timeout=given.get("connect_timeout", 5),
         target_session_attrs="read-write" if writable else "any",
+        # A server that is gone without a word is noticed in about ten seconds.
+        keepalives_idle=given.get("keepalives_idle", 5),
+        keepalives_interval=given.get("keepalives_interval", 2),
+        keepalives_count=given.get("keepalives_count", 3),
+        tcp_user_timeout=given.get("tcp_user_timeout", 10_000),
     )

@@ -22,7 +22,7 @@ class State(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What a write did; the first three of a change are its kind in the history too."""
+    """What a write did; CREATED, UPDATED and CANCELLED are the kinds of change in history too."""
 
     CREATED = "CREATED"
     UPDATED = "UPDATED"

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """The only place that aborts a call, and the only one that logs one.
+    """The only place that aborts a call and logs its end.
 
     `timeout` (seconds) bounds calls whose caller set no deadline or a later one.
     """

@@ -1,40 +1,45 @@
-"""Logs: one JSON object a line on standard output, or text for a terminal."""
+"""Logs on standard output: one JSON object a line, or text for people."""
 
 import logging
 import sys
 
+import orjson
 import structlog
+from structlog.typing import EventDict, Processor
 
 
 def configure_logs(level: str, format: str) -> None:
-    """Send our own logs and those of libraries (warnings and worse) to standard output."""
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
-    )
-    shared: list[structlog.typing.Processor] = [
+    """Send our own log lines, and warnings and worse of libraries, to standard output.
+
+    `level` is debug, info, warning or error, `format` json or text. Tracebacks are
+    logged without the values of local variables, which hold what callers sent.
+    """
+    shared: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    exceptions: list[structlog.typing.Processor] = (
-        [structlog.processors.format_exc_info] if format == "json" else []
-    )
+    if format == "json":
+        shared.append(structlog.processors.format_exc_info)
+        renderer: Processor = structlog.processors.JSONRenderer(serializer=_json)
+    else:
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     structlog.configure(
-        processors=[*shared, *exceptions, renderer],
+        processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *exceptions,
-                renderer,
-            ],
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def _json(event: EventDict, **_: object) -> str:
+    return orjson.dumps(event, default=repr).decode()

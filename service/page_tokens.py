@@ -14,7 +14,7 @@ from service.errors import InvalidFields
 _FREE_FIELDS = frozenset({"page_token", "page_size", "min_revision"})
 
 
-def encode(request: Message, position: Sequence[str | int]) -> str:
+def encode(request: Message, position: Sequence[str | int | None]) -> str:
     """Return an opaque token for going on after a position with the same filters."""
     token = orjson.dumps([_digest(request, position), *position])
     return base64.urlsafe_b64encode(token).rstrip(b"=").decode()
@@ -23,7 +23,8 @@ def encode(request: Message, position: Sequence[str | int]) -> str:
 def decode(request: Message, token: str, parts: Sequence[Callable[[Any], Any]]) -> list[Any]:
     """Return the position in a token, each element read by its part's function.
 
-    Raises InvalidFields for a token that `encode` did not make for this request.
+    Raises InvalidFields for a token of another request, or of none. It guards against
+    mistakes, not against forgery: a token opens nothing that its request does not.
     """
     try:
         padded = token + "=" * (-len(token) % 4)
@@ -37,7 +38,7 @@ def decode(request: Message, token: str, parts: Sequence[Callable[[Any], Any]]) 
     )
 
 
-def _digest(request: Message, position: Sequence[str | int]) -> str:
+def _digest(request: Message, position: Sequence[str | int | None]) -> str:
     filters = type(request)()
     filters.CopyFrom(request)
     for name in _FREE_FIELDS & set(request.DESCRIPTOR.fields_by_name):

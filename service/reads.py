@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, LiteralString, TypeVar
 
-import psycopg
-
-from service.database import Database, explain
-from service.domain import Appointment, HistoryEntry, Outcome, State
+from service import rows
+from service.database import Database
+from service.domain import Appointment, HistoryEntry, Outcome
 from service.errors import AppointmentNotFound, DatabaseUnavailable, InvalidFields, Overloaded
+from service.rows import Row
 
-Row = tuple[Any, ...]
 T = TypeVar("T")
 
 # One statement has one snapshot: the rows and the revision belong together.
@@ -26,19 +25,14 @@ _WITH_REVISION: LiteralString = """
     ORDER BY {order}
 """
 
-_APPOINTMENT: LiteralString = """
-    appointment_id, resource_id, start_time, end_time, title, attributes::text,
-    created_at, updated_at, state, version, revision
-"""
-
 _GET: LiteralString = f"""
-    SELECT {_APPOINTMENT}
+    SELECT {rows.APPOINTMENT}
     FROM appointments
     WHERE organization_id = %(organization_id)s AND appointment_id = %(id)s
 """
 
 _GET_AS_OF: LiteralString = f"""
-    SELECT {_APPOINTMENT}
+    SELECT {rows.APPOINTMENT}
     FROM appointment_history
     WHERE organization_id = %(organization_id)s AND appointment_id = %(id)s
         AND revision <= %(as_of)s
@@ -48,7 +42,7 @@ _GET_AS_OF: LiteralString = f"""
 
 # The state of every appointment right after a revision.
 _ALL_AS_OF: LiteralString = f"""
-    SELECT DISTINCT ON (appointment_id) {_APPOINTMENT}
+    SELECT DISTINCT ON (appointment_id) {rows.APPOINTMENT}
     FROM appointment_history
     WHERE organization_id = %(organization_id)s AND revision <= %(as_of)s
     ORDER BY appointment_id, revision DESC
@@ -57,7 +51,7 @@ _ALL_AS_OF: LiteralString = f"""
 _BY_START: LiteralString = "start_time, appointment_id"
 
 _ENTRIES: LiteralString = f"""
-    SELECT {_APPOINTMENT}, change, recorded_at, actor, idempotency_key
+    SELECT {rows.APPOINTMENT}, change, recorded_at, actor, idempotency_key
     FROM appointment_history
     WHERE organization_id = %(organization_id)s AND revision > %(after)s {{only}}
     ORDER BY revision
@@ -97,12 +91,11 @@ class ReadStore:
 
     async def revision_at(self, organization_id: str, time: datetime) -> int:
         """Return the latest revision that was recorded at or before a time, 0 for none."""
-        rows = await _fetch(
-            self._primary,
+        found = await self._primary.fetch(
             "SELECT revision_at(%(id)s, %(time)s)",
             {"id": organization_id, "time": time},
         )
-        revision: int = rows[0][0]
+        revision: int = found[0][0]
         return revision
 
     async def get(
@@ -124,7 +117,7 @@ class ReadStore:
                 + ("" if as_of is None else f" at revision {as_of}"),
                 organization_revision=page.revision,
             )
-        return _appointment(organization_id, page.items[0]), page.revision
+        return rows.appointment(organization_id, page.items[0]), page.revision
 
     async def list(
         self,
@@ -153,7 +146,8 @@ class ReadStore:
             min_revision=min_revision,
         )
         return Page(
-            items=[_appointment(organization_id, row) for row in page.items], revision=page.revision
+            items=[rows.appointment(organization_id, row) for row in page.items],
+            revision=page.revision,
         )
 
     async def history(
@@ -196,13 +190,13 @@ class ReadStore:
         as_of = parameters.get("as_of")
         if self._replica is not None and min_revision is not None:
             try:
-                page = _page(await _fetch(self._replica, statement, parameters))
+                page = _page(await self._replica.fetch(statement, parameters))
             except (DatabaseUnavailable, Overloaded):
                 pass  # the primary can answer for its replica
             else:
                 if page.revision >= max(min_revision, as_of or 0):
                     return page
-        page = _page(await _fetch(self._primary, statement, parameters))
+        page = _page(await self._primary.fetch(statement, parameters))
         for field, revision in (("min_revision", min_revision), ("as_of_revision", as_of)):
             if revision is not None and revision > page.revision:
                 raise InvalidFields(
@@ -259,49 +253,21 @@ def _part(
     source: LiteralString,
     conditions: Sequence[LiteralString],
     *,
-    columns: LiteralString = _APPOINTMENT,
+    columns: LiteralString = rows.APPOINTMENT,
 ) -> LiteralString:
     where: LiteralString = " AND ".join(conditions) or "true"
     return f"SELECT {columns} FROM {source} WHERE {where} ORDER BY {_BY_START} LIMIT %(limit)s"
 
 
-async def _fetch(
-    database: Database, statement: LiteralString, parameters: Mapping[str, Any]
-) -> list[Row]:
-    async with database.connection() as connection:
-        try:
-            cursor = await connection.execute(statement, parameters, binary=True)
-            return await cursor.fetchall()
-        except psycopg.Error as error:
-            raise await explain(connection, error) from error
-
-
-def _page(rows: list[Row]) -> Page[Row]:
+def _page(found: list[Row]) -> Page[Row]:
     """Split the revision off; without a match there is one row that has only that."""
-    items = [row[1:] for row in rows if row[1] is not None]
-    return Page(items=items, revision=rows[0][0])
-
-
-def _appointment(organization_id: str, row: Row) -> Appointment:
-    return Appointment(
-        organization_id=organization_id,
-        id=row[0],
-        resource_id=row[1],
-        start=row[2],
-        end=row[3],
-        title=row[4],
-        attributes=row[5],
-        created_at=row[6],
-        updated_at=row[7],
-        state=State(row[8]),
-        version=row[9],
-        revision=row[10],
-    )
+    items = [row[1:] for row in found if row[1] is not None]
+    return Page(items=items, revision=found[0][0])
 
 
 def _entry(organization_id: str, row: Row) -> HistoryEntry:
     return HistoryEntry(
-        appointment=_appointment(organization_id, row),
+        appointment=rows.appointment(organization_id, row),
         revision=row[10],
         change=Outcome(row[11]),
         recorded_at=row[12],

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import psycopg
 import structlog
 from appointments.v1 import appointment_service_pb2, appointment_service_pb2_grpc
 from grpc_channelz.v1 import channelz
@@ -18,7 +17,7 @@ from prometheus_client import start_http_server
 
 from service.committer import Committer
 from service.database import Database, Timeouts
-from service.errors import Overloaded, ServiceError
+from service.errors import Overloaded
 from service.interceptor import CallInterceptor
 from service.metrics import Metrics
 from service.reads import ReadStore
@@ -31,6 +30,10 @@ SERVICE = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentServic
 READINESS_INTERVAL = 1.0
 
 log = structlog.get_logger()
+
+
+class CannotListen(Exception):
+    """A port is taken, or an address is not ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +52,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
     On leaving, it turns unready, finishes the calls that it has accepted (up to the
     grace), then the writes whose callers have gone, then closes its connections.
 
-    Raises SchemaOutdated, psycopg.Error, OSError or RuntimeError if it cannot start.
+    Raises SchemaOutdated, psycopg.Error or CannotListen if it cannot start.
     """
     metrics = Metrics()
     async with AsyncExitStack() as stack:
@@ -101,7 +104,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         )
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
         _add_reflection(server, SERVICE, health.SERVICE_NAME)
-        port = server.add_insecure_port(f"{settings.grpc_host}:{settings.grpc_port}")
+        port = _bind(server, settings.grpc_host, settings.grpc_port)
 
         for database in (writes, reads, replica):
             if database is not None:
@@ -110,7 +113,9 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         await server.start()
         stack.push_async_callback(server.stop, settings.shutdown_grace)
         stack.push_async_callback(health_servicer.enter_graceful_shutdown)
-        watch = asyncio.create_task(_watch_readiness(reads, health_servicer))
+        watch = asyncio.create_task(
+            _watch_readiness(reads, health_servicer, timeout=settings.connection_timeout)
+        )
         stack.callback(watch.cancel)
         yield Ports(grpc=port, metrics=metrics_port, channelz=channelz_port)
 
@@ -118,11 +123,20 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
 def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> int | None:
     if settings.metrics_port is None:
         return None
-    server, _ = start_http_server(
-        settings.metrics_port, addr=settings.grpc_host, registry=metrics.registry
-    )
+    host, port = settings.grpc_host, settings.metrics_port
+    try:
+        server, _ = start_http_server(port, addr=host, registry=metrics.registry)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from error
     stack.callback(server.shutdown)
     return server.server_port
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    try:
+        return server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise CannotListen(f"cannot listen on {host}:{port}: is it in use?") from error
 
 
 async def _serve_channelz(settings: Settings, stack: AsyncExitStack) -> int | None:
@@ -132,13 +146,15 @@ async def _serve_channelz(settings: Settings, stack: AsyncExitStack) -> int | No
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     channelz.add_channelz_servicer(server)
     _add_reflection(server, "grpc.channelz.v1.Channelz")
-    port = server.add_insecure_port(f"127.0.0.1:{settings.channelz_port}")
+    port = _bind(server, "127.0.0.1", settings.channelz_port)
     await server.start()
     stack.push_async_callback(server.stop, None)
     return port
 
 
-async def _watch_readiness(database: Database, servicer: health.aio.HealthServicer) -> None:
+async def _watch_readiness(
+    database: Database, servicer: health.aio.HealthServicer, *, timeout: float
+) -> None:
     """Keep the health of the service true to whether the database answers.
 
     The health of "" (the process) is SERVING as long as it runs: restarting it does
@@ -148,21 +164,23 @@ async def _watch_readiness(database: Database, servicer: health.aio.HealthServic
     not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
     await servicer.set("", serving)
     ready: bool | None = None
+    probe: asyncio.Task[Any] | None = None
     while True:
         was_ready = ready
-        try:
-            async with database.connection() as connection:
-                await connection.execute("SELECT 1")
-            ready = True
-        except Overloaded:
-            pass  # busy is not away
-        except (ServiceError, psycopg.Error) as error:
-            ready = False
-            if was_ready is not False:
-                log.warning("not ready", error=str(error))
+        # A server that hangs answers neither this nor its own timeouts, so the probe
+        # is not awaited for longer, and there is only ever one.
+        probe = probe or asyncio.create_task(database.fetch("SELECT 1"))
+        await asyncio.wait({probe}, timeout=timeout)
+        failure: BaseException | None = TimeoutError("no answer in time")
+        if probe.done():
+            failure, probe = probe.exception(), None
+        # Busy is not away.
+        ready = failure is None or isinstance(failure, Overloaded)
         if ready is not was_ready:
             await servicer.set(SERVICE, serving if ready else not_serving)
-            if ready and was_ready is False:
+            if not ready:
+                log.warning("not ready", error=str(failure))
+            elif was_ready is False:
                 log.info("ready again")
         await asyncio.sleep(READINESS_INTERVAL)
 

@@ -23,8 +23,6 @@ DEFAULT_PAGE_SIZE = 100
 # cut short rather than refused by the client.
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 
-_NO_REVISION = -1
-
 log = structlog.get_logger()
 
 Item = TypeVar("Item")
@@ -121,9 +119,8 @@ class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceService
         after = None
         if request.page_token:
             *after, as_of = page_tokens.decode(
-                request, request.page_token, (datetime.fromisoformat, str, int)
+                request, request.page_token, (datetime.fromisoformat, str, _same)
             )
-            as_of = None if as_of == _NO_REVISION else as_of
         else:
             as_of = await self._as_of(organization_id, request, time)
         limit = request.page_size or DEFAULT_PAGE_SIZE
@@ -147,10 +144,8 @@ class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceService
         )
         if len(shown) < len(page.items):
             last: Appointment = page.items[len(shown) - 1]
-            pinned = _NO_REVISION if as_of is None else as_of
-            response.next_page_token = page_tokens.encode(
-                request, [last.start.isoformat(), last.id, pinned]
-            )
+            position = [last.start.isoformat(), last.id, as_of]
+            response.next_page_token = page_tokens.encode(request, position)
         return response
 
     async def ListAppointmentHistory(
@@ -209,6 +204,10 @@ class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceService
         if time is not None:
             return await self._reads.revision_at(organization_id, time)
         return None
+
+
+def _same(revision: int | None) -> int | None:
+    return revision
 
 
 def _note(result: WriteResult) -> None:

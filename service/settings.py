@@ -2,27 +2,29 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-# An empty value switches the port off.
-OptionalPort = Annotated[Port | None, BeforeValidator(lambda value: None if value == "" else value)]
 Count = Annotated[int, Field(ge=1)]
+# Times are in seconds.
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
 class Settings(BaseSettings):
-    """Settings of the service; each is the environment variable of its name in capitals."""
+    """Settings of the service; each is the environment variable of its name in capitals.
 
-    model_config = SettingsConfigDict(frozen=True)
+    An empty value is none: it switches off what has none.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, env_parse_none_str="")
 
     database_url: str = Field(min_length=1)
     database_read_url: str | None = None
     grpc_host: str = "0.0.0.0"  # noqa: S104  # a container's port is reached from outside
     grpc_port: Port = 50051
-    metrics_port: OptionalPort = 9464
-    channelz_port: OptionalPort = None
+    metrics_port: Port | None = 9464
+    channelz_port: Port | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 
@@ -39,3 +41,11 @@ class Settings(BaseSettings):
     statement_timeout: Seconds = 5.0
     request_timeout: Seconds = 30.0
     shutdown_grace: Seconds = 15.0
+
+
+def describe(error: ValidationError) -> str:
+    """Say in one line which variables are wrong, and why, without repeating their values."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in mistake['loc']).upper()}: {mistake['msg']}"
+        for mistake in error.errors(include_url=False, include_input=False)
+    )

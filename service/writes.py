@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, LiteralString
 
 import orjson
 import psycopg
 
-from service.database import Database, explain
+from service import rows
+from service.database import Database
 from service.domain import (
-    Appointment,
     Cancel,
     Conflict,
     Outcome,
-    State,
     Write,
     WriteResult,
     idempotency_digest,
@@ -27,11 +26,10 @@ from service.errors import (
     TimeRangeTaken,
 )
 from service.metrics import Metrics
+from service.rows import Row
 
-_APPLY = """
-    SELECT outcome, organization_revision, lock_wait,
-        appointment_id, resource_id, start_time, end_time, title, attributes::text,
-        created_at, updated_at, state, version, revision, conflicts
+_APPLY: LiteralString = f"""
+    SELECT outcome, organization_revision, lock_wait, conflicts, {rows.APPOINTMENT}
     FROM apply_writes(%s::text, %s::json)
 """
 
@@ -60,28 +58,21 @@ class WriteStore:
 
         Raises LockTimeout, DatabaseUnavailable or Overloaded for the whole batch.
         """
-        async with self._database.connection() as connection:
-            try:
-                cursor = await connection.execute(
-                    _APPLY, (organization_id, _parameters(writes)), binary=True
-                )
-                rows = await cursor.fetchall()
-            except psycopg.Error as error:
-                refusal = await explain(connection, error)
-            else:
-                self._metrics.lock_wait_seconds.observe(rows[0][2])
-                return [_result(organization_id, row) for row in rows]
-        if isinstance(refusal, ServiceError):
-            raise refusal
-        if len(writes) == 1:
-            return [await self._blame(organization_id, writes[0], refusal)]
-        results: list[WriteResult | Exception] = []
-        for write in writes:
-            try:
-                results += await self.apply(organization_id, [write])
-            except ServiceError as error:
-                results.append(error)
-        return results
+        try:
+            found = await self._database.fetch(_APPLY, (organization_id, _parameters(writes)))
+        except psycopg.Error as refusal:
+            if len(writes) == 1:
+                return [await self._blame(organization_id, writes[0], refusal)]
+            return [await self._apply_alone(organization_id, write) for write in writes]
+        self._metrics.lock_wait_seconds.observe(found[0][2])
+        return [_result(organization_id, row) for row in found]
+
+    async def _apply_alone(self, organization_id: str, write: Write) -> WriteResult | Exception:
+        try:
+            [result] = await self.apply(organization_id, [write])
+        except ServiceError as error:
+            return error
+        return result
 
     async def _blame(self, organization_id: str, write: Write, refusal: psycopg.Error) -> Exception:
         """Return what a single write is answered that the database refused.
@@ -91,13 +82,10 @@ class WriteStore:
         """
         if isinstance(write, Cancel) or refusal.diag.constraint_name != _NO_OVERLAP:
             return refusal
-        async with self._database.connection() as connection:
-            cursor = await connection.execute(
-                _OVERLAPPING,
-                (organization_id, write.resource_id, write.id, write.start, write.end),
-            )
-            row = await cursor.fetchone()
-        return TimeRangeTaken(_conflicts(row[0] if row else None))
+        found = await self._database.fetch(
+            _OVERLAPPING, (organization_id, write.resource_id, write.id, write.start, write.end)
+        )
+        return TimeRangeTaken(_conflicts(found[0][0]))
 
 
 def _parameters(writes: Sequence[Write]) -> str:
@@ -131,28 +119,15 @@ def _parameter(write: Write) -> dict[str, Any]:
     return parameter
 
 
-def _result(organization_id: str, row: tuple[Any, ...]) -> WriteResult | ServiceError:
+def _result(organization_id: str, row: Row) -> WriteResult | ServiceError:
     outcome, revision = row[0], row[1]
     if outcome in _OUTCOMES:
         return WriteResult(
             outcome=Outcome(outcome),
             organization_revision=revision,
-            appointment=Appointment(
-                organization_id=organization_id,
-                id=row[3],
-                resource_id=row[4],
-                start=row[5],
-                end=row[6],
-                title=row[7],
-                attributes=row[8],
-                created_at=row[9],
-                updated_at=row[10],
-                state=State(row[11]),
-                version=row[12],
-                revision=row[13],
-            ),
+            appointment=rows.appointment(organization_id, row[4:]),
         )
-    return _refusal(outcome, revision, row[14])
+    return _refusal(outcome, revision, row[3])
 
 
 def _refusal(outcome: str, revision: int, conflicts: list[dict[str, Any]] | None) -> ServiceError:

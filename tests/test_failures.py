@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import psycopg
@@ -187,6 +187,7 @@ def test_beyond_the_queue_a_read_is_refused_at_once(
         codes = {call.code() for call in calls if call.done()}
         locker.rollback()
         assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        until(lambda: all(call.done() for call in calls))
         assert stub.ListAppointments(request).revision == 0
 
 
@@ -202,11 +203,18 @@ class Load:
         self._pool = ThreadPoolExecutor(writers)
         self._writers = [self._pool.submit(self._write, n) for n in range(writers)]
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+
     def stop(self) -> None:
+        """Stop, and fail with what a writer failed with."""
         self._stop.set()
         for writer in self._writers:
             writer.result()
-        self._pool.shutdown()
 
     def _write(self, writer: int) -> None:
         with grpc.insecure_channel(self._address) as channel:
@@ -229,11 +237,11 @@ def test_sigterm_under_load_fails_no_call_that_was_accepted(
     start_service: StartProgram, stub: AppointmentServiceStub, organization: str
 ) -> None:
     service = start_service()
-    load = Load(service.address, organization)
-    until(lambda: len(load.accepted) > 500)
-    service.process.send_signal(signal.SIGTERM)
-    assert service.process.wait(timeout=20) == 0
-    load.stop()
+    with Load(service.address, organization) as load:
+        until(lambda: len(load.accepted) > 500)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(timeout=20) == 0
+        load.stop()
     org = Organization(stub, organization)
     stored = set(org.listed(page_size=1000))
     # Answered: stored. Failed: not stored, so the service had never accepted it.
@@ -254,10 +262,10 @@ def test_a_killed_service_loses_no_answered_write(
     start_service: StartProgram, stub: AppointmentServiceStub, organization: str
 ) -> None:
     service = start_service()
-    load = Load(service.address, organization)
-    until(lambda: len(load.accepted) > 300)
-    service.kill()
-    load.stop()
+    with Load(service.address, organization) as load:
+        until(lambda: len(load.accepted) > 300)
+        service.kill()
+        load.stop()
     org = Organization(stub, organization)
     assert set(load.accepted) <= set(org.listed(page_size=1000))
     org.check_history()
@@ -269,10 +277,11 @@ def test_the_database_away_and_back(
 ) -> None:
     postgres = own_postgres()
     service = start_service(DATABASE_URL=postgres.url(DATABASE))
-    with grpc.insecure_channel(service.address) as channel:
-        stub = AppointmentServiceStub(channel)
-        org = Organization(stub, organization)
-        load = Load(service.address, organization)
+    with (
+        grpc.insecure_channel(service.address) as channel,
+        Load(service.address, organization) as load,
+    ):
+        org = Organization(AppointmentServiceStub(channel), organization)
         until(lambda: len(load.accepted) > 200)
         postgres.stop(immediate=immediate)
         until(lambda: len(load.failed) > 20)

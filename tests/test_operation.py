@@ -65,6 +65,7 @@ def test_a_missing_migration_is_one_line(
     [
         ("GRPC_PORT", "70000"),
         ("GRPC_PORT", "http"),
+        ("LOG_LEVEL", "INFO"),
         ("MAX_QUEUED_WRITES", "10"),
         ("LOCK_TIMEOUT", "0"),
         ("LOCK_TIMEOUT", "inf"),
