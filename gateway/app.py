@@ -54,6 +54,7 @@ def build_router(channel: aio.Channel, settings: Settings, in_flight: InFlight) 
     shared = CallSettings(
         channel=channel,
         timeout=settings.gateway_timeout,
+        max_message_bytes=settings.max_message_bytes,
         bodies=BodyReader(
             max_bytes=settings.gateway_max_body_bytes, timeout=settings.gateway_body_timeout
         ),

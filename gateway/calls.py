@@ -35,10 +35,6 @@ REVISION = "Organization-Revision"
 OUTCOME = "Appointment-Outcome"
 DEFAULT_ORGANIZATION = "default"
 
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""gRPC's own limit on what a server receives. JSON within the body's limit can exceed it,
-since small numbers in free JSON grow fivefold."""
-
 _PRINTABLE = re.compile("[ -~]*")
 
 
@@ -67,10 +63,11 @@ class InFlight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallSettings:
-    """What all endpoints share; the timeout of a call is in seconds."""
+    """What all endpoints share; the timeout of a call is in seconds, sizes are in bytes."""
 
     channel: aio.Channel
     timeout: float
+    max_message_bytes: int
     bodies: BodyReader
     in_flight: InFlight
     statuses: StatusReader
@@ -109,8 +106,11 @@ class CallEndpoint:
             message = self._input.read(exchange, body)
             exchange.organization = organization_of(message)
             encoded = message.SerializeToString()
-            if len(encoded) > MAX_MESSAGE_BYTES:
-                raise too_large("The request is more than 4 MiB as a message of the service.")
+            if len(encoded) > self._settings.max_message_bytes:
+                raise too_large(
+                    "As a message of the service the request is more than "
+                    f"{self._settings.max_message_bytes} bytes."
+                )
             response, headers = await self._answer(encoded, metadata)
         shown = getattr(response, self._response_body) if self._response_body else response
         status = HTTPStatus.OK

@@ -122,7 +122,19 @@ async def test_a_message_that_grows_beyond_grpcs_limit(rest: Gateway) -> None:
         headers={"Content-Type": "application/json"},
     )
     assert (answer.status, answer.json["code"]) == (413, "REQUEST_TOO_LARGE")
-    assert "4 MiB" in answer.json["detail"]  # said here, not by gRPC after sending it
+    assert "4194304 bytes" in answer.json["detail"]  # said here, not by gRPC after sending it
+
+
+async def test_the_limit_of_a_message_is_the_services(fake: FakeService) -> None:
+    async with running_gateway(fake, max_message_bytes=1024) as gateway:
+        assert (await gateway.upsert()).status == 201
+        calls = fake.calls
+        answer = await gateway.send(
+            "POST", "/api/appointments", json={**WRITE, "attributes": {"a": "x" * 1024}}
+        )
+    assert (answer.status, answer.json["code"]) == (413, "REQUEST_TOO_LARGE")
+    assert "1024 bytes" in answer.json["detail"]
+    assert fake.calls == calls
 
 
 _HEAD = (

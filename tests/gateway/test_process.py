@@ -81,6 +81,7 @@ async def test_without_a_metrics_port_there_are_no_metrics() -> None:
         ("GATEWAY_TIMEOUT", "3601"),
         ("GATEWAY_PORT", ""),
         ("GATEWAY_MAX_BODY_BYTES", "-1"),
+        ("MAX_MESSAGE_BYTES", "1023"),
         ("LOG_LEVEL", "loud"),
         ("LOG_LEVEL", "INFO"),
         ("LOG_FORMAT", "xml"),
