@@ -130,7 +130,9 @@ def test_delay_is_rounded_up_to_whole_seconds(delay: Duration, seconds: int) -> 
     assert READER.of_status(status).retry_after == seconds
 
 
-@pytest.mark.parametrize("code", [StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED])
+@pytest.mark.parametrize(
+    "code", [StatusCode.CANCELLED, StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED]
+)
 def test_trying_again_is_proposed_even_without_a_delay(code: StatusCode) -> None:
     assert READER.of_call(code, None, None).retry_after == 1
 

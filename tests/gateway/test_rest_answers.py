@@ -139,6 +139,36 @@ async def test_a_service_that_cannot_be_reached(fake: FakeService) -> None:
         assert (await gateway.send("GET", "/healthz")).status == 200
 
 
+@pytest.mark.parametrize("code", [grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE])
+async def test_a_service_that_ends_a_call(rest: Gateway, code: grpc.StatusCode) -> None:
+    async def end(context: Context) -> None:
+        await context.abort(code, "CANCELLED by peer ipv4:10.0.0.1")
+
+    rest.service.behave = end
+    answer = await rest.upsert()
+    assert (answer.status, answer.json["code"]) == (503, "SERVICE_UNAVAILABLE")
+    assert answer.headers["Retry-After"] == "1"
+    assert b"10.0.0.1" not in answer.body
+
+
+@pytest.mark.parametrize("grace", [0, 0.1])
+async def test_a_service_that_stops_during_a_call(grace: float) -> None:
+    called = asyncio.Event()
+
+    async def hang(_: Context) -> None:
+        called.set()
+        await asyncio.Event().wait()
+
+    async with fake_service() as service, running_gateway(service) as gateway:
+        service.behave = hang
+        sent = asyncio.create_task(gateway.upsert())
+        await called.wait()
+        await service.server.stop(grace)
+        answer = await asyncio.wait_for(sent, 5)
+    assert (answer.status, answer.json["code"]) == (503, "SERVICE_UNAVAILABLE")
+    assert answer.headers["Retry-After"] == "1"
+
+
 async def test_a_service_that_does_not_answer_in_time(fake: FakeService) -> None:
     async def hang(_: Context) -> None:
         await asyncio.Event().wait()
