@@ -119,7 +119,7 @@ _STORED_EXAMPLE = {
     "state": "ACTIVE",
     "version": 1,
     "revision": "42",
-    "etag": "1-42",
+    "etag": "2a",
 }
 _WRITE_EXAMPLE = {
     name: _STORED_EXAMPLE[name]
@@ -232,7 +232,6 @@ def _responses(route: Route, schemas: Schemas) -> Schema:
         headers.append("ETag")
     if has_outcome:
         headers.append(OUTCOME)
-        schemas.enumeration(Outcome.DESCRIPTOR)
         schemas.enumeration(Outcome.DESCRIPTOR)
     creates = has_outcome and route.http_method == "POST"
     if creates:
