@@ -103,7 +103,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         metrics = Metrics(lambda: in_flight.count)
         metrics_port = None
         if settings.gateway_metrics_port is not None:
-            with _listening(settings.gateway_host, settings.gateway_metrics_port):
+            with _naming_port(settings.gateway_host, settings.gateway_metrics_port):
                 metrics_port, stop_metrics = metrics.serve(
                     settings.gateway_host, settings.gateway_metrics_port
                 )
@@ -118,7 +118,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         site = TCPSite(
             runner, settings.gateway_host, settings.gateway_port, backlog=_CONNECTION_BACKLOG
         )
-        with _listening(settings.gateway_host, settings.gateway_port):
+        with _naming_port(settings.gateway_host, settings.gateway_port):
             await site.start()
         port = runner.addresses[0][1]
         yield Listening(port=port, metrics_port=metrics_port, in_flight=in_flight)
@@ -145,7 +145,7 @@ async def run(settings: Settings) -> None:
 
 
 @contextmanager
-def _listening(host: str, port: int) -> Iterator[None]:
+def _naming_port(host: str, port: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -1,7 +1,6 @@
 """Problem bodies (RFC 9457), and the one table from gRPC status and reason to HTTP."""
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -13,7 +12,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
-from gateway.rendering import MessageRenderer
+from gateway.rendering import MessageRenderer, camel_case
 
 DOMAIN = "appointments.v1"
 MEDIA_TYPE = "application/problem+json"
@@ -24,7 +23,7 @@ MAX_FIELD_PATH = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Fallback:
     """How a gRPC status is said in HTTP when it carries no reason of the service's own."""
 
     http: HTTPStatus
@@ -39,44 +38,46 @@ _BY_REASON: Mapping[tuple[StatusCode, str], HTTPStatus] = {
     (StatusCode.ALREADY_EXISTS, "APPOINTMENT_EXISTS"): HTTPStatus.PRECONDITION_FAILED,
     (StatusCode.INVALID_ARGUMENT, "IDEMPOTENCY_KEY_REUSED"): HTTPStatus.UNPROCESSABLE_ENTITY,
 }
-_INTERNAL = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", "Something failed on our side.")
-_BY_STATUS: Mapping[StatusCode, Answer] = {
-    StatusCode.CANCELLED: Answer(
+_INTERNAL = Fallback(HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", "Something failed on our side.")
+_BY_STATUS: Mapping[StatusCode, Fallback] = {
+    StatusCode.CANCELLED: Fallback(
         HTTPStatus.SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", "The service cancelled the call."
     ),
     StatusCode.UNKNOWN: _INTERNAL,
-    StatusCode.INVALID_ARGUMENT: Answer(
+    StatusCode.INVALID_ARGUMENT: Fallback(
         HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", "The request is not valid."
     ),
-    StatusCode.DEADLINE_EXCEEDED: Answer(
+    StatusCode.DEADLINE_EXCEEDED: Fallback(
         HTTPStatus.GATEWAY_TIMEOUT,
         "DEADLINE_EXCEEDED",
         "The service did not answer in time; a write may or may not have happened.",
     ),
-    StatusCode.NOT_FOUND: Answer(HTTPStatus.NOT_FOUND, "NOT_FOUND", "There is no such thing."),
-    StatusCode.ALREADY_EXISTS: Answer(HTTPStatus.CONFLICT, "ALREADY_EXISTS", "It exists already."),
-    StatusCode.PERMISSION_DENIED: Answer(
+    StatusCode.NOT_FOUND: Fallback(HTTPStatus.NOT_FOUND, "NOT_FOUND", "There is no such thing."),
+    StatusCode.ALREADY_EXISTS: Fallback(
+        HTTPStatus.CONFLICT, "ALREADY_EXISTS", "It exists already."
+    ),
+    StatusCode.PERMISSION_DENIED: Fallback(
         HTTPStatus.FORBIDDEN, "PERMISSION_DENIED", "This is not allowed."
     ),
-    StatusCode.RESOURCE_EXHAUSTED: Answer(
+    StatusCode.RESOURCE_EXHAUSTED: Fallback(
         HTTPStatus.TOO_MANY_REQUESTS, "OVERLOADED", "Too much is waiting already."
     ),
-    StatusCode.FAILED_PRECONDITION: Answer(
+    StatusCode.FAILED_PRECONDITION: Fallback(
         HTTPStatus.BAD_REQUEST, "FAILED_PRECONDITION", "The request does not fit the state."
     ),
-    StatusCode.ABORTED: Answer(HTTPStatus.CONFLICT, "ABORTED", "Another write came between."),
-    StatusCode.OUT_OF_RANGE: Answer(
+    StatusCode.ABORTED: Fallback(HTTPStatus.CONFLICT, "ABORTED", "Another write came between."),
+    StatusCode.OUT_OF_RANGE: Fallback(
         HTTPStatus.BAD_REQUEST, "OUT_OF_RANGE", "The request is out of range."
     ),
-    StatusCode.UNIMPLEMENTED: Answer(
+    StatusCode.UNIMPLEMENTED: Fallback(
         HTTPStatus.NOT_IMPLEMENTED, "UNIMPLEMENTED", "The service does not have this method."
     ),
     StatusCode.INTERNAL: _INTERNAL,
-    StatusCode.UNAVAILABLE: Answer(
+    StatusCode.UNAVAILABLE: Fallback(
         HTTPStatus.SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", "The service cannot be reached."
     ),
     StatusCode.DATA_LOSS: _INTERNAL,
-    StatusCode.UNAUTHENTICATED: Answer(
+    StatusCode.UNAUTHENTICATED: Fallback(
         HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED", "Credentials are needed."
     ),
 }
@@ -172,18 +173,6 @@ def internal() -> Problem:
     return Problem(status=_INTERNAL.http, code=_INTERNAL.code, detail=_INTERNAL.detail)
 
 
-_SNAKE = re.compile("_([a-z0-9])")
-
-
-def camel_case(path: str) -> str:
-    """Give the JSON names of a path of proto field names."""
-    return _SNAKE.sub(_upper, path)
-
-
-def _upper(match: re.Match[str]) -> str:
-    return match[1].upper()
-
-
 class StatusReader:
     """Reads `google.rpc.Status` into problems.
 
@@ -219,7 +208,7 @@ class StatusReader:
     def of_status(self, status: Status) -> Problem:
         """Read a status with its details; unknown details are passed over."""
         code = _STATUS_CODES.get(status.code, StatusCode.UNKNOWN)
-        answer = _BY_STATUS.get(code, _INTERNAL)
+        fallback = _BY_STATUS.get(code, _INTERNAL)
         reason = ""
         errors: list[FieldError] = []
         conflicts: Mapping[str, Any] = {}
@@ -242,18 +231,18 @@ class StatusReader:
                     retry_after = max(1, math.ceil(delay.seconds + delay.nanos / 1e9))
             except DecodeError:
                 continue
-        if answer is _INTERNAL:
+        if fallback is _INTERNAL:
             return internal()
-        http = _BY_REASON.get((code, reason), answer.http)
+        http = _BY_REASON.get((code, reason), fallback.http)
         if retry_after is None and http in _RETRIED:
             retry_after = 1
         if errors:
             detail = _summary(errors)  # the service's own words have the proto's paths
         else:
-            detail = status.message if reason and status.message else answer.detail
+            detail = status.message if reason and status.message else fallback.detail
         return Problem(
             status=http,
-            code=reason or answer.code,
+            code=reason or fallback.code,
             detail=detail,
             errors=tuple(errors),
             conflicts=conflicts,

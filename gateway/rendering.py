@@ -4,6 +4,7 @@
 as fast, because what a message type's fields are is looked up once.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  naive, so that isoformat prints n
 # Integral doubles are printed as integers as far as a JSON integer of 64 bits goes;
 # beyond it the same number is printed with an exponent.
 _INTEGERS = 2.0**63
+_SNAKE = re.compile("_([a-z0-9])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,11 @@ class MessageRenderer:
             value = getattr(message, field.name)
             rendered[field.json_name] = value if field.render is None else field.render(value)
         return rendered
+
+
+def camel_case(path: str) -> str:
+    """Give the JSON names of a path of proto field names."""
+    return _SNAKE.sub(lambda match: match[1].upper(), path)
 
 
 def render_timestamp(timestamp: Timestamp) -> str:
