@@ -91,16 +91,6 @@ class Program:
         with self._changed:
             return list(self._lines)
 
-    def log_events(self) -> list[dict[str, Any]]:
-        """The log lines so far that are JSON objects."""
-        events = map(_as_event, self.log_lines())
-        return [event for event in events if event is not None]
-
-    def error_lines(self) -> list[str]:
-        """What it has written to stderr so far."""
-        with self._changed:
-            return list(self._errors)
-
     def wait_for_event(
         self, wanted: Callable[[dict[str, Any]], bool], *, within: float = 10.0
     ) -> dict[str, Any]:
