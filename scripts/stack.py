@@ -99,8 +99,8 @@ def check_ports(environment: Mapping[str, str]) -> None:
     for host_name, port_name, default in (
         ("GRPC_HOST", "GRPC_PORT", "50051"),
         ("GATEWAY_HOST", "GATEWAY_PORT", "3000"),
-        ("", "METRICS_PORT", "9464"),
-        ("", "GATEWAY_METRICS_PORT", "9465"),
+        ("GRPC_HOST", "METRICS_PORT", "9464"),
+        ("GATEWAY_HOST", "GATEWAY_METRICS_PORT", "9465"),
     ):
         text = environment.get(port_name, default)
         if not text:  # not served at all, or not allowed: for the program to say

@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts.programs import ROOT
+from scripts.programs import ROOT, StartError
 from scripts.rest import Rest
-from scripts.stack import ANY_PORT, base_environment
+from scripts.stack import ANY_PORT, base_environment, check_ports
 
 WITHIN = 60
 
@@ -164,6 +164,16 @@ def test_a_port_in_use_is_one_line_and_nothing_is_started(
     expected = f"make run: port {port} is in use by process {os.getpid()}: free it, or set {name}\n"
     assert errors == expected
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has every address 127.0.0.*")
+@pytest.mark.parametrize("name", ["METRICS_PORT", "GATEWAY_METRICS_PORT"])
+def test_a_port_is_looked_for_on_the_programs_own_address(name: str) -> None:
+    with taken_port() as port:
+        elsewhere = {"GRPC_HOST": "127.0.0.2", "GATEWAY_HOST": "127.0.0.2"}
+        check_ports({**ANY_PORT, **elsewhere, name: port})
+        with pytest.raises(StartError):
+            check_ports({**ANY_PORT, name: port})
 
 
 def test_an_unreachable_database_is_one_line(start_run: StartRun) -> None:
