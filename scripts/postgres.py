@@ -14,6 +14,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -232,6 +233,7 @@ def _open_ways(*paths: Path) -> None:
         for directory in path.parents:
             mode = directory.stat().st_mode
             if not mode & stat.S_IXOTH:
+                sys.stderr.write(f"letting every user pass through {directory}\n")
                 directory.chmod(mode | stat.S_IXOTH)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scripts.postgres import _open_ways
 from scripts.programs import ROOT, StartError
 from scripts.rest import Rest
 from scripts.stack import ANY_PORT, base_environment, check_ports
@@ -85,6 +86,8 @@ StartRun = Callable[..., Run]
 def start_run(tmp_path: Path) -> Iterator[StartRun]:
     """Start `make run` with a data directory of the test's own."""
     runs: list[Run] = []
+    if os.geteuid() == 0:
+        _open_ways(tmp_path / "postgres")  # so that no run has anything to say of it
 
     def start(**settings: str) -> Run:
         settings.setdefault("RUN_DATA_DIR", str(tmp_path / "postgres"))
@@ -241,3 +244,17 @@ async def test_after_kill_nothing_is_left_and_the_next_run_works(start_run: Star
     async with Rest.connected(again.url) as rest:
         assert [stored["id"] for stored in await rest.appointments("default")] == ["kept"]
     assert again.press_ctrl_c() == (0, "")
+
+
+def test_a_directory_that_is_opened_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed = tmp_path / "closed"
+    _open_ways(closed)
+    capsys.readouterr()
+    closed.mkdir(mode=0o700)
+    _open_ways(closed / "data")
+    assert capsys.readouterr().err == f"letting every user pass through {closed}\n"
+    assert closed.stat().st_mode & 0o777 == 0o701
+    _open_ways(closed / "data")
+    assert capsys.readouterr().err == ""
