@@ -73,5 +73,5 @@ audit: .venv/installed ## Look for known vulnerabilities in the pinned dependenc
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements-dev.txt
 
 clean: ## Remove what was made here: the environment, caches and make run's data
-	rm -rf .venv .data .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis build dist
+	rm -rf .venv .data .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
