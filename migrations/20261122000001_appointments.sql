@@ -8,17 +8,29 @@ CREATE EXTENSION IF NOT EXISTS btree_gist;
 -- DATABASE_URL. Roles belong to the whole server, so another database may have made it.
 DO $$
 BEGIN
-    CREATE ROLE appointments_service NOLOGIN;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'appointments_service') THEN
+        CREATE ROLE appointments_service NOLOGIN;
+    END IF;
 EXCEPTION WHEN duplicate_object OR unique_violation THEN
     NULL;
 END
 $$;
 
-GRANT appointments_service TO CURRENT_USER;
+DO $$
+BEGIN
+    GRANT appointments_service TO CURRENT_USER;
+EXCEPTION WHEN insufficient_privilege THEN
+    -- The role is another's; the user of DATABASE_URL may be a member of it already.
+    RAISE WARNING 'for %, an administrator must: GRANT appointments_service TO ...', CURRENT_USER;
+END
+$$;
+
+-- Ids are compared by their bytes (COLLATE "C"): the same everywhere, and no upgrade of
+-- the operating system's collations can break the indexes that refuse overlaps.
 
 -- One row an organization: its clock.
 CREATE TABLE organizations (
-    organization_id text NOT NULL,
+    organization_id text COLLATE "C" NOT NULL,
     -- The latest change; counts from 1 without gaps.
     revision bigint NOT NULL,
     -- When that was recorded; never goes back, even if the server's clock does.
@@ -28,9 +40,9 @@ CREATE TABLE organizations (
 );
 
 CREATE TABLE appointments (
-    organization_id text NOT NULL,
-    appointment_id text NOT NULL,
-    resource_id text NOT NULL,
+    organization_id text COLLATE "C" NOT NULL,
+    appointment_id text COLLATE "C" NOT NULL,
+    resource_id text COLLATE "C" NOT NULL,
     start_time timestamptz NOT NULL,
     end_time timestamptz NOT NULL,
     title text NOT NULL,
@@ -72,16 +84,16 @@ WHERE state = 'CANCELLED';
 -- Every change, with the appointment as it was after it. Audit trail, change feed and
 -- as-of reads in one table; the service's role may only read and append.
 CREATE TABLE appointment_history (
-    organization_id text NOT NULL,
+    organization_id text COLLATE "C" NOT NULL,
     revision bigint NOT NULL,
     change text NOT NULL,
     recorded_at timestamptz NOT NULL,
     actor text NOT NULL,
-    idempotency_key text,
+    idempotency_key text COLLATE "C",
     -- Tells the same write from another one under the same key.
     idempotency_digest bytea,
-    appointment_id text NOT NULL,
-    resource_id text NOT NULL,
+    appointment_id text COLLATE "C" NOT NULL,
+    resource_id text COLLATE "C" NOT NULL,
     start_time timestamptz NOT NULL,
     end_time timestamptz NOT NULL,
     title text NOT NULL,

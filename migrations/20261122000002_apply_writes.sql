@@ -13,6 +13,7 @@ CREATE FUNCTION overlapping_appointments(
 RETURNS json
 LANGUAGE sql
 STABLE
+SET search_path = public, pg_temp
 AS $$
     SELECT json_agg(
         json_build_object(
@@ -94,6 +95,7 @@ RETURNS TABLE (
 )
 LANGUAGE plpgsql
 VOLATILE
+SET search_path = public, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -240,7 +242,8 @@ BEGIN
                 stored.state := 'ACTIVE';
             END IF;
             stored.version := coalesce(stored.version, 0) + 1;
-            stored.revision := v_revision + 1;
+            -- A revision, and so an etag, is given to nothing but what is written.
+            stored.revision := CASE WHEN w.validate_only THEN 0 ELSE v_revision + 1 END;
 
             IF NOT w.validate_only THEN
                 v_revision := v_revision + 1;

@@ -7,6 +7,7 @@ CREATE FUNCTION revision_at(p_organization_id text, p_time timestamptz)
 RETURNS bigint
 LANGUAGE plpgsql
 STABLE
+SET search_path = public, pg_temp
 AS $$
 DECLARE
     low bigint := 0;

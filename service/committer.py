@@ -15,6 +15,9 @@ from service.errors import Overloaded
 from service.metrics import Metrics
 from service.writes import WriteStore
 
+# The most that one call may bring; it must find room.
+MAX_BATCH_REQUEST = 1000
+
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
@@ -34,7 +37,7 @@ class Committer:
     """Hands writes to the store in batches, one batch of an organization at a time.
 
     `connections` bounds the batches in flight, `max_batch` the writes of one,
-    `max_queued` the writes that wait in all.
+    `max_queued` the writes that wait in all; one organization may have half of them.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class Committer:
         self._free = connections
         self._max_batch = max_batch
         self._max_queued = max_queued
+        # So that one organization cannot shut the others out.
+        self._max_queued_by_one = max(max_queued // 2, MAX_BATCH_REQUEST)
         self._queued = 0
         self._queues: dict[str, _Queue] = {}
         # Organizations with waiting writes and no batch in flight, oldest first.
@@ -75,15 +80,18 @@ class Committer:
 
         Raises Overloaded, with nothing queued, when too many writes wait already.
         """
-        if self._queued + len(writes) > self._max_queued:
+        queue = self._queues.get(organization_id) or _Queue()
+        if (
+            self._queued + len(writes) > self._max_queued
+            or len(queue.waiting) + len(writes) > self._max_queued_by_one
+        ):
             raise Overloaded(
-                f"{self._queued} writes are waiting already; nothing was written, try again later"
+                f"{self._queued} writes wait already, {len(queue.waiting)} of them of this"
+                " organization; nothing was written, try again later"
             )
+        self._queues[organization_id] = queue
         loop = asyncio.get_running_loop()
         waiting = [_Waiting(write, loop.create_future()) for write in writes]
-        queue = self._queues.get(organization_id)
-        if queue is None:
-            queue = self._queues[organization_id] = _Queue()
         if not queue.in_flight and not queue.waiting:
             self._ready.append(organization_id)
         queue.waiting.extend(waiting)

@@ -1,8 +1,9 @@
 """Connections to PostgreSQL, and what its errors mean to a caller."""
 
+import asyncio
+import math
 import select
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, LiteralString, Self
@@ -10,6 +11,7 @@ from typing import Any, LiteralString, Self
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.errors import Diagnostic
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -21,6 +23,7 @@ from service.rows import Row
 ROLE = "appointments_service"
 
 _NOTHING_WRITTEN = "nothing was written, try again"
+_NOT_KNOWN = "whether a write was stored is not known, the same request may be sent again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,24 @@ class Timeouts:
     connection: float
     lock: float
     statement: float
+
+
+class _Connection(AsyncConnection[TupleRow]):
+    """A connection that remembers whether the server warned about a commit.
+
+    A wait for a synchronous standby that is cancelled ends with a mere warning: the
+    transaction is committed here and perhaps nowhere else.
+    """
+
+    warning: str | None = None
+
+
+async def _listen_for_warnings(connection: _Connection) -> None:
+    def note(diagnostic: Diagnostic) -> None:
+        if diagnostic.severity_nonlocalized == "WARNING":
+            connection.warning = diagnostic.message_primary
+
+    connection.add_notice_handler(note)
 
 
 class Database:
@@ -47,11 +68,13 @@ class Database:
         connections: int,
         max_waiting: int,
         timeouts: Timeouts,
-        writable: bool,
+        replica: bool,
         metrics: Metrics,
     ) -> None:
         self._pool = AsyncConnectionPool(
-            _conninfo(url, timeouts, writable=writable),
+            _conninfo(url, timeouts, replica=replica),
+            connection_class=_Connection,
+            configure=_listen_for_warnings,
             name=name,
             min_size=connections,
             max_size=connections,
@@ -62,12 +85,17 @@ class Database:
             kwargs={"autocommit": True},
             open=False,
         )
-        self._timeout = timeouts.connection
+        self._timeouts = timeouts
+        self._connections = connections
         self._most_users = connections + max_waiting
-        self._users = 0
-        for state, count in (("busy", self._busy), ("idle", self._idle)):
-            metrics.pool_connections.labels(name, state).set_function(count)
-        metrics.pool_waiting.labels(name).set_function(lambda: self._users - self._busy())
+        # Statements under way, those included whose caller has gone.
+        self._running: set[asyncio.Task[list[Row]]] = set()
+        self._lent = 0
+        metrics.pool_connections.labels(name, "busy").set_function(lambda: self._lent)
+        metrics.pool_connections.labels(name, "idle").set_function(
+            lambda: self._pool.get_stats()["pool_available"]
+        )
+        metrics.pool_waiting.labels(name).set_function(lambda: len(self._running) - self._lent)
 
     async def __aenter__(self) -> Self:
         """Start filling the pool; does not wait for the server."""
@@ -75,6 +103,8 @@ class Database:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._running:
+            await asyncio.wait(self._running, timeout=self._timeouts.connection)
         await self._pool.close(timeout=5.0)
 
     async def fetch(
@@ -82,51 +112,72 @@ class Database:
     ) -> list[Row]:
         """Run one statement as a transaction of its own and return its rows.
 
-        Raises Overloaded, LockTimeout or DatabaseUnavailable, and psycopg.Error if the
-        statement itself is at fault; it was rolled back then.
-        """
-        async with self._connection() as connection:
-            try:
-                cursor = await connection.execute(statement, parameters, binary=True)
-                return await cursor.fetchall()
-            except psycopg.Error as error:
-                meaning = await _explain(connection, error)
-                if meaning is None:
-                    raise
-                raise meaning from error
+        It runs in a task of its own: a caller that is cancelled goes at once, and the
+        connection still comes back to the pool in order.
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[AsyncConnection[TupleRow]]:
-        """Lend a connection in autocommit mode.
-
-        Raises Overloaded when too many use or await one, and DatabaseUnavailable when
-        none is to be had in time; nothing was sent to the server then.
+        Raises Overloaded when too many use or await a connection, LockTimeout,
+        DatabaseUnavailable, and psycopg.Error if the statement itself is at fault.
         """
-        if self._users >= self._most_users:
+        if len(self._running) >= self._most_users:
             raise Overloaded(
-                f"{self._users} requests use or await the database; {_NOTHING_WRITTEN} later"
+                f"{len(self._running)} requests use or await the database; {_NOTHING_WRITTEN} later"
             )
-        self._users += 1
-        try:
-            connection = await self._take()
-            try:
-                yield connection
-            finally:
-                await self._pool.putconn(connection)
-        finally:
-            self._users -= 1
+        task = asyncio.create_task(self._fetch(statement, parameters))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        done, _ = await asyncio.wait({task}, timeout=self._patience)
+        if not done:
+            # The server hangs, or its statement_timeout would have ended it.
+            task.cancel()
+            raise DatabaseUnavailable(f"the database does not answer; {_NOT_KNOWN}")
+        return task.result()
 
-    async def _take(self) -> AsyncConnection[TupleRow]:
+    def _ended(self, task: asyncio.Task[list[Row]]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody else asks for it if the caller has gone
+
+    @property
+    def _patience(self) -> float:
+        return self._timeouts.connection + self._timeouts.statement + 1.0
+
+    async def _fetch(
+        self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any]
+    ) -> list[Row]:
+        connection = await self._take()
+        self._lent += 1
+        try:
+            cursor = await connection.execute(statement, parameters, binary=True)
+            rows = await cursor.fetchall()
+            if connection.warning is not None:
+                raise DatabaseUnavailable(
+                    f"the database is not sure of its commit ({connection.warning}); {_NOT_KNOWN}"
+                )
+        except psycopg.Error as error:
+            meaning = await _explain(connection, error)
+            if meaning is None:
+                raise
+            raise meaning from error
+        else:
+            return rows
+        finally:
+            self._lent -= 1
+            connection.warning = None
+            await self._pool.putconn(connection)
+
+    async def _take(self) -> _Connection:
         """Take a connection that the server has not closed.
 
         The pool's own check is not used: it backs off for a second after the second
         dead connection, although the next one may be well.
         """
-        give_up = monotonic() + self._timeout
+        give_up = monotonic() + self._timeouts.connection
         while True:
             try:
                 connection = await self._pool.getconn(timeout=give_up - monotonic())
             except (PoolTimeout, psycopg.OperationalError) as error:
+                if self._lent >= self._connections:
+                    raise Overloaded(f"the database is busy; {_NOTHING_WRITTEN} later") from error
                 raise DatabaseUnavailable(
                     f"the database cannot be reached; {_NOTHING_WRITTEN} later"
                 ) from error
@@ -135,17 +186,8 @@ class Database:
             await connection.close()
             await self._pool.putconn(connection)
 
-    def _busy(self) -> float:
-        stats = self._pool.get_stats()
-        return stats["pool_size"] - stats["pool_available"]
 
-    def _idle(self) -> float:
-        return self._pool.get_stats()["pool_available"]
-
-
-async def _explain(
-    connection: AsyncConnection[TupleRow], error: psycopg.Error
-) -> ServiceError | None:
+async def _explain(connection: _Connection, error: psycopg.Error) -> ServiceError | None:
     """Return what a failed statement means to a caller; None if the statement is at fault.
 
     An answer of the server means that the transaction was rolled back; a lost
@@ -165,14 +207,11 @@ async def _explain(
             if error.sqlstate and not error.sqlstate.startswith(("08", "57P")):
                 return DatabaseUnavailable(f"the database is in trouble; {_NOTHING_WRITTEN} later")
             await connection.close()
-            return DatabaseUnavailable(
-                "the connection to the database was lost; whether a write was stored is not"
-                " known, the same request may be sent again"
-            )
+            return DatabaseUnavailable(f"the connection to the database was lost; {_NOT_KNOWN}")
     return None
 
 
-def _still_open(connection: AsyncConnection[TupleRow]) -> bool:
+def _still_open(connection: _Connection) -> bool:
     """Tell whether the server has not closed an idle connection, without a round trip.
 
     Nothing is due on an idle connection, so bytes on its socket are the server's last
@@ -188,7 +227,7 @@ def _still_open(connection: AsyncConnection[TupleRow]) -> bool:
     return True
 
 
-def _conninfo(url: str, timeouts: Timeouts, *, writable: bool) -> str:
+def _conninfo(url: str, timeouts: Timeouts, *, replica: bool) -> str:
     """Complete a connection string with what every connection of ours relies on.
 
     READ COMMITTED: apply_writes is correct under no other level. synchronous_commit: a
@@ -200,8 +239,8 @@ def _conninfo(url: str, timeouts: Timeouts, *, writable: bool) -> str:
         "timezone": "UTC",
         "default_transaction_isolation": r"read\ committed",
         "synchronous_commit": "on",
-        "lock_timeout": f"{timeouts.lock * 1000:.0f}",
-        "statement_timeout": f"{timeouts.statement * 1000:.0f}",
+        "lock_timeout": f"{math.ceil(timeouts.lock * 1000)}",
+        "statement_timeout": f"{math.ceil(timeouts.statement * 1000)}",
         "idle_in_transaction_session_timeout": "10000",
     }
     ours = " ".join(f"-c {name}={value}" for name, value in options.items())
@@ -211,7 +250,8 @@ def _conninfo(url: str, timeouts: Timeouts, *, writable: bool) -> str:
         options=f"{given.get('options', '')} {ours}".strip(),
         application_name=given.get("application_name", "appointments"),
         connect_timeout=given.get("connect_timeout", 5),
-        target_session_attrs="read-write" if writable else "any",
+        # Fresh reads too must not meet a standby, which may be behind.
+        target_session_attrs="any" if replica else "read-write",
         # A server that is gone without a word is noticed in about ten seconds.
         keepalives_idle=given.get("keepalives_idle", 5),
         keepalives_interval=given.get("keepalives_interval", 2),

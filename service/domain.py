@@ -50,8 +50,11 @@ class Appointment:
 
     @property
     def etag(self) -> str:
-        """The opaque tag of this version: every version has its own revision."""
-        return f"{self.revision:x}"
+        """The opaque tag of this version: every version has its own revision.
+
+        One that was only validated has neither.
+        """
+        return f"{self.revision:x}" if self.revision else ""
 
 
 # Stands for any stored version as the expected revision; real ones start at 1.

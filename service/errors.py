@@ -29,12 +29,15 @@ class InvalidFields(ServiceError):
     """
 
     reason = "INVALID_FIELD"
+    SPELLED_OUT = 10
 
     def __init__(
         self, violations: Sequence[tuple[str, str]], *, organization_revision: int | None = None
     ) -> None:
+        text = "; ".join(f"{field}: {detail}" for field, detail in violations[: self.SPELLED_OUT])
+        more = len(violations) - self.SPELLED_OUT
         super().__init__(
-            "; ".join(f"{field}: {detail}" for field, detail in violations),
+            f"{text}; and {more} more" if more > 0 else text,
             organization_revision=organization_revision,
         )
         self.violations = violations
@@ -55,9 +58,8 @@ class TimeRangeTaken(ServiceError):
     ) -> None:
         self.conflicts = overlapping[: self.LISTED]
         self.more_conflicts = len(overlapping) > self.LISTED
-        ids = ", ".join(repr(conflict.id) for conflict in self.conflicts[:3])
         super().__init__(
-            "the time range is taken" + (f" by {ids}" if ids else "") + "; choose another",
+            "the time range is taken; choose another",
             organization_revision=organization_revision,
         )
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -36,6 +37,32 @@ def decode(request: Message, token: str, parts: Sequence[Callable[[Any], Any]]) 
     raise InvalidFields(
         [("page_token", "must be a next_page_token of a list with the same filters")]
     )
+
+
+def time(part: object) -> datetime:
+    """Read an aware time."""
+    found = datetime.fromisoformat(part) if isinstance(part, str) else None
+    if found is None or found.tzinfo is None:
+        raise ValueError(part)
+    return found
+
+
+def appointment_id(part: object) -> str:
+    """Read an appointment's id."""
+    if not isinstance(part, str) or "\0" in part:
+        raise ValueError(part)
+    return part
+
+
+def revision(part: object) -> int:
+    """Read a revision."""
+    if type(part) is not int or not 0 <= part < 2**63:
+        raise ValueError(part)
+    return part
+
+
+def revision_or_none(part: object) -> int | None:
+    return None if part is None else revision(part)
 
 
 def _digest(request: Message, position: Sequence[str | int | None]) -> str:

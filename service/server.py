@@ -60,26 +60,36 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         metrics_port = _serve_metrics(settings, metrics, stack)
         channelz_port = await _serve_channelz(settings, stack)
 
-        def connect(name: str, url: str, *, writable: bool) -> Database:
+        timeouts = Timeouts(
+            connection=settings.connection_timeout,
+            lock=settings.lock_timeout,
+            statement=settings.statement_timeout,
+        )
+        writes = Database(
+            settings.database_url,
+            name="write",
+            connections=settings.write_connections,
+            # The committer has one batch in flight for each connection at most.
+            max_waiting=settings.write_connections,
+            timeouts=timeouts,
+            replica=False,
+            metrics=metrics,
+        )
+
+        def reader(name: str, url: str, *, replica: bool) -> Database:
             return Database(
                 url,
                 name=name,
-                connections=settings.write_connections if writable else settings.read_connections,
-                # The committer bounds the writes by itself.
-                max_waiting=0 if writable else settings.max_queued_reads,
-                timeouts=Timeouts(
-                    connection=settings.connection_timeout,
-                    lock=settings.lock_timeout,
-                    statement=settings.statement_timeout,
-                ),
-                writable=writable,
+                connections=settings.read_connections,
+                max_waiting=settings.max_queued_reads,
+                timeouts=timeouts,
+                replica=replica,
                 metrics=metrics,
             )
 
-        writes = connect("write", settings.database_url, writable=True)
-        reads = connect("read", settings.database_url, writable=False)
+        reads = reader("read", settings.database_url, replica=False)
         replica = (
-            connect("replica", settings.database_read_url, writable=False)
+            reader("replica", settings.database_read_url, replica=True)
             if settings.database_read_url
             else None
         )
@@ -114,7 +124,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         stack.push_async_callback(server.stop, settings.shutdown_grace)
         stack.push_async_callback(health_servicer.enter_graceful_shutdown)
         watch = asyncio.create_task(
-            _watch_readiness(reads, health_servicer, timeout=settings.connection_timeout)
+            _watch_readiness(reads, health_servicer, patience=settings.connection_timeout)
         )
         stack.callback(watch.cancel)
         yield Ports(grpc=port, metrics=metrics_port, channelz=channelz_port)
@@ -153,7 +163,7 @@ async def _serve_channelz(settings: Settings, stack: AsyncExitStack) -> int | No
 
 
 async def _watch_readiness(
-    database: Database, servicer: health.aio.HealthServicer, *, timeout: float
+    database: Database, servicer: health.aio.HealthServicer, *, patience: float
 ) -> None:
     """Keep the health of the service true to whether the database answers.
 
@@ -170,7 +180,7 @@ async def _watch_readiness(
         # A server that hangs answers neither this nor its own timeouts, so the probe
         # is not awaited for longer, and there is only ever one.
         probe = probe or asyncio.create_task(database.fetch("SELECT 1"))
-        await asyncio.wait({probe}, timeout=timeout)
+        await asyncio.wait({probe}, timeout=patience)
         failure: BaseException | None = TimeoutError("no answer in time")
         if probe.done():
             failure, probe = probe.exception(), None

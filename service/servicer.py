@@ -23,6 +23,9 @@ DEFAULT_PAGE_SIZE = 100
 # cut short rather than refused by the client.
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 
+# So that a batch in which everything is refused stays below it too.
+MAX_ITEM_DETAILS = 1024
+
 log = structlog.get_logger()
 
 Item = TypeVar("Item")
@@ -65,34 +68,26 @@ class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceService
     ) -> rpc.BatchUpsertAppointmentsResponse:
         call = current_call.get()
         call.organization_id = _one_organization(request)
-        results: list[WriteResult | Exception | None] = []
-        writes: list[Upsert] = []
-        for item in request.requests:
+        results: dict[int, WriteResult | Exception] = {}
+        writes: dict[int, Upsert] = {}
+        for index, item in enumerate(request.requests):
             try:
-                writes.append(
-                    messages.upsert(item, validate_only=request.validate_only, actor=call.actor)
+                writes[index] = messages.upsert(
+                    item, validate_only=request.validate_only, actor=call.actor
                 )
             except InvalidFields as error:
-                results.append(error)
-            else:
-                results.append(None)
-        applied = iter(
-            await self._committer.submit_all(call.organization_id, writes) if writes else ()
+                results[index] = error
+        if writes:
+            decided = await self._committer.submit_all(call.organization_id, list(writes.values()))
+            results |= zip(writes, decided, strict=True)
+        # Each sees those before it, so the highest revision is the latest.
+        call.organization_revision = max(
+            (revision for revision in map(_revision_of, results.values()) if revision is not None),
+            default=None,
         )
-        response = rpc.BatchUpsertAppointmentsResponse()
-        for refused in results:
-            result = refused or next(applied)
-            if isinstance(result, WriteResult):
-                _note(result)
-                response.results.add(
-                    appointment=messages.appointment(result.appointment),
-                    outcome=messages.OUTCOMES[result.outcome],
-                )
-            else:
-                if not isinstance(result, ServiceError):
-                    log.error("write failed", request_id=call.request_id, exc_info=result)
-                response.results.add(error=status_of(result))
-        return response
+        return rpc.BatchUpsertAppointmentsResponse(
+            results=[_batch_result(results[index]) for index in range(len(request.requests))]
+        )
 
     async def GetAppointment(
         self, request: rpc.GetAppointmentRequest, context: Context
@@ -119,7 +114,9 @@ class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceService
         after = None
         if request.page_token:
             *after, as_of = page_tokens.decode(
-                request, request.page_token, (datetime.fromisoformat, str, _same)
+                request,
+                request.page_token,
+                (page_tokens.time, page_tokens.appointment_id, page_tokens.revision_or_none),
             )
         else:
             as_of = await self._as_of(organization_id, request, time)
@@ -171,7 +168,7 @@ class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceService
         call.organization_id = messages.organization_of(request)
         messages.check(request)
         if request.page_token:
-            [after] = page_tokens.decode(request, request.page_token, (int,))
+            [after] = page_tokens.decode(request, request.page_token, (page_tokens.revision,))
         limit = request.page_size or DEFAULT_PAGE_SIZE
         page = await self._reads.history(
             call.organization_id,
@@ -206,15 +203,31 @@ class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceService
         return None
 
 
-def _same(revision: int | None) -> int | None:
-    return revision
-
-
 def _note(result: WriteResult) -> None:
     """Keep what the log and the trailing metadata tell of a write."""
     call = current_call.get()
     call.outcome = result.outcome
     call.organization_revision = result.organization_revision
+
+
+def _batch_result(
+    result: WriteResult | Exception,
+) -> rpc.BatchUpsertAppointmentsResponse.Result:
+    if isinstance(result, WriteResult):
+        return rpc.BatchUpsertAppointmentsResponse.Result(
+            appointment=messages.appointment(result.appointment),
+            outcome=messages.OUTCOMES[result.outcome],
+        )
+    if not isinstance(result, ServiceError):
+        request_id = current_call.get().request_id
+        log.error("write failed", request_id=request_id, exc_info=result)
+    return rpc.BatchUpsertAppointmentsResponse.Result(
+        error=status_of(result, max_details=MAX_ITEM_DETAILS)
+    )
+
+
+def _revision_of(result: WriteResult | Exception) -> int | None:
+    return result.organization_revision if isinstance(result, WriteResult | ServiceError) else None
 
 
 def _one_organization(request: rpc.BatchUpsertAppointmentsRequest) -> str:

@@ -1,14 +1,14 @@
 """What the environment says: validated at start, one line for everything that is wrong."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 # Times are in seconds.
-Seconds = Annotated[float, Field(gt=0, le=3600)]
+Seconds = Annotated[float, Field(ge=0.001, le=3600)]
 
 
 class Settings(BaseSettings):
@@ -34,7 +34,8 @@ class Settings(BaseSettings):
     # A whole batch of 1,000 must find room.
     max_queued_writes: Annotated[int, Field(ge=1000)] = 4096
     max_queued_reads: Count = 512
-    max_message_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
+    # Room for the answer of a batch in the 4 MiB that a client takes by default.
+    max_message_bytes: Annotated[int, Field(ge=1024)] = 3 * 1024 * 1024
 
     connection_timeout: Seconds = 1.0
     lock_timeout: Seconds = 2.0
@@ -42,10 +43,16 @@ class Settings(BaseSettings):
     request_timeout: Seconds = 30.0
     shutdown_grace: Seconds = 15.0
 
+    @model_validator(mode="after")
+    def _lock_ends_before_statement(self) -> Self:
+        if self.lock_timeout > self.statement_timeout:
+            raise ValueError("LOCK_TIMEOUT must not be longer than STATEMENT_TIMEOUT")
+        return self
+
 
 def describe(error: ValidationError) -> str:
     """Say in one line which variables are wrong, and why, without repeating their values."""
     return "; ".join(
-        f"{'.'.join(str(part) for part in mistake['loc']).upper()}: {mistake['msg']}"
+        ": ".join([*(str(part).upper() for part in mistake["loc"]), mistake["msg"]])
         for mistake in error.errors(include_url=False, include_input=False)
     )

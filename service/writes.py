@@ -20,6 +20,7 @@ from service.domain import (
 from service.errors import (
     AppointmentExists,
     AppointmentNotFound,
+    DatabaseUnavailable,
     EtagMismatch,
     IdempotencyKeyReused,
     ServiceError,
@@ -33,7 +34,14 @@ _APPLY: LiteralString = f"""
     FROM apply_writes(%s::text, %s::json)
 """
 
-_OVERLAPPING = "SELECT overlapping_appointments(%s, %s, %s, %s, %s)"
+_OVERLAPPING: LiteralString = """
+    SELECT
+        overlapping_appointments(
+            %(organization_id)s, %(resource_id)s, %(id)s, %(start)s, %(end)s
+        ),
+        (SELECT coalesce(max(revision), 0) FROM organizations
+         WHERE organization_id = %(organization_id)s)
+"""
 
 # The constraint that refuses overlaps whatever wrote them.
 _NO_OVERLAP = "appointments_no_overlap"
@@ -61,18 +69,27 @@ class WriteStore:
         try:
             found = await self._database.fetch(_APPLY, (organization_id, _parameters(writes)))
         except psycopg.Error as refusal:
+            if refusal.sqlstate is None:
+                raise  # not the server's word, so not certainly rolled back
             if len(writes) == 1:
                 return [await self._blame(organization_id, writes[0], refusal)]
-            return [await self._apply_alone(organization_id, write) for write in writes]
+            return await self._apply_alone(organization_id, writes)
         self._metrics.lock_wait_seconds.observe(found[0][2])
         return [_result(organization_id, row) for row in found]
 
-    async def _apply_alone(self, organization_id: str, write: Write) -> WriteResult | Exception:
-        try:
-            [result] = await self.apply(organization_id, [write])
-        except ServiceError as error:
-            return error
-        return result
+    async def _apply_alone(
+        self, organization_id: str, writes: Sequence[Write]
+    ) -> list[WriteResult | Exception]:
+        """Apply writes one at a time, up to the first that finds the database in trouble."""
+        results: list[WriteResult | Exception] = []
+        for write in writes:
+            try:
+                results += await self.apply(organization_id, [write])
+            except ServiceError as trouble:
+                untried = len(writes) - len(results) - 1
+                nothing_done = DatabaseUnavailable("the database is in trouble; try again later")
+                return [*results, trouble, *[nothing_done] * untried]
+        return results
 
     async def _blame(self, organization_id: str, write: Write, refusal: psycopg.Error) -> Exception:
         """Return what a single write is answered that the database refused.
@@ -82,10 +99,17 @@ class WriteStore:
         """
         if isinstance(write, Cancel) or refusal.diag.constraint_name != _NO_OVERLAP:
             return refusal
-        found = await self._database.fetch(
-            _OVERLAPPING, (organization_id, write.resource_id, write.id, write.start, write.end)
+        [(overlapping, revision)] = await self._database.fetch(
+            _OVERLAPPING,
+            {
+                "organization_id": organization_id,
+                "resource_id": write.resource_id,
+                "id": write.id,
+                "start": write.start,
+                "end": write.end,
+            },
         )
-        return TimeRangeTaken(_conflicts(found[0][0]))
+        return TimeRangeTaken(_conflicts(overlapping), organization_revision=revision)
 
 
 def _parameters(writes: Sequence[Write]) -> str:

@@ -132,7 +132,8 @@ class Model:
             content=content,
             cancelled=write.content is None,
             version=before.version + 1 if before else 1,
-            revision=self.revision + 1,
+            # What was only validated has no revision.
+            revision=0 if write.validate_only else self.revision + 1,
         )
         if not write.validate_only:
             self.stored[write.id] = after

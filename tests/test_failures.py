@@ -1,10 +1,12 @@
 """Deadlines, cancellations, overload, shutdown, and a database that goes away."""
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Self
 
 import grpc
@@ -13,6 +15,7 @@ import pytest
 from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from scripts.postgres import EmbeddedPostgres
 from scripts.programs import Program
@@ -22,6 +25,7 @@ from tests.observing import held_lock, metric, until
 
 StartProgram = Callable[..., Program]
 OwnPostgres = Callable[..., EmbeddedPostgres]
+IDLE_READERS = 'appointments_pool_connections{pool="read",state="idle"}'
 ANSWERED = 'appointments_request_seconds_count{method="UpsertAppointment"}'
 PATIENT = {"LOCK_TIMEOUT": "60", "STATEMENT_TIMEOUT": "60"}
 
@@ -345,3 +349,123 @@ def test_a_connection_lost_in_flight_leaves_the_result_open_and_says_so(
         assert refused.reason == "DATABASE_UNAVAILABLE"
         assert "not known" in refused.message
         assert org.upsert("a", 0, 1).outcome == pb.CREATED
+
+
+def test_reads_that_are_given_up_leak_no_connection(
+    start_service: StartProgram, organization: str
+) -> None:
+    """Deadlines of every length, so that some pass at each step of a read."""
+    service = start_service()
+    request = rpc.ListAppointmentsRequest(organization_id=organization)
+    with grpc.insecure_channel(service.address) as channel, ThreadPoolExecutor(16) as pool:
+        stub = AppointmentServiceStub(channel)
+
+        def read(number: int) -> None:
+            call = stub.ListAppointments.future(request, timeout=number % 30 / 1000 + 0.001)
+            if number % 3 == 0:
+                call.cancel()
+            with suppress(grpc.FutureCancelledError):
+                call.exception()
+
+        list(pool.map(read, range(6000)))
+        until(lambda: metric(service, 'appointments_pool_waiting{pool="read"}') == 0)
+        until(lambda: metric(service, IDLE_READERS) == 4)
+        assert stub.ListAppointments(request, timeout=10).revision == 0
+
+
+def test_a_database_that_hangs_is_noticed_and_let_go(
+    own_postgres: OwnPostgres, start_service: StartProgram, organization: str
+) -> None:
+    """Every backend is stopped: connections stay open, nothing answers."""
+    postgres = own_postgres()
+    url = postgres.url(DATABASE)
+    service = start_service(
+        DATABASE_URL=url, LOCK_TIMEOUT="0.5", STATEMENT_TIMEOUT="0.5", CONNECTION_TIMEOUT="0.5"
+    )
+    with grpc.insecure_channel(service.address) as channel:
+        org = Organization(AppointmentServiceStub(channel), organization)
+        health = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service="appointments.v1.AppointmentService")
+
+        def serving() -> bool:
+            return bool(health.Check(request).status == health_pb2.HealthCheckResponse.SERVING)
+
+        org.upsert("before", 0, 1)
+        until(serving)
+        with psycopg.connect(url) as connection:
+            pids = [
+                pid
+                for (pid,) in connection.execute(
+                    "SELECT pid FROM pg_stat_activity WHERE application_name = 'appointments'"
+                )
+            ]
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            refused = org.refused("during", 1, 2)
+            assert refused.reason == "DATABASE_UNAVAILABLE"
+            assert "not known" in refused.message
+            until(lambda: not serving())
+            started = time.perf_counter()
+            service.process.send_signal(signal.SIGTERM)
+            assert service.process.wait(timeout=30) == 0
+            assert time.perf_counter() - started < 20
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_a_commit_that_no_standby_has_confirmed_is_not_called_a_success(
+    own_postgres: OwnPostgres, start_service: StartProgram, organization: str
+) -> None:
+    """A cancelled wait for a synchronous standby ends with a mere warning."""
+    postgres = own_postgres()
+    url = postgres.url(DATABASE)
+    service = start_service(DATABASE_URL=url)
+    with (
+        grpc.insecure_channel(service.address) as channel,
+        psycopg.connect(url, autocommit=True) as admin,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        org = Organization(AppointmentServiceStub(channel), organization)
+        org.upsert("before", 0, 1)
+        admin.execute("SET synchronous_commit = local")
+        admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        admin.execute("SELECT pg_reload_conf()")
+        write = pool.submit(org.refused, "a", 1, 2)
+        waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        until(lambda: admin.execute(waiting).fetchone() is not None)
+        admin.execute(
+            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        )
+        refused = write.result()
+        assert refused.reason == "DATABASE_UNAVAILABLE"
+        assert "not known" in refused.message
+        admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        admin.execute("SELECT pg_reload_conf()")
+        assert org.upsert("a", 1, 2).outcome == pb.UNCHANGED
+
+
+def test_one_organization_cannot_take_the_whole_queue(
+    start_service: StartProgram, database_url: str, organization: str
+) -> None:
+    service = start_service(**PATIENT, MAX_QUEUED_WRITES="2000")
+    item = rpc.BatchUpsertAppointmentsRequest.Item
+    batch = rpc.BatchUpsertAppointmentsRequest(
+        requests=[
+            item(appointment=appointment(organization, str(n), n, n + 1)) for n in range(1000)
+        ]
+    )
+    with grpc.insecure_channel(service.address) as channel:
+        stub = AppointmentServiceStub(channel)
+        with held_lock(database_url, organization) as lock:
+            first = stub.UpsertAppointment.future(upsert_request(organization, "first", -1))
+            lock.wait_for(1)
+            queued = stub.BatchUpsertAppointments.future(batch)
+            until(lambda: metric(service, "appointments_queued_writes") == 1000)
+            refused = Organization(stub, organization).refused("more", -2, -1)
+            assert refused.reason == "OVERLOADED"
+            other = Organization(stub, f"{organization}-other")
+            assert other.upsert("a", 0, 1).outcome == pb.CREATED
+        assert first.result().outcome == pb.CREATED
+        assert len(queued.result().results) == 1000

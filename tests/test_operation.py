@@ -17,7 +17,7 @@ from appointments.v1 import appointment_service_pb2 as rpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from scripts.postgres import EmbeddedPostgres
+from scripts.postgres import EmbeddedPostgres, migrate
 from scripts.programs import Program, StartError
 from scripts.stack import DATABASE
 from tests.api import Organization, refusal
@@ -69,6 +69,7 @@ def test_a_missing_migration_is_one_line(
         ("MAX_QUEUED_WRITES", "10"),
         ("LOCK_TIMEOUT", "0"),
         ("LOCK_TIMEOUT", "inf"),
+        ("LOCK_TIMEOUT", "6"),
         ("LOG_FORMAT", "xml"),
         ("DATABASE_URL", ""),
         ("DATABASE_URL", "no url"),
@@ -98,6 +99,27 @@ def test_the_services_connections_work_as_its_role(
         lambda event: "permission denied for table" in event.get("exception", "")
     )
     assert org.upsert("b", 1, 2).outcome == pb.CREATED
+
+
+def test_owner_and_service_need_not_be_superusers(
+    own_postgres: OwnPostgres, start_service: StartProgram, organization: str
+) -> None:
+    """As in production: one user owns the tables, another has the service's role only."""
+    postgres = own_postgres()  # where the role exists already, made by someone else
+    with psycopg.connect(postgres.url(), autocommit=True) as admin:
+        admin.execute("CREATE ROLE booking_owner LOGIN")
+        admin.execute("CREATE ROLE booking_login LOGIN")
+        admin.execute("CREATE DATABASE booking OWNER booking_owner")
+        migrate(postgres.url("booking").replace("postgres@", "booking_owner@"))
+        login = postgres.url("booking").replace("postgres@", "booking_login@")
+        assert "booking_login" in login
+        assert "permission denied" in one_line(start_service, DATABASE_URL=login)
+        admin.execute("GRANT appointments_service TO booking_login")
+    service = start_service(DATABASE_URL=login)
+    with grpc.insecure_channel(service.address) as channel:
+        org = Organization(AppointmentServiceStub(channel), organization)
+        assert org.upsert("a", 0, 1).outcome == pb.CREATED
+        org.check_history()
 
 
 def test_health_follows_the_database_and_recovers(

@@ -7,6 +7,7 @@ from appointments.v1 import appointment_service_pb2 as rpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from service import page_tokens
 from tests.api import Organization, at, refusal
 
 
@@ -217,3 +218,27 @@ def test_a_page_is_cut_before_it_is_too_large_for_a_client(org: Organization) ->
     assert 0 < len(page.appointments) < 250
     assert len(org.listed(page_size=1000)) == 250
     org.check_history()
+
+
+@pytest.mark.parametrize(
+    "position",
+    [
+        ["2030-01-07T08:00:00+00:00", "a\0", None],
+        ["2030-01-07T08:00:00", "a", None],
+        ["soon", "a", None],
+        [1, "a", None],
+        ["2030-01-07T08:00:00+00:00", "a", -1],
+        ["2030-01-07T08:00:00+00:00", "a", 1e30],
+        ["2030-01-07T08:00:00+00:00", "a", True],
+        ["2030-01-07T08:00:00+00:00"],
+    ],
+    ids=str,
+)
+def test_a_forged_page_token_is_a_field_error(
+    org: Organization, position: list[str | int | None]
+) -> None:
+    """The token's digest is no secret, so what is in it is not to be trusted."""
+    token = page_tokens.encode(rpc.ListAppointmentsRequest(organization_id=org.id), position)
+    with pytest.raises(grpc.RpcError) as caught:
+        org.list_page(page_token=token)
+    assert set(refusal(caught.value).fields) == {"page_token"}

@@ -1,6 +1,5 @@
 """What a write does, in the order in which it is decided."""
 
-import re
 import uuid
 from typing import Any
 
@@ -331,6 +330,7 @@ def test_keys_belong_to_one_organization(org: Organization, stub: AppointmentSer
 def test_validate_only_decides_and_writes_nothing(org: Organization) -> None:
     would = org.upsert("a", 0, 30, validate_only=True)
     assert (would.outcome, would.appointment.version) == (pb.CREATED, 1)
+    assert (would.appointment.revision, would.appointment.etag) == (0, "")
     assert org.listed() == {}
     org.upsert("a", 0, 30)
     assert org.refused("b", 0, 30, validate_only=True).reason == "TIME_RANGE_CONFLICT"
@@ -471,6 +471,58 @@ def test_errors_say_when_to_try_again_only_if_that_helps(org: Organization) -> N
     assert org.refused("b", 0, 30).retry_after is None
 
 
-def test_messages_name_what_to_mend(org: Organization) -> None:
+def test_conflicts_with_the_longest_ids_still_fit_a_grpc_error(org: Organization) -> None:
+    for number in range(20):
+        org.upsert(f"{number:02}" + "\U0001f600" * 254, number, number + 1)
+    refused = org.refused("long", 0, 20)
+    assert (refused.code, refused.reason) == (
+        grpc.StatusCode.ALREADY_EXISTS,
+        "TIME_RANGE_CONFLICT",
+    )
+    assert 0 < len(refused.conflicts) < 20
+    assert refused.more_conflicts
+
+
+def test_a_batch_of_mistakes_still_fits_a_grpc_error(org: Organization) -> None:
+    item = rpc.BatchUpsertAppointmentsRequest.Item
+    request = rpc.BatchUpsertAppointmentsRequest(
+        requests=[
+            item(appointment=appointment(f"{org.id}-{number}", "a", 0, 1)) for number in range(1000)
+        ]
+    )
+    with pytest.raises(grpc.RpcError) as caught:
+        org.stub.BatchUpsertAppointments(request)
+    refused = refusal(caught.value)
+    assert refused.reason == "INVALID_FIELD"
+    assert "requests[1].appointment.organization_id" in refused.fields
+
+
+def test_a_batch_tells_the_revision_even_if_all_is_refused(org: Organization) -> None:
     org.upsert("a", 0, 30)
-    assert re.search(r"taken by 'a'", org.refused("b", 0, 30).message)
+    item = rpc.BatchUpsertAppointmentsRequest.Item
+    request = rpc.BatchUpsertAppointmentsRequest(
+        requests=[item(appointment=appointment(org.id, id, 0, 30)) for id in "bc"]
+    )
+    _, call = org.stub.BatchUpsertAppointments.with_call(request)
+    assert dict(call.trailing_metadata())["organization-revision"] == "1"
+
+
+def test_the_largest_batch_gets_an_answer_that_fits(org: Organization) -> None:
+    """Whether all of it is stored or all refused: 4 MiB is what a client takes."""
+    item = rpc.BatchUpsertAppointmentsRequest.Item
+    title = "\U0001f600" * 700
+
+    def batch(id: str) -> rpc.BatchUpsertAppointmentsRequest:
+        wanted = [
+            appointment(org.id, f"{id}{n:03}" + "i" * 100, n, n + 1, title=title)
+            for n in range(990)
+        ]
+        return rpc.BatchUpsertAppointmentsRequest(
+            requests=[item(appointment=one) for one in wanted]
+        )
+
+    assert 2_900_000 < batch("a").ByteSize() < 3 * 1024 * 1024
+    stored = org.stub.BatchUpsertAppointments(batch("a")).results
+    assert {result.outcome for result in stored} == {pb.CREATED}
+    refused = org.stub.BatchUpsertAppointments(batch("b")).results
+    assert {result.error.code for result in refused} == {grpc.StatusCode.ALREADY_EXISTS.value[0]}

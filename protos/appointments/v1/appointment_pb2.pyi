@@ -288,7 +288,7 @@ class TimeRangeConflict(_message.Message):
     """There are more than are listed."""
     @_builtins.property
     def conflicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimeRangeConflict.Conflict]:
-        """The first 20 by start."""
+        """The first 20 by start, or as many of them as find room in a gRPC error."""
 
     def __init__(
         self,

@@ -44,7 +44,9 @@ class UpsertAppointmentRequest(_message.Message):
     changed nothing leaves none behind. Through REST: `Idempotency-Key`.
     """
     validate_only: _builtins.bool
-    """Decide and answer, write nothing."""
+    """Decide and answer, write nothing. The appointment in the answer has no revision
+    and no etag then.
+    """
     @_builtins.property
     def appointment(self) -> _appointment_pb2.Appointment: ...
     def __init__(
@@ -109,7 +111,9 @@ class GetAppointmentRequest(_message.Message):
     """
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
-        """Read the state at this time. Not together with `as_of_revision`."""
+        """Read the state at this time, of what is recorded so far: for a time that is not
+        past yet the answer may still change. Not together with `as_of_revision`.
+        """
 
     def __init__(
         self,
@@ -195,7 +199,9 @@ class ListAppointmentsRequest(_message.Message):
 
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
-        """Read the state at this time. Not together with `as_of_revision`."""
+        """Read the state at this time, of what is recorded so far: for a time that is not
+        past yet the answer may still change. Not together with `as_of_revision`.
+        """
 
     def __init__(
         self,
@@ -280,7 +286,9 @@ class CancelAppointmentRequest(_message.Message):
     idempotency_key: _builtins.str
     """As in `UpsertAppointmentRequest`."""
     validate_only: _builtins.bool
-    """Decide and answer, write nothing."""
+    """Decide and answer, write nothing. The appointment in the answer has no revision
+    and no etag then.
+    """
     def __init__(
         self,
         *,
