@@ -41,6 +41,10 @@ _CHANNEL_OPTIONS = (
 )
 
 
+# Bodies on their way for each call that may be in flight.
+BODIES_PER_CALL = 4
+
+
 class CannotListenError(Exception):
     """A port is taken or not allowed; the message names it."""
 
@@ -58,6 +62,7 @@ def build_router(channel: aio.Channel, settings: Settings, in_flight: InFlight) 
         bodies=BodyReader(
             max_bytes=settings.gateway_max_body_bytes, timeout=settings.gateway_body_timeout
         ),
+        receiving=InFlight(BODIES_PER_CALL * settings.gateway_max_in_flight),
         in_flight=in_flight,
         statuses=statuses,
         special={Status.DESCRIPTOR.full_name: statuses.render},

@@ -39,7 +39,7 @@ _PRINTABLE = re.compile("[ -~]*")
 
 
 class InFlight:
-    """Counts the calls under way, up to a limit."""
+    """Counts what is under way, up to a limit."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -69,6 +69,8 @@ class CallSettings:
     timeout: float
     max_message_bytes: int
     bodies: BodyReader
+    # Apart from the calls, so that callers who send slowly do not keep others out.
+    receiving: InFlight
     in_flight: InFlight
     statuses: StatusReader
     special: Mapping[str, Render]
@@ -96,13 +98,14 @@ class CallEndpoint:
 
     async def __call__(self, exchange: Exchange) -> Response:
         """Make the call and render its answer. Raises `ProblemError` for every refusal."""
-        with self._settings.in_flight:
-            metadata = _metadata(exchange)
-            if self._input.takes_body:
+        metadata = _metadata(exchange)
+        body = b""
+        if self._input.takes_body:
+            with self._settings.receiving:
                 body = await self._settings.bodies.read(exchange.request)
-            else:
-                refuse_body(exchange.request)
-                body = b""
+        else:
+            refuse_body(exchange.request)
+        with self._settings.in_flight:
             message = self._input.read(exchange, body)
             exchange.organization = organization_of(message)
             encoded = message.SerializeToString()

@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     gateway_body_timeout: Seconds = 15
     """Longest that a caller may take to send a request's body."""
     gateway_max_body_bytes: Annotated[int, Field(gt=0)] = 1024 * 1024
-    max_message_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
+    max_message_bytes: Annotated[int, Field(ge=1024)] = 3 * 1024 * 1024
     """The service's limit, under the service's name. JSON within the body's limit can exceed
     it, since small numbers in free JSON grow fivefold."""
     gateway_max_in_flight: Annotated[int, Field(gt=0)] = 1024

@@ -122,7 +122,7 @@ async def test_a_message_that_grows_beyond_grpcs_limit(rest: Gateway) -> None:
         headers={"Content-Type": "application/json"},
     )
     assert (answer.status, answer.json["code"]) == (413, "REQUEST_TOO_LARGE")
-    assert "4194304 bytes" in answer.json["detail"]  # said here, not by gRPC after sending it
+    assert "3145728 bytes" in answer.json["detail"]  # said here, not by gRPC after sending it
 
 
 async def test_the_limit_of_a_message_is_the_services(fake: FakeService) -> None:
@@ -151,6 +151,20 @@ async def test_a_slow_body_is_given_up(fake: FakeService) -> None:
         assert head.startswith(b"HTTP/1.1 408")
         assert b"Connection: close" in head
         writer.close()
+
+
+async def test_callers_that_send_slowly_do_not_keep_others_out(fake: FakeService) -> None:
+    """With `Expect`, the answer 100 tells that the gateway is reading the body."""
+    async with running_gateway(fake, gateway_max_in_flight=2) as gateway:
+        writers = []
+        for _ in range(4):
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.listening.port)
+            writer.write(_HEAD + b"Expect: 100-continue\r\n\r\n")
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            writers.append(writer)
+        assert (await gateway.upsert()).status == 201
+        for writer in writers:
+            writer.close()
 
 
 async def test_a_caller_that_asks_first_is_told_to_go_on(rest: Gateway) -> None:
