@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
 from typing import Any, Self
 
 import grpc
@@ -428,22 +429,29 @@ def test_a_commit_that_no_standby_has_confirmed_is_not_called_a_success(
         ThreadPoolExecutor(1) as pool,
     ):
         org = Organization(AppointmentServiceStub(channel), organization)
-        org.upsert("before", 0, 1)
+
+        def write_until_refused() -> tuple[int, Refusal]:
+            """The server takes up the setting in its own time, so some still succeed."""
+            for minute in count():
+                try:
+                    org.upsert(str(minute), minute, minute + 1)
+                except grpc.RpcError as error:
+                    return minute, refusal(error)
+            raise AssertionError
+
         admin.execute("SET synchronous_commit = local")
         admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
         admin.execute("SELECT pg_reload_conf()")
-        write = pool.submit(org.refused, "a", 1, 2)
-        waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-        until(lambda: admin.execute(waiting).fetchone() is not None)
-        admin.execute(
-            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-        )
-        refused = write.result()
+        writer = pool.submit(write_until_refused)
+        waiting = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        until(lambda: admin.execute(f"SELECT pid {waiting}").fetchone() is not None)
+        admin.execute(f"SELECT pg_cancel_backend(pid) {waiting}")
+        minute, refused = writer.result()
         assert refused.reason == "DATABASE_UNAVAILABLE"
         assert "not known" in refused.message
         admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
         admin.execute("SELECT pg_reload_conf()")
-        assert org.upsert("a", 1, 2).outcome == pb.UNCHANGED
+        assert org.upsert(str(minute), minute, minute + 1).outcome == pb.UNCHANGED
 
 
 def test_one_organization_cannot_take_the_whole_queue(
