@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from service import messages, page_tokens
 from service.calls import current_call
 from service.committer import Committer
-from service.domain import Appointment, HistoryEntry, Upsert, WriteResult
+from service.domain import Appointment, HistoryEntry, Upsert, Write, WriteResult
 from service.errors import InvalidFields, ServiceError
 from service.interceptor import Context
 from service.reads import ReadStore, Window
@@ -43,8 +43,7 @@ class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceService
         call = current_call.get()
         call.organization_id = messages.organization_of(request.appointment)
         write = messages.upsert(request, validate_only=request.validate_only, actor=call.actor)
-        result = await self._committer.submit(call.organization_id, write)
-        _note(result)
+        result = await self._decide(call.organization_id, write)
         return rpc.UpsertAppointmentResponse(
             appointment=messages.appointment(result.appointment),
             outcome=messages.OUTCOMES[result.outcome],
@@ -56,12 +55,19 @@ class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceService
         call = current_call.get()
         call.organization_id = messages.organization_of(request)
         write = messages.cancel(request, actor=call.actor)
-        result = await self._committer.submit(call.organization_id, write)
-        _note(result)
+        result = await self._decide(call.organization_id, write)
         return rpc.CancelAppointmentResponse(
             appointment=messages.appointment(result.appointment),
             outcome=messages.OUTCOMES[result.outcome],
         )
+
+    async def _decide(self, organization_id: str, write: Write) -> WriteResult:
+        """Submit a write, and keep what the log and the trailing metadata tell of it."""
+        call = current_call.get()
+        result = await self._committer.submit(organization_id, write)
+        call.outcome = result.outcome
+        call.organization_revision = result.organization_revision
+        return result
 
     async def BatchUpsertAppointments(
         self, request: rpc.BatchUpsertAppointmentsRequest, context: Context
@@ -201,13 +207,6 @@ class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceService
         if time is not None:
             return await self._reads.revision_at(organization_id, time)
         return None
-
-
-def _note(result: WriteResult) -> None:
-    """Keep what the log and the trailing metadata tell of a write."""
-    call = current_call.get()
-    call.outcome = result.outcome
-    call.organization_revision = result.organization_revision
 
 
 def _batch_result(

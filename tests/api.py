@@ -37,6 +37,21 @@ def appointment(
     return message
 
 
+def upsert_request(organization: str, id: str, minute: int) -> rpc.UpsertAppointmentRequest:
+    """Ask for one minute of the morning."""
+    return rpc.UpsertAppointmentRequest(
+        appointment=appointment(organization, id, minute, minute + 1)
+    )
+
+
+def code_of(call: Any) -> grpc.StatusCode:
+    """Wait for a call that must fail, and say how it did."""
+    error = call.exception(timeout=30)
+    assert isinstance(error, grpc.RpcError), error
+    code: grpc.StatusCode = call.code()
+    return code
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
     """A gRPC error with its details unpacked."""

@@ -23,6 +23,7 @@ from psycopg import sql
 from scripts.postgres import NOT_DURABLE, EmbeddedPostgres, migrate
 from scripts.programs import Program
 from scripts.stack import ANY_PORT, DATABASE, base_environment
+from tests.api import Organization
 
 StartProgram = Callable[..., Program]
 OwnPostgres = Callable[..., EmbeddedPostgres]
@@ -151,6 +152,12 @@ def channel(service: Program) -> Iterator[grpc.Channel]:
 def stub(channel: grpc.Channel) -> AppointmentServiceStub:
     """The RPCs of `service`, as blocking calls."""
     return AppointmentServiceStub(channel)
+
+
+@pytest.fixture
+def org(stub: AppointmentServiceStub, organization: str) -> Organization:
+    """A fresh organization of `service`, with short calls."""
+    return Organization(stub, organization)
 
 
 def _start(stack: ExitStack, module: str, settings: dict[str, str]) -> Program:

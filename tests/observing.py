@@ -9,6 +9,9 @@ import psycopg
 
 from scripts.programs import Program
 
+# Settings of a service that waits for a lock that a test holds.
+PATIENT = {"LOCK_TIMEOUT": "60", "STATEMENT_TIMEOUT": "60"}
+
 # The seed of apply_writes' advisory locks.
 LOCK_SEED = 7236001
 

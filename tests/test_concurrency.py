@@ -4,7 +4,6 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,14 +14,12 @@ from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
-from scripts.programs import Program
 from tests.api import Organization, appointment, check_no_overlap, refusal
-from tests.observing import held_lock, metric, until
+from tests.conftest import StartProgram
+from tests.observing import PATIENT, held_lock, metric, until
 
 WRITERS = 64
 SLOTS = 40
-
-StartProgram = Callable[..., Program]
 
 
 def test_64_writers_on_one_organization_leave_one_winner_per_slot(
@@ -142,7 +139,7 @@ def test_a_read_sees_every_write_that_was_answered_before(
 def test_one_locked_organization_does_not_slow_another(
     start_service: StartProgram, database_url: str, organization: str
 ) -> None:
-    service = start_service(LOCK_TIMEOUT="60", STATEMENT_TIMEOUT="60")
+    service = start_service(**PATIENT)
     with grpc.insecure_channel(service.address) as channel, ThreadPoolExecutor(4) as pool:
         stub = AppointmentServiceStub(channel)
         free = Organization(stub, f"{organization}-free")
@@ -171,7 +168,7 @@ def test_one_locked_organization_does_not_slow_another(
 def test_what_waits_for_one_organization_goes_as_one_batch(
     start_service: StartProgram, database_url: str, organization: str
 ) -> None:
-    service = start_service(LOCK_TIMEOUT="60", STATEMENT_TIMEOUT="60")
+    service = start_service(**PATIENT)
     with grpc.insecure_channel(service.address) as channel, ThreadPoolExecutor(32) as pool:
         org = Organization(AppointmentServiceStub(channel), organization)
         with held_lock(database_url, organization) as lock:
@@ -191,7 +188,7 @@ def test_an_overlap_that_only_the_constraint_sees_fails_that_write_alone(
     start_service: StartProgram, database_url: str, organization: str, moment: str
 ) -> None:
     """Someone inserts a row by hand, past the lock, and commits after our check."""
-    service = start_service(LOCK_TIMEOUT="60", STATEMENT_TIMEOUT="60")
+    service = start_service(**PATIENT)
     with (
         grpc.insecure_channel(service.address) as channel,
         ThreadPoolExecutor(8) as pool,

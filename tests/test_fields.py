@@ -7,7 +7,6 @@ import grpc
 import pytest
 from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
-from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -15,11 +14,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tests.api import Organization, appointment, at, refusal
 
 DAY = 24 * 60
-
-
-@pytest.fixture
-def org(stub: AppointmentServiceStub, organization: str) -> Organization:
-    return Organization(stub, organization)
 
 
 def upsert_violations(org: Organization, wanted: pb.Appointment, **options: Any) -> dict[str, str]:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,11 @@ from scripts.postgres import EmbeddedPostgres, migrate
 from scripts.programs import Program, StartError
 from scripts.stack import DATABASE
 from tests.api import Organization, refusal
+from tests.conftest import OwnPostgres, StartProgram
 from tests.observing import metrics, until
 
 SERVICE = "appointments.v1.AppointmentService"
 PROGRAMS = Path(sys.executable).parent
-
-StartProgram = Callable[..., Program]
-OwnPostgres = Callable[..., EmbeddedPostgres]
 
 
 def one_line(start: StartProgram, **environment: str) -> str:

@@ -4,16 +4,10 @@ import grpc
 import pytest
 from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
-from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from service import page_tokens
 from tests.api import Organization, at, refusal
-
-
-@pytest.fixture
-def org(stub: AppointmentServiceStub, organization: str) -> Organization:
-    return Organization(stub, organization)
 
 
 @pytest.fixture

@@ -1,0 +1,176 @@
+"""A database that goes away, comes back, hangs, or is not sure of itself."""
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+
+import grpc
+import psycopg
+import pytest
+from appointments.v1 import appointment_pb2 as pb
+from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from scripts.stack import DATABASE
+from tests.api import Organization, Refusal, refusal
+from tests.conftest import OwnPostgres, StartProgram
+from tests.load import Load
+from tests.observing import PATIENT, held_lock, until
+
+
+@pytest.mark.parametrize("immediate", [True, False], ids=["crash", "restart"])
+def test_the_database_away_and_back(
+    own_postgres: OwnPostgres, start_service: StartProgram, organization: str, immediate: bool
+) -> None:
+    postgres = own_postgres()
+    service = start_service(DATABASE_URL=postgres.url(DATABASE))
+    with (
+        grpc.insecure_channel(service.address) as channel,
+        Load(service.address, organization) as load,
+    ):
+        org = Organization(AppointmentServiceStub(channel), organization)
+        until(lambda: len(load.accepted) > 200)
+        postgres.stop(immediate=immediate)
+        until(lambda: len(load.failed) > 20)
+        started = time.perf_counter()
+        refused = org.refused("away", 0, 1)
+        assert time.perf_counter() - started < 3, "503 must come quickly"
+        assert (refused.code, refused.reason, refused.retry_after) == (
+            grpc.StatusCode.UNAVAILABLE,
+            "DATABASE_UNAVAILABLE",
+            1,
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            org.list_page()
+        assert refusal(caught.value).reason == "DATABASE_UNAVAILABLE"
+        before = len(load.accepted)
+        postgres.start()
+        started = time.perf_counter()
+        until(lambda: len(load.accepted) > before)
+        assert time.perf_counter() - started < 5, "it must be of service again by itself"
+        load.stop()
+        assert set(load.accepted) <= set(org.listed(page_size=1000))
+        assert {code for _, code in load.failed} == {grpc.StatusCode.UNAVAILABLE}
+        org.check_history()
+
+
+def test_idle_connections_that_the_server_closed_fail_no_request(
+    own_postgres: OwnPostgres, start_service: StartProgram, organization: str
+) -> None:
+    postgres = own_postgres()
+    service = start_service(DATABASE_URL=postgres.url(DATABASE))
+    with grpc.insecure_channel(service.address) as channel:
+        org = Organization(AppointmentServiceStub(channel), organization)
+        org.upsert("before", 0, 1)
+        with psycopg.connect(postgres.url(DATABASE), autocommit=True) as connection:
+            ended = connection.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE application_name = 'appointments'"
+            ).fetchall()
+        assert len(ended) >= 2
+        assert org.upsert("after", 1, 2).outcome == pb.CREATED
+        assert len(org.list_page().appointments) == 2
+
+
+def test_a_connection_lost_in_flight_leaves_the_result_open_and_says_so(
+    own_postgres: OwnPostgres, start_service: StartProgram, organization: str
+) -> None:
+    postgres = own_postgres()
+    url = postgres.url(DATABASE)
+    service = start_service(DATABASE_URL=url, **PATIENT)
+    with grpc.insecure_channel(service.address) as channel, ThreadPoolExecutor(1) as pool:
+        org = Organization(AppointmentServiceStub(channel), organization)
+        with held_lock(url, organization) as lock:
+            write = pool.submit(org.refused, "a", 0, 1)
+            lock.wait_for(1)
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_locks"
+                    " WHERE locktype = 'advisory' AND NOT granted"
+                )
+            refused: Refusal = write.result()
+        assert refused.reason == "DATABASE_UNAVAILABLE"
+        assert "not known" in refused.message
+        assert org.upsert("a", 0, 1).outcome == pb.CREATED
+
+
+def test_a_database_that_hangs_is_noticed_and_let_go(
+    own_postgres: OwnPostgres, start_service: StartProgram, organization: str
+) -> None:
+    """Every backend is stopped: connections stay open, nothing answers."""
+    postgres = own_postgres()
+    url = postgres.url(DATABASE)
+    service = start_service(
+        DATABASE_URL=url, LOCK_TIMEOUT="0.5", STATEMENT_TIMEOUT="0.5", CONNECTION_TIMEOUT="0.5"
+    )
+    with grpc.insecure_channel(service.address) as channel:
+        org = Organization(AppointmentServiceStub(channel), organization)
+        health = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service="appointments.v1.AppointmentService")
+
+        def serving() -> bool:
+            return bool(health.Check(request).status == health_pb2.HealthCheckResponse.SERVING)
+
+        org.upsert("before", 0, 1)
+        until(serving)
+        with psycopg.connect(url) as connection:
+            pids = [
+                pid
+                for (pid,) in connection.execute(
+                    "SELECT pid FROM pg_stat_activity WHERE application_name = 'appointments'"
+                )
+            ]
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            refused = org.refused("during", 1, 2)
+            assert refused.reason == "DATABASE_UNAVAILABLE"
+            assert "not known" in refused.message
+            until(lambda: not serving())
+            started = time.perf_counter()
+            service.process.send_signal(signal.SIGTERM)
+            assert service.process.wait(timeout=30) == 0
+            assert time.perf_counter() - started < 20
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_a_commit_that_no_standby_has_confirmed_is_not_called_a_success(
+    own_postgres: OwnPostgres, start_service: StartProgram, organization: str
+) -> None:
+    """A cancelled wait for a synchronous standby ends with a mere warning."""
+    postgres = own_postgres()
+    url = postgres.url(DATABASE)
+    service = start_service(DATABASE_URL=url)
+    with (
+        grpc.insecure_channel(service.address) as channel,
+        psycopg.connect(url, autocommit=True) as admin,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        org = Organization(AppointmentServiceStub(channel), organization)
+
+        def write_until_refused() -> tuple[int, Refusal]:
+            """The server takes up the setting in its own time, so some still succeed."""
+            for minute in count():
+                try:
+                    org.upsert(str(minute), minute, minute + 1)
+                except grpc.RpcError as error:
+                    return minute, refusal(error)
+            raise AssertionError
+
+        admin.execute("SET synchronous_commit = local")
+        admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        admin.execute("SELECT pg_reload_conf()")
+        writer = pool.submit(write_until_refused)
+        waiting = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        until(lambda: admin.execute(f"SELECT pid {waiting}").fetchone() is not None)
+        admin.execute(f"SELECT pg_cancel_backend(pid) {waiting}")
+        minute, refused = writer.result()
+        assert refused.reason == "DATABASE_UNAVAILABLE"
+        assert "not known" in refused.message
+        admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        admin.execute("SELECT pg_reload_conf()")
+        assert org.upsert(str(minute), minute, minute + 1).outcome == pb.UNCHANGED
