@@ -2,71 +2,13 @@
 
 import json
 import uuid
-from http.client import HTTPConnection, HTTPResponse
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import pytest
 
 from scripts.programs import Program
-
-START, END = "2030-01-07T08:00:00Z", "2030-01-07T08:30:00Z"
-
-
-class Answer:
-    def __init__(self, response: HTTPResponse) -> None:
-        self.status = response.status
-        self.headers = response.headers
-        self.content = response.read()
-        # On every answer whatever it is.
-        assert self.headers["X-Request-Id"]
-        kind = "application/json" if self.status < 400 else "application/problem+json"
-        assert self.headers["Content-Type"].startswith(kind)
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.content)
-
-    @property
-    def fields(self) -> set[str]:
-        """The fields that a problem names."""
-        return {error["field"] for error in self.json["errors"]}
-
-
-class Client:
-    def __init__(self, gateway: Program, organization: str) -> None:
-        self.organization = organization
-        self._connection = HTTPConnection("127.0.0.1", gateway.port, timeout=30)
-
-    def send(self, method: str, target: str, body: bytes | None = None, **headers: str) -> Answer:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        self._connection.request(method, target, body, named)
-        answer = Answer(self._connection.getresponse())
-        if answer.status >= 400:
-            problem = answer.json
-            assert problem["status"] == answer.status
-            assert problem["requestId"] == answer.headers["X-Request-Id"]
-            assert problem.keys() >= {"type", "title", "detail", "code"}
-        return answer
-
-    def post(self, body: object, query: str = "", **headers: str) -> Answer:
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        headers.setdefault("Content_Type", "application/json")
-        return self.send("POST", f"/api/appointments{query}", raw, **headers)
-
-    def upsert(self, id: object = "a", /, **fields: object) -> Answer:
-        headers = {name: str(fields.pop(name)) for name in list(fields) if name[0].isupper()}
-        body = {"organizationId": self.organization, "start": START, "end": END, "id": id}
-        return self.post({**body, **fields}, **headers)
-
-    def call(self, method: str, path: str, /, **query: object) -> Answer:
-        headers = {name: str(query.pop(name)) for name in list(query) if name[0].isupper()}
-        query.setdefault("organizationId", self.organization)
-        return self.send(method, f"/api{path}?{urlencode(query)}", None, **headers)
-
-    def stored(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.call("GET", "/appointments").json["appointments"]
-        return found
+from tests.rest_client import END, START, Answer, Client
 
 
 @pytest.fixture
