@@ -72,6 +72,6 @@ lock: .venv/installed ## Pin the dependencies anew
 audit: .venv/installed ## Look for known vulnerabilities in the pinned dependencies (asks the network)
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements-dev.txt
 
-clean: ## Remove what was made here: the environment, caches and make run's data
-	rm -rf .venv .data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## Remove the environment and the caches; the data in .data/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-import structlog
 from aiohttp.web import ServerRunner, TCPSite
 from appointments.v1 import appointment_service_pb2
 from google.protobuf.descriptor import ServiceDescriptor
@@ -16,6 +15,7 @@ from grpc import aio
 from gateway.bodies import BodyReader
 from gateway.calls import CallEndpoint, CallSettings, InFlight
 from gateway.http_server import Endpoint, HttpHandler, HttpServer
+from gateway.logs import lifecycle_logger
 from gateway.metrics import Metrics
 from gateway.openapi import openapi_document
 from gateway.pages import DOCUMENT_PATH, Alive, Ready, document_page, viewer_pages
@@ -135,7 +135,7 @@ async def run(settings: Settings) -> None:
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    log = structlog.get_logger()
+    log = lifecycle_logger()
     async with serving(settings) as listening:
         log.info(
             "listening",

@@ -83,7 +83,9 @@ _PROBLEM_MEANINGS: dict[HTTPStatus, str] = {
     HTTPStatus.UNPROCESSABLE_ENTITY: "`IDEMPOTENCY_KEY_REUSED`: the key is another write's.",
     HTTPStatus.TOO_MANY_REQUESTS: "`OVERLOADED`: too much is waiting already.",
     HTTPStatus.INTERNAL_SERVER_ERROR: "`INTERNAL`: our fault.",
-    HTTPStatus.SERVICE_UNAVAILABLE: "The service, or what it needs, does not answer.",
+    HTTPStatus.SERVICE_UNAVAILABLE: (
+        "`SERVICE_UNAVAILABLE`, `DATABASE_UNAVAILABLE` or `LOCK_TIMEOUT`: it did not answer."
+    ),
     HTTPStatus.GATEWAY_TIMEOUT: "`DEADLINE_EXCEEDED`: a write may or may not have happened.",
 }
 _ALWAYS = (

@@ -41,7 +41,10 @@ _BY_REASON: Mapping[tuple[StatusCode, str], HTTPStatus] = {
 _INTERNAL = Fallback(HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", "Something failed on our side.")
 _BY_STATUS: Mapping[StatusCode, Fallback] = {
     StatusCode.CANCELLED: Fallback(
-        HTTPStatus.SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", "The service cancelled the call."
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "SERVICE_UNAVAILABLE",
+        "The service ended the call; whether a write was stored is not known, the same"
+        " request may be sent again.",
     ),
     StatusCode.UNKNOWN: _INTERNAL,
     StatusCode.INVALID_ARGUMENT: Fallback(
@@ -50,7 +53,8 @@ _BY_STATUS: Mapping[StatusCode, Fallback] = {
     StatusCode.DEADLINE_EXCEEDED: Fallback(
         HTTPStatus.GATEWAY_TIMEOUT,
         "DEADLINE_EXCEEDED",
-        "The service did not answer in time; a write may or may not have happened.",
+        "The service did not answer in time; whether a write was stored is not known, the"
+        " same request may be sent again.",
     ),
     StatusCode.NOT_FOUND: Fallback(HTTPStatus.NOT_FOUND, "NOT_FOUND", "There is no such thing."),
     StatusCode.ALREADY_EXISTS: Fallback(
@@ -74,7 +78,10 @@ _BY_STATUS: Mapping[StatusCode, Fallback] = {
     ),
     StatusCode.INTERNAL: _INTERNAL,
     StatusCode.UNAVAILABLE: Fallback(
-        HTTPStatus.SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", "The service cannot be reached."
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "SERVICE_UNAVAILABLE",
+        "The service cannot be reached; whether a write was stored is not known, the same"
+        " request may be sent again.",
     ),
     StatusCode.DATA_LOSS: _INTERNAL,
     StatusCode.UNAUTHENTICATED: Fallback(

@@ -233,16 +233,18 @@ def _open_ways(*paths: Path) -> None:
         for directory in path.parents:
             mode = directory.stat().st_mode
             if not mode & stat.S_IXOTH:
-                sys.stderr.write(f"letting every user pass through {directory}\n")
+                sys.stderr.write(f"opening {directory} (o+x) to the user that PostgreSQL runs as\n")
                 directory.chmod(mode | stat.S_IXOTH)
 
 
 def check_database(url: str) -> None:
-    """StartError in one line if no server answers at the URL. The password is not shown."""
+    """StartError in one line if the URL cannot be used. The password is not shown."""
     try:
         psycopg.connect(url, connect_timeout=5).close()
     except psycopg.Error as error:
-        raise StartError(f"the database cannot be reached: {_last_line(str(error))}") from None
+        raise StartError(
+            f"the database of DATABASE_URL cannot be used: {' '.join(str(error).split())}"
+        ) from None
 
 
 def migrate(url: str) -> None:

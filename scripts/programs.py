@@ -127,11 +127,14 @@ class Program:
         return self
 
     def last_words(self) -> str:
-        """One line on how it ended: its last line on stderr, else its last log line."""
+        """One line on how it ended: its last line on stderr, if any, and its exit code."""
         with self._changed:
-            lines = self._errors or self._lines
-        words = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-        return f"{words} (exit code {self.process.returncode})"
+            words = next((line.strip() for line in reversed(self._errors) if line.strip()), "")
+        code = self.process.returncode
+        end = f"exit code {code}"
+        if code is not None and code < 0:
+            end = f"killed by {signal.Signals(-code).name}"
+        return f"{words} ({end})".strip()
 
     def stop(self, within: float = STOPPED_WITHIN) -> int:
         """Ask it to end (SIGTERM), insist (SIGKILL) if it does not, return its exit code."""

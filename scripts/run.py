@@ -28,6 +28,10 @@ LEVELS = {"debug": "dim", "warning": "yellow", "error": "red", "critical": "bold
 NOT_WORTH_SHOWING = {"event", "level", "timestamp", "logger", "service"}
 
 
+# There is no authentication, so what is tried out is not shown to the network.
+ON_LOOPBACK = {"GRPC_HOST": "127.0.0.1", "GATEWAY_HOST": "127.0.0.1"}
+
+
 def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
     raw = os.environ.get("LOG_FORMAT") == "json"
@@ -45,7 +49,7 @@ def main() -> int:
             stopping_on_signals(),
             running(
                 postgres=postgres,
-                settings={**os.environ, "LOG_FORMAT": "json"},
+                settings={**ON_LOOPBACK, **os.environ, "LOG_FORMAT": "json"},
                 on_step=lambda step: console.print(f"{step} ...", style="dim"),
                 on_line=show,
                 on_exit=ended.put,

@@ -5,11 +5,10 @@ import signal
 import sys
 
 import psycopg
-import structlog
 import uvloop
 from pydantic import ValidationError
 
-from service.logs import configure_logs
+from service.logs import configure_logs, lifecycle_logger
 from service.schema import SchemaOutdated
 from service.server import CannotListen, serving
 from service.settings import Settings, describe
@@ -31,7 +30,7 @@ def main() -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    log = structlog.get_logger()
+    log = lifecycle_logger()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -106,11 +106,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         fields: dict[str, Any] = {
             "request_id": call.request_id,
             "method": method,
-            "organization": call.organization_id,
             "code": code.name,
-            "outcome": call.outcome,
             "duration_ms": round(seconds * 1000, 3),
         }
+        if call.organization_id is not None:
+            fields["organization"] = call.organization_id
+        if call.outcome is not None:
+            fields["outcome"] = call.outcome
         if isinstance(failure, ServiceError):
             fields["reason"] = failure.reason
         if code is grpc.StatusCode.INTERNAL:

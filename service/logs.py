@@ -41,5 +41,13 @@ def configure_logs(level: str, format: str) -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
+def lifecycle_logger() -> structlog.BoundLogger:
+    """Make a logger that no level silences: for the start and the end of a program."""
+    logger: structlog.BoundLogger = structlog.wrap_logger(
+        structlog.WriteLogger(sys.stdout), wrapper_class=structlog.BoundLogger
+    )
+    return logger
+
+
 def _json(event: EventDict, **_: object) -> str:
     return orjson.dumps(event, default=repr).decode()

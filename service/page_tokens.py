@@ -35,7 +35,7 @@ def decode(request: Message, token: str, parts: Sequence[Callable[[Any], Any]]) 
     except (ValueError, TypeError):
         pass
     raise InvalidFields(
-        [("page_token", "must be a next_page_token of a list with the same filters")]
+        [("page_token", "must be the token of the page before, with the same filters")]
     )
 
 

@@ -114,7 +114,8 @@ class ReadStore:
         if not page.items:
             raise AppointmentNotFound(
                 "the organization has no appointment with this id"
-                + ("" if as_of is None else f" at revision {as_of}"),
+                if as_of is None
+                else f"the organization had no appointment with this id then (revision {as_of})",
                 organization_revision=page.revision,
             )
         return rows.appointment(organization_id, page.items[0]), page.revision

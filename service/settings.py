@@ -53,6 +53,11 @@ class Settings(BaseSettings):
 def describe(error: ValidationError) -> str:
     """Say in one line which variables are wrong, and why, without repeating their values."""
     return "; ".join(
-        ": ".join([*(str(part).upper() for part in mistake["loc"]), mistake["msg"]])
+        ": ".join(
+            [
+                *(str(part).upper() for part in mistake["loc"]),
+                mistake["msg"].removeprefix("Value error, "),
+            ]
+        )
         for mistake in error.errors(include_url=False, include_input=False)
     )

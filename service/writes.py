@@ -164,13 +164,12 @@ def _refusal(outcome: str, revision: int, conflicts: list[dict[str, Any]] | None
             )
         case "APPOINTMENT_EXISTS":
             return AppointmentExists(
-                "an appointment with this id exists already; write without create_only to"
-                " replace it",
+                "an appointment with this id exists already, perhaps a cancelled one",
                 organization_revision=revision,
             )
         case "ETAG_MISMATCH":
             return EtagMismatch(
-                "the stored appointment does not have this etag; read it again and decide anew",
+                "no stored appointment has this id and etag; read it again and decide anew",
                 organization_revision=revision,
             )
         case "IDEMPOTENCY_KEY_REUSED":

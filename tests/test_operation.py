@@ -78,6 +78,15 @@ def test_a_bad_setting_is_one_line_that_names_it(
     assert name in one_line(start_service, **{name: value})
 
 
+def test_at_any_log_level_the_start_is_told(
+    start_service: StartProgram, start_gateway: StartProgram
+) -> None:
+    service = start_service(LOG_LEVEL="error")
+    gateway = start_gateway(LOG_LEVEL="error", SERVICE_ADDRESS=service.address)
+    assert http_status(f"{gateway.url}/api/changes") == 200
+    assert [len(program.log_lines()) for program in (service, gateway)] == [1, 1]
+
+
 def test_the_services_connections_work_as_its_role(
     database_url: str, service: Program, stub: AppointmentServiceStub, organization: str
 ) -> None:
