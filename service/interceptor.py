@@ -101,8 +101,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = grpc.StatusCode.CANCELLED
         else:
             code = code_of(failure)  # type: ignore[arg-type]
-        self._metrics.requests.labels(method, code.name).inc()
-        self._metrics.request_seconds.labels(method).observe(seconds)
+        self._metrics.request_seconds.labels(method, code.name).observe(seconds)
         fields: dict[str, Any] = {
             "request_id": call.request_id,
             "method": method,

@@ -1,6 +1,6 @@
 """What Prometheus is told."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -16,16 +16,10 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        self.requests = Counter(
-            "appointments_requests",
-            "Requests answered, by RPC and gRPC status code",
-            ["method", "code"],
-            registry=self.registry,
-        )
         self.request_seconds = Histogram(
             "appointments_request_seconds",
-            "Time from a request's arrival to its answer, by RPC",
-            ["method"],
+            "Time from a request's arrival to its answer, by RPC and gRPC status code",
+            ["method", "code"],
             buckets=_SECONDS,
             registry=self.registry,
         )
