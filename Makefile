@@ -4,7 +4,7 @@ SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("pur
 PROTO_FILES := $(sort $(wildcard protos/appointments/v1/*.proto))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format migrate demo demo-fosdem protos lock audit clean
+.PHONY: help run test lint format migrate demo demo-fosdem bench protos lock audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo: .venv/installed ## Send colliding appointments at once and check what came
 
 demo-fosdem: .venv/installed ## Load the programme of FOSDEM 2023 and find its double booking
 	@$(BIN)/python -m scripts.demo fosdem
+
+bench: .venv/installed ## Measure gRPC upserts against what the database alone can do (about two minutes)
+	@$(BIN)/python -m bench $(if $(JSON),--json $(JSON))
 
 migrate: .venv/installed ## Apply the migrations to the database of DATABASE_URL
 	@scripts/migrate
