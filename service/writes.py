@@ -80,15 +80,20 @@ class WriteStore:
     async def _apply_alone(
         self, organization_id: str, writes: Sequence[Write]
     ) -> list[WriteResult | Exception]:
-        """Apply writes one at a time, up to the first that finds the database in trouble."""
+        """Apply writes one at a time, up to the first that finds the database in trouble.
+
+        Raises nothing: what was written before the trouble keeps its result.
+        """
         results: list[WriteResult | Exception] = []
         for write in writes:
             try:
                 results += await self.apply(organization_id, [write])
-            except ServiceError as trouble:
+            except (ServiceError, psycopg.Error) as trouble:
                 untried = len(writes) - len(results) - 1
-                nothing_done = DatabaseUnavailable("the database is in trouble; try again later")
-                return [*results, trouble, *[nothing_done] * untried]
+                not_done = DatabaseUnavailable(
+                    "the database is in trouble; nothing was written, try again later"
+                )
+                return [*results, trouble, *[not_done] * untried]
         return results
 
     async def _blame(self, organization_id: str, write: Write, refusal: psycopg.Error) -> Exception:

@@ -3,8 +3,10 @@
 import os
 import signal
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from typing import Any, LiteralString
 
 import grpc
 import psycopg
@@ -14,7 +16,14 @@ from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from scripts.stack import DATABASE
-from tests.api import Organization, Refusal, refusal
+from service import messages
+from service.database import Database, Timeouts
+from service.domain import WriteResult
+from service.errors import DatabaseUnavailable
+from service.metrics import Metrics
+from service.rows import Row
+from service.writes import WriteStore
+from tests.api import Organization, Refusal, refusal, upsert_request
 from tests.conftest import OwnPostgres, StartProgram
 from tests.load import Load
 from tests.observing import PATIENT, held_lock, until
@@ -174,3 +183,47 @@ def test_a_commit_that_no_standby_has_confirmed_is_not_called_a_success(
         admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
         admin.execute("SELECT pg_reload_conf()")
         assert org.upsert(str(minute), minute, minute + 1).outcome == pb.UNCHANGED
+
+
+class FaultyDatabase(Database):
+    """A real database of which some calls fail: by their number, from 1."""
+
+    faults: dict[int, psycopg.Error]
+    calls = 0
+
+    async def fetch(
+        self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> list[Row]:
+        self.calls += 1
+        if self.calls in self.faults:
+            raise self.faults[self.calls]
+        return await super().fetch(statement, parameters)
+
+
+async def test_what_was_written_one_by_one_keeps_its_result_when_a_later_one_fails(
+    database_url: str, stub: AppointmentServiceStub, organization: str
+) -> None:
+    """The batch is refused; alone, the first is written, the second has an unknown end."""
+    metrics = Metrics()
+    database = FaultyDatabase(
+        database_url,
+        name="faulty",
+        connections=1,
+        max_waiting=1,
+        timeouts=Timeouts(connection=5, lock=5, statement=5),
+        replica=False,
+        metrics=metrics,
+    )
+    unreadable = psycopg.DataError("a row that cannot be read")
+    database.faults = {1: psycopg.errors.CheckViolation("one of them"), 3: unreadable}
+    writes = [
+        messages.upsert(upsert_request(organization, id, minute), validate_only=False, actor="")
+        for minute, id in enumerate("abc")
+    ]
+    async with database:
+        first, second, third = await WriteStore(database, metrics).apply(organization, writes)
+    assert isinstance(first, WriteResult)
+    assert second is unreadable
+    assert isinstance(third, DatabaseUnavailable)
+    assert "nothing was written" in third.message
+    assert set(Organization(stub, organization).listed()) == {"a"}
