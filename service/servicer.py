@@ -1,6 +1,6 @@
 """The RPCs: read the request, ask the committer or the store, write the answer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -255,15 +255,15 @@ def _min_revision(
 
 
 def _fill(
-    items: Iterable[Item], limit: int, convert: Callable[[Item], ItemMessage]
+    items: Sequence[Item], limit: int, convert: Callable[[Item], ItemMessage]
 ) -> list[ItemMessage]:
     """Convert items until the page is full, by number or by bytes; never none of some."""
     shown: list[ItemMessage] = []
     size = 0
-    for item in items:
+    for item in items[:limit]:
         message = convert(item)
         size += message.ByteSize()
-        if len(shown) == limit or (shown and size > MAX_PAGE_BYTES):
+        if shown and size > MAX_PAGE_BYTES:
             break
         shown.append(message)
     return shown
