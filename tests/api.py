@@ -1,5 +1,6 @@
 """The API as tests use it: short calls, and errors taken apart."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -41,6 +42,13 @@ def upsert_request(organization: str, id: str, minute: int) -> rpc.UpsertAppoint
     """Ask for one minute of the morning."""
     return rpc.UpsertAppointmentRequest(
         appointment=appointment(organization, id, minute, minute + 1)
+    )
+
+
+def batch_request(appointments: Iterable[pb.Appointment]) -> rpc.BatchUpsertAppointmentsRequest:
+    item = rpc.BatchUpsertAppointmentsRequest.Item
+    return rpc.BatchUpsertAppointmentsRequest(
+        requests=[item(appointment=wanted) for wanted in appointments]
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
 
-from tests.api import Organization, appointment, refusal, refusal_of
+from tests.api import Organization, appointment, batch_request, refusal, refusal_of
 
 
 def test_a_batch_is_answered_item_by_item_in_order(org: Organization) -> None:
@@ -17,10 +17,7 @@ def test_a_batch_is_answered_item_by_item_in_order(org: Organization) -> None:
         appointment(org.id, "a", 0, 20),
         appointment(org.id, "b", 20, 30),
     ]
-    request = rpc.BatchUpsertAppointmentsRequest(
-        requests=[rpc.BatchUpsertAppointmentsRequest.Item(appointment=item) for item in items]
-    )
-    results = org.stub.BatchUpsertAppointments(request).results
+    results = org.stub.BatchUpsertAppointments(batch_request(items)).results
     outcomes = [result.outcome if result.HasField("outcome") else None for result in results]
     assert outcomes == [pb.CREATED, None, None, pb.CREATED, pb.UPDATED, pb.CREATED]
     taken = refusal_of(results[1].error, grpc.StatusCode.ALREADY_EXISTS)
@@ -32,10 +29,7 @@ def test_a_batch_is_answered_item_by_item_in_order(org: Organization) -> None:
 
 def test_a_batch_of_one_thousand_is_taken_and_one_more_is_not(org: Organization) -> None:
     def batch(count: int) -> rpc.BatchUpsertAppointmentsRequest:
-        items = [appointment(org.id, str(n), n, n + 1) for n in range(count)]
-        return rpc.BatchUpsertAppointmentsRequest(
-            requests=[rpc.BatchUpsertAppointmentsRequest.Item(appointment=item) for item in items]
-        )
+        return batch_request(appointment(org.id, str(n), n, n + 1) for n in range(count))
 
     results = org.stub.BatchUpsertAppointments(batch(1000)).results
     assert [result.outcome for result in results] == [pb.CREATED] * 1000
@@ -46,12 +40,7 @@ def test_a_batch_of_one_thousand_is_taken_and_one_more_is_not(org: Organization)
 
 
 def test_a_batch_belongs_to_one_organization(org: Organization) -> None:
-    request = rpc.BatchUpsertAppointmentsRequest(
-        requests=[
-            rpc.BatchUpsertAppointmentsRequest.Item(appointment=appointment(id, "a", 0, 30))
-            for id in (org.id, org.id, "another")
-        ]
-    )
+    request = batch_request(appointment(id, "a", 0, 30) for id in (org.id, org.id, "another"))
     with pytest.raises(grpc.RpcError) as caught:
         org.stub.BatchUpsertAppointments(request)
     assert set(refusal(caught.value).fields) == {"requests[2].appointment.organization_id"}
@@ -65,12 +54,7 @@ def test_an_empty_batch_is_refused(org: Organization) -> None:
 
 
 def test_a_batch_of_mistakes_still_fits_a_grpc_error(org: Organization) -> None:
-    item = rpc.BatchUpsertAppointmentsRequest.Item
-    request = rpc.BatchUpsertAppointmentsRequest(
-        requests=[
-            item(appointment=appointment(f"{org.id}-{number}", "a", 0, 1)) for number in range(1000)
-        ]
-    )
+    request = batch_request(appointment(f"{org.id}-{number}", "a", 0, 1) for number in range(1000))
     with pytest.raises(grpc.RpcError) as caught:
         org.stub.BatchUpsertAppointments(request)
     refused = refusal(caught.value)
@@ -80,17 +64,13 @@ def test_a_batch_of_mistakes_still_fits_a_grpc_error(org: Organization) -> None:
 
 def test_a_batch_tells_the_revision_even_if_all_is_refused(org: Organization) -> None:
     org.upsert("a", 0, 30)
-    item = rpc.BatchUpsertAppointmentsRequest.Item
-    request = rpc.BatchUpsertAppointmentsRequest(
-        requests=[item(appointment=appointment(org.id, id, 0, 30)) for id in "bc"]
-    )
+    request = batch_request(appointment(org.id, id, 0, 30) for id in "bc")
     _, call = org.stub.BatchUpsertAppointments.with_call(request)
     assert dict(call.trailing_metadata())["organization-revision"] == "1"
 
 
 def test_the_largest_batch_gets_an_answer_that_fits(org: Organization) -> None:
     """Whether all of it is stored or all refused: 4 MiB is what a client takes."""
-    item = rpc.BatchUpsertAppointmentsRequest.Item
     title = "\U0001f600" * 700
 
     def batch(id: str) -> rpc.BatchUpsertAppointmentsRequest:
@@ -98,9 +78,7 @@ def test_the_largest_batch_gets_an_answer_that_fits(org: Organization) -> None:
             appointment(org.id, f"{id}{n:03}" + "i" * 100, n, n + 1, title=title)
             for n in range(990)
         ]
-        return rpc.BatchUpsertAppointmentsRequest(
-            requests=[item(appointment=one) for one in wanted]
-        )
+        return batch_request(wanted)
 
     assert 2_900_000 < batch("a").ByteSize() < 3 * 1024 * 1024
     stored = org.stub.BatchUpsertAppointments(batch("a")).results

@@ -11,10 +11,9 @@ import grpc
 import psycopg
 import pytest
 from appointments.v1 import appointment_pb2 as pb
-from appointments.v1 import appointment_service_pb2 as rpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
-from tests.api import Organization, appointment, check_no_overlap, refusal
+from tests.api import Organization, appointment, batch_request, check_no_overlap, refusal
 from tests.conftest import StartProgram
 from tests.observing import PATIENT, held_lock, metric, until
 
@@ -71,12 +70,7 @@ def test_64_writers_that_move_and_cancel_keep_every_promise(
                             appointment(org.id, f"{rng.randrange(50)}", start + n, start + n + 2)
                             for n in range(5)
                         ]
-                        item = rpc.BatchUpsertAppointmentsRequest.Item
-                        org.stub.BatchUpsertAppointments(
-                            rpc.BatchUpsertAppointmentsRequest(
-                                requests=[item(appointment=wanted) for wanted in items]
-                            )
-                        )
+                        org.stub.BatchUpsertAppointments(batch_request(items))
                     case _:
                         key = f"{writer}-{number}"
                         first = org.upsert(id, start, start + 5, idempotency_key=key)

@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.api import MORNING, Organization, at, refusal, refusal_of
+from tests.api import MORNING, Organization, at, batch_request, refusal, refusal_of
 from tests.model import Answer, Content, Model, Stored, Write
 
 MINUTES = st.integers(min_value=0, max_value=12)
@@ -74,9 +74,7 @@ class ServiceAgainstModel(RuleBasedStateMachine):
 
     @rule(items=st.lists(st.tuples(FEW_IDS, contents()), min_size=1, max_size=6))
     def batch(self, items: list[tuple[str, Content]]) -> None:
-        request = rpc.BatchUpsertAppointmentsRequest()
-        for id, content in items:
-            request.requests.add(appointment=self.message(id, content))
+        request = batch_request(self.message(id, content) for id, content in items)
         results = self.stub.BatchUpsertAppointments(request).results
         for (id, content), result in zip(items, results, strict=True):
             expected = self.model.apply(Write(id=id, content=content))

@@ -8,7 +8,7 @@ from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
-from tests.api import Organization, appointment, upsert_request
+from tests.api import Organization, appointment, batch_request, upsert_request
 from tests.conftest import StartProgram
 from tests.observing import PATIENT, held_lock, metric, until
 
@@ -17,12 +17,7 @@ def test_beyond_the_queue_a_write_is_refused_at_once_and_leaves_nothing(
     start_service: StartProgram, database_url: str, organization: str
 ) -> None:
     service = start_service(**PATIENT, MAX_QUEUED_WRITES="1000")
-    item = rpc.BatchUpsertAppointmentsRequest.Item
-    batch = rpc.BatchUpsertAppointmentsRequest(
-        requests=[
-            item(appointment=appointment(organization, str(n), n, n + 1)) for n in range(1000)
-        ]
-    )
+    batch = batch_request(appointment(organization, str(n), n, n + 1) for n in range(1000))
     with grpc.insecure_channel(service.address) as channel:
         stub = AppointmentServiceStub(channel)
         org = Organization(stub, organization)
@@ -73,12 +68,7 @@ def test_one_organization_cannot_take_the_whole_queue(
     start_service: StartProgram, database_url: str, organization: str
 ) -> None:
     service = start_service(**PATIENT, MAX_QUEUED_WRITES="2000")
-    item = rpc.BatchUpsertAppointmentsRequest.Item
-    batch = rpc.BatchUpsertAppointmentsRequest(
-        requests=[
-            item(appointment=appointment(organization, str(n), n, n + 1)) for n in range(1000)
-        ]
-    )
+    batch = batch_request(appointment(organization, str(n), n, n + 1) for n in range(1000))
     with grpc.insecure_channel(service.address) as channel:
         stub = AppointmentServiceStub(channel)
         with held_lock(database_url, organization) as lock:
