@@ -3,12 +3,18 @@
 While a batch of an organization is in flight its further writes queue; when it
 returns, all that queued go as the next one. There is no timer: alone, a write goes at
 once; under load, batches grow by themselves.
+
+Small batches of many organizations share a call: while one such call is in flight,
+organizations queue; when it returns, all that queued share the next. A call of its own
+is made for an organization with so many writes that sharing gains nothing, and for one
+whose lock another session holds: nobody else waits for that lock.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from service.domain import Write, WriteResult
 from service.errors import Overloaded
@@ -17,6 +23,9 @@ from service.writes import WriteStore
 
 # The most that one call may bring; it must find room.
 MAX_BATCH_REQUEST = 1000
+
+# From so many waiting writes on, an organization gets a call of its own if it can.
+OWN_CALL_WRITES = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -29,15 +38,22 @@ class _Waiting:
 class _Queue:
     """One organization's writes that are not in flight yet."""
 
+    organization_id: str
+    # Shares no call, because its lock was found taken. Kept until the queue is empty.
+    alone: bool
     waiting: deque[_Waiting] = field(default_factory=deque)
     in_flight: bool = False
+
+
+_Batch = tuple[_Queue, list[_Waiting]]
 
 
 class Committer:
     """Hands writes to the store in batches, one batch of an organization at a time.
 
-    `connections` bounds the batches in flight, `max_batch` the writes of one,
-    `max_queued` the writes that wait in all; one organization may have half of them.
+    `connections` bounds the calls in flight, `max_organizations` the batches that share
+    a call (1: none do), `max_batch` the writes of one call, `max_queued` the writes that
+    wait in all; one organization may have half of them.
     """
 
     def __init__(
@@ -46,26 +62,34 @@ class Committer:
         metrics: Metrics,
         *,
         connections: int,
+        max_organizations: int,
         max_batch: int,
         max_queued: int,
     ) -> None:
         self._store = store
         self._metrics = metrics
-        self._free = connections
+        self._max_organizations = max_organizations
         self._max_batch = max_batch
         self._max_queued = max_queued
         # So that one organization cannot shut the others out.
         self._max_queued_by_one = max(max_queued // 2, MAX_BATCH_REQUEST)
+        # One connection is for shared calls alone: locks held elsewhere cannot use up all.
+        self._sharing = max_organizations > 1 and connections > 1
+        self._shared_is_free = self._sharing
+        self._free = connections - 1 if self._sharing else connections
         self._queued = 0
         self._queues: dict[str, _Queue] = {}
-        # Organizations with waiting writes and no batch in flight, oldest first.
-        self._ready: deque[str] = deque()
+        # Queues with waiting writes and none in flight, by organization, oldest first:
+        # those whose next batch may share a call, and those that go alone.
+        self._may_share: dict[str, _Queue] = {}
+        self._go_alone: dict[str, _Queue] = {}
         self._flights: set[asyncio.Task[None]] = set()
         metrics.queued_writes.set_function(lambda: self._queued)
 
     async def submit(self, organization_id: str, write: Write) -> WriteResult:
         """Apply one write; return its result or raise why it was refused."""
-        [result] = await self.submit_all(organization_id, [write])
+        [waiting] = self._enqueue(organization_id, [write])
+        result = await waiting.result
         if isinstance(result, Exception):
             raise result
         return result
@@ -80,7 +104,19 @@ class Committer:
 
         Raises Overloaded, with nothing queued, when too many writes wait already.
         """
-        queue = self._queues.get(organization_id) or _Queue()
+        waiting = self._enqueue(organization_id, writes)
+        # Cancelling the gathering cancels what it gathers: those results are not wanted.
+        return await asyncio.gather(*(item.result for item in waiting))
+
+    async def drain(self) -> None:
+        """Wait until nothing is queued or in flight."""
+        while self._flights:
+            await asyncio.wait(self._flights)
+
+    def _enqueue(self, organization_id: str, writes: Sequence[Write]) -> list[_Waiting]:
+        queue = self._queues.get(organization_id)
+        if queue is None:
+            queue = _Queue(organization_id, alone=not self._sharing)
         if (
             self._queued + len(writes) > self._max_queued
             or len(queue.waiting) + len(writes) > self._max_queued_by_one
@@ -92,60 +128,117 @@ class Committer:
         self._queues[organization_id] = queue
         loop = asyncio.get_running_loop()
         waiting = [_Waiting(write, loop.create_future()) for write in writes]
-        if not queue.in_flight and not queue.waiting:
-            self._ready.append(organization_id)
         queue.waiting.extend(waiting)
         self._queued += len(waiting)
-        self._dispatch()
-        # Cancelling the gathering cancels what it gathers: those results are not wanted.
-        return await asyncio.gather(*(item.result for item in waiting))
+        if not queue.in_flight:
+            self._line_up(queue)
+            self._dispatch()
+        return waiting
 
-    async def drain(self) -> None:
-        """Wait until nothing is queued or in flight."""
-        while self._flights:
-            await asyncio.wait(self._flights)
+    def _line_up(self, queue: _Queue) -> None:
+        """Put an organization among those whose batch may go."""
+        if queue.alone:
+            self._go_alone[queue.organization_id] = queue
+        elif len(queue.waiting) >= OWN_CALL_WRITES and self._free and not self._go_alone:
+            self._may_share.pop(queue.organization_id, None)
+            self._start_alone(queue)
+        else:
+            self._may_share[queue.organization_id] = queue
 
     def _dispatch(self) -> None:
-        while self._free and self._ready:
-            organization_id = self._ready.popleft()
-            queue = self._queues[organization_id]
-            batch = self._take(queue)
-            if not batch:  # every caller went away
-                self._settle(organization_id, queue)
-                continue
-            self._free -= 1
-            queue.in_flight = True
-            flight = asyncio.create_task(self._fly(organization_id, queue, batch))
-            self._flights.add(flight)
-            flight.add_done_callback(self._flights.discard)
+        """Start every call that there is a connection for."""
+        while self._free and self._go_alone:
+            self._start_alone(self._go_alone.pop(next(iter(self._go_alone))))
+        while self._shared_is_free and self._may_share:
+            self._start_shared()
 
-    def _take(self, queue: _Queue) -> list[_Waiting]:
+    def _start_alone(self, queue: _Queue) -> None:
+        batch = self._take(queue, self._max_batch)
+        if batch:
+            self._free -= 1
+            self._start(self._fly_alone(queue, batch))
+
+    def _start_shared(self) -> None:
+        batches: list[_Batch] = []
+        room = self._max_batch
+        while self._may_share and room and len(batches) < self._max_organizations:
+            queue = self._may_share.pop(next(iter(self._may_share)))
+            batch = self._take(queue, room)
+            if batch:
+                batches.append((queue, batch))
+                room -= len(batch)
+        if batches:
+            self._shared_is_free = False
+            self._start(self._fly_shared(batches))
+
+    def _take(self, queue: _Queue, most: int) -> list[_Waiting]:
+        """Take the next batch; empty, and the queue forgotten, if every caller went away."""
         batch: list[_Waiting] = []
-        while queue.waiting and len(batch) < self._max_batch:
+        while queue.waiting and len(batch) < most:
             item = queue.waiting.popleft()
             self._queued -= 1
             if not item.result.done():
                 batch.append(item)
+        if batch:
+            queue.in_flight = True
+        else:
+            del self._queues[queue.organization_id]
         return batch
 
-    async def _fly(self, organization_id: str, queue: _Queue, batch: list[_Waiting]) -> None:
+    def _start(self, flight: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(flight)
+        self._flights.add(task)
+        task.add_done_callback(self._flights.discard)
+
+    async def _fly_alone(self, queue: _Queue, batch: list[_Waiting]) -> None:
         self._metrics.batch_size.observe(len(batch))
         results: Sequence[WriteResult | Exception]
         try:
-            results = await self._store.apply(organization_id, [item.write for item in batch])
+            writes = [item.write for item in batch]
+            results = await self._store.apply(queue.organization_id, writes)
         except Exception as error:  # noqa: BLE001  # each caller is to learn of it
             results = [error] * len(batch)
-        for item, result in zip(batch, results, strict=True):
-            if not item.result.done():
-                item.result.set_result(result)
         self._free += 1
-        queue.in_flight = False
-        self._settle(organization_id, queue)
+        self._land(queue, batch, results)
         self._dispatch()
 
-    def _settle(self, organization_id: str, queue: _Queue) -> None:
-        """Line the organization up again if it has more to write, else forget it."""
-        if queue.waiting:
-            self._ready.append(organization_id)
+    async def _fly_shared(self, batches: list[_Batch]) -> None:
+        results: Sequence[Sequence[WriteResult | Exception] | None]
+        try:
+            results = await self._store.apply_batches(
+                [
+                    (queue.organization_id, [item.write for item in batch])
+                    for queue, batch in batches
+                ]
+            )
+        except Exception as error:  # noqa: BLE001  # each caller is to learn of it
+            results = [[error] * len(batch) for _, batch in batches]
+        self._shared_is_free = True
+        carried = 0
+        for (queue, batch), result in zip(batches, results, strict=True):
+            carried += len(batch) if result is not None else 0
+            self._land(queue, batch, result)
+        if carried:
+            self._metrics.batch_size.observe(carried)
+        self._dispatch()
+
+    def _land(
+        self,
+        queue: _Queue,
+        batch: list[_Waiting],
+        results: Sequence[WriteResult | Exception] | None,
+    ) -> None:
+        """Give results to the callers, or put the batch back to go alone if there are none."""
+        queue.in_flight = False
+        if results is None:
+            queue.alone = True
+            queue.waiting.extendleft(reversed(batch))
+            self._queued += len(batch)
         else:
-            del self._queues[organization_id]
+            for item, result in zip(batch, results, strict=True):
+                if not item.result.done():
+                    item.result.set_result(result)
+        if queue.waiting:
+            self._line_up(queue)
+        else:
+            del self._queues[queue.organization_id]

@@ -97,6 +97,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             WriteStore(writes, metrics),
             metrics,
             connections=settings.write_connections,
+            max_organizations=settings.max_call_organizations,
             max_batch=settings.max_batch_writes,
             max_queued=settings.max_queued_writes,
         )

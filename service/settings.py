@@ -30,6 +30,8 @@ class Settings(BaseSettings):
 
     write_connections: Count = 4
     read_connections: Count = 4
+    # 1: none shares a call, as a database needs that is distributed by organization.
+    max_call_organizations: Count = 256
     max_batch_writes: Annotated[int, Field(ge=1, le=1000)] = 256
     # A whole batch of 1,000 must find room.
     max_queued_writes: Annotated[int, Field(ge=1000)] = 4096

@@ -1,4 +1,4 @@
-"""Writing: one call of apply_writes a batch."""
+"""Writing: one call of apply_writes a batch, or of apply_batches for several."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -23,6 +23,7 @@ from service.errors import (
     DatabaseUnavailable,
     EtagMismatch,
     IdempotencyKeyReused,
+    LockTimeout,
     ServiceError,
     TimeRangeTaken,
 )
@@ -32,6 +33,11 @@ from service.rows import Row
 _APPLY: LiteralString = f"""
     SELECT outcome, organization_revision, lock_wait, conflicts, {rows.APPOINTMENT}
     FROM apply_writes(%s::text, %s::json)
+"""
+
+_APPLY_BATCHES: LiteralString = f"""
+    SELECT outcome, organization_revision, lock_wait, conflicts, {rows.APPOINTMENT}
+    FROM apply_batches(%s::json)
 """
 
 _OVERLAPPING: LiteralString = """
@@ -47,10 +53,11 @@ _OVERLAPPING: LiteralString = """
 _NO_OVERLAP = "appointments_no_overlap"
 
 _OUTCOMES = frozenset(Outcome)
+_BUSY = "BUSY"
 
 
 class WriteStore:
-    """Applies writes of one organization in one transaction."""
+    """Applies writes, all of one organization's batch in one transaction."""
 
     def __init__(self, database: Database, metrics: Metrics) -> None:
         self._database = database
@@ -67,13 +74,52 @@ class WriteStore:
         Raises LockTimeout, DatabaseUnavailable or Overloaded for the whole batch.
         """
         try:
-            found = await self._database.fetch(_APPLY, (organization_id, _parameters(writes)))
+            parameters = (organization_id, _json(_parameters(writes)))
+            found = await self._database.fetch(_APPLY, parameters)
         except psycopg.Error as refusal:
             if refusal.sqlstate is None:
                 raise  # not the server's word, so not certainly rolled back
             if len(writes) == 1:
                 return [await self._blame(organization_id, writes[0], refusal)]
             return await self._apply_alone(organization_id, writes)
+        return self._results(organization_id, found)
+
+    async def apply_batches(
+        self, batches: Sequence[tuple[str, Sequence[Write]]]
+    ) -> list[list[WriteResult | Exception] | None]:
+        """Apply one batch for each of several organizations, in one round trip and commit.
+
+        None stands for a batch of which nothing was written and which is to be applied
+        by itself: its organization is locked by another session, or something kept the
+        call as a whole from going on.
+
+        Raises DatabaseUnavailable or Overloaded for all batches.
+        """
+        parameter = [
+            {"organization_id": organization_id, "writes": _parameters(writes)}
+            for organization_id, writes in batches
+        ]
+        try:
+            found = await self._database.fetch(_APPLY_BATCHES, (_json(parameter),))
+        except LockTimeout:
+            return [None] * len(batches)
+        except psycopg.Error as refusal:
+            if refusal.sqlstate is None:
+                raise  # not the server's word, so not certainly rolled back
+            return [None] * len(batches)
+        results: list[list[WriteResult | Exception] | None] = []
+        position = 0
+        for organization_id, writes in batches:
+            if found[position][0] == _BUSY:
+                results.append(None)
+                position += 1
+            else:
+                end = position + len(writes)
+                results.append(self._results(organization_id, found[position:end]))
+                position = end
+        return results
+
+    def _results(self, organization_id: str, found: Sequence[Row]) -> list[WriteResult | Exception]:
         self._metrics.lock_wait_seconds.observe(found[0][2])
         return [_result(organization_id, row) for row in found]
 
@@ -117,8 +163,12 @@ class WriteStore:
         return TimeRangeTaken(_conflicts(overlapping), organization_revision=revision)
 
 
-def _parameters(writes: Sequence[Write]) -> str:
-    return orjson.dumps([_parameter(write) for write in writes]).decode()
+def _parameters(writes: Sequence[Write]) -> list[dict[str, Any]]:
+    return [_parameter(write) for write in writes]
+
+
+def _json(value: list[dict[str, Any]]) -> str:
+    return orjson.dumps(value).decode()
 
 
 def _parameter(write: Write) -> dict[str, Any]:
