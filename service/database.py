@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, LiteralString, Self
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import Diagnostic
 from psycopg.rows import TupleRow
@@ -36,21 +36,24 @@ class Timeouts:
 
 
 class _Connection(AsyncConnection[TupleRow]):
-    """A connection that remembers whether the server warned about a commit.
+    """A connection with one cursor, which remembers whether the server warned of a commit.
 
     A wait for a synchronous standby that is cancelled ends with a mere warning: the
     transaction is committed here and perhaps nowhere else.
     """
 
     warning: str | None = None
+    # Making a cursor costs as much as running a statement.
+    statements: AsyncCursor[TupleRow]
 
 
-async def _listen_for_warnings(connection: _Connection) -> None:
+async def _prepare(connection: _Connection) -> None:
     def note(diagnostic: Diagnostic) -> None:
         if diagnostic.severity_nonlocalized == "WARNING":
             connection.warning = diagnostic.message_primary
 
     connection.add_notice_handler(note)
+    connection.statements = connection.cursor(binary=True)
 
 
 class Database:
@@ -74,7 +77,7 @@ class Database:
         self._pool = AsyncConnectionPool(
             _conninfo(url, timeouts, replica=replica),
             connection_class=_Connection,
-            configure=_listen_for_warnings,
+            configure=_prepare,
             name=name,
             min_size=connections,
             max_size=connections,
@@ -86,6 +89,7 @@ class Database:
             open=False,
         )
         self._timeouts = timeouts
+        self._patience = timeouts.connection + timeouts.statement + 1.0
         self._connections = connections
         self._most_users = connections + max_waiting
         # Statements under way, those included whose caller has gone.
@@ -122,24 +126,34 @@ class Database:
             raise Overloaded(
                 f"{len(self._running)} requests use or await the database; {_NOTHING_WRITTEN} later"
             )
-        task = asyncio.create_task(self._fetch(statement, parameters))
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[Row]] = loop.create_future()
+        task = loop.create_task(self._fetch(statement, parameters))
         self._running.add(task)
-        task.add_done_callback(self._ended)
-        done, _ = await asyncio.wait({task}, timeout=self._patience)
-        if not done:
+
+        def give_up() -> None:
             # The server hangs, or its statement_timeout would have ended it.
+            if not answer.done():
+                answer.set_exception(
+                    DatabaseUnavailable(f"the database does not answer; {_NOT_KNOWN}")
+                )
             task.cancel()
-            raise DatabaseUnavailable(f"the database does not answer; {_NOT_KNOWN}")
-        return task.result()
 
-    def _ended(self, task: asyncio.Task[list[Row]]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # nobody else asks for it if the caller has gone
+        timer = loop.call_later(self._patience, give_up)
 
-    @property
-    def _patience(self) -> float:
-        return self._timeouts.connection + self._timeouts.statement + 1.0
+        def hand_over(task: asyncio.Task[list[Row]]) -> None:
+            timer.cancel()
+            self._running.discard(task)
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if answer.done():  # the caller has gone, or was told to wait no longer
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(task.result())
+
+        task.add_done_callback(hand_over)
+        return await answer
 
     async def _fetch(
         self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any]
@@ -147,7 +161,8 @@ class Database:
         connection = await self._take()
         self._lent += 1
         try:
-            cursor = await connection.execute(statement, parameters, binary=True)
+            cursor = connection.statements
+            await cursor.execute(statement, parameters)
             rows = await cursor.fetchall()
             if connection.warning is not None:
                 raise DatabaseUnavailable(
