@@ -12,6 +12,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 DEFAULT_ORGANIZATION = "default"
 
@@ -31,9 +32,11 @@ class Outcome(StrEnum):
     STALE = "STALE"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Appointment:
-    """An appointment as stored: the half-open range `[start, end)` of a resource."""
+class Appointment(NamedTuple):
+    """An appointment as stored: the half-open range `[start, end)` of a resource.
+
+    A tuple, since many are made a request: a third of the cost of a frozen dataclass.
+    """
 
     organization_id: str
     id: str

@@ -6,6 +6,8 @@ from service.domain import Appointment, State
 
 Row = tuple[Any, ...]
 
+_STATES = {state.value: state for state in State}
+
 APPOINTMENT: LiteralString = """
     appointment_id, resource_id, start_time, end_time, title, attributes::text,
     created_at, updated_at, state, version, revision
@@ -24,7 +26,7 @@ def appointment(organization_id: str, row: Row) -> Appointment:
         attributes=row[5],
         created_at=row[6],
         updated_at=row[7],
-        state=State(row[8]),
+        state=_STATES[row[8]],
         version=row[9],
         revision=row[10],
     )

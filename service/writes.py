@@ -52,7 +52,7 @@ _OVERLAPPING: LiteralString = """
 # The constraint that refuses overlaps whatever wrote them.
 _NO_OVERLAP = "appointments_no_overlap"
 
-_OUTCOMES = frozenset(Outcome)
+_OUTCOMES = {outcome.value: outcome for outcome in Outcome}
 _BUSY = "BUSY"
 
 
@@ -200,9 +200,10 @@ def _parameter(write: Write) -> dict[str, Any]:
 
 def _result(organization_id: str, row: Row) -> WriteResult | ServiceError:
     outcome, revision = row[0], row[1]
-    if outcome in _OUTCOMES:
+    done = _OUTCOMES.get(outcome)
+    if done is not None:
         return WriteResult(
-            outcome=Outcome(outcome),
+            outcome=done,
             organization_revision=revision,
             appointment=rows.appointment(organization_id, row[4:]),
         )
