@@ -27,6 +27,7 @@ from tests.api import Organization
 
 StartProgram = Callable[..., Program]
 OwnPostgres = Callable[..., EmbeddedPostgres]
+CreateDatabase = Callable[[], str]
 
 LINES_SHOWN = 40
 
@@ -76,6 +77,19 @@ def database_url(temporary_directory: Path) -> Iterator[str]:
             url = stack.enter_context(postgres).create_database(DATABASE)
         migrate(url)
         yield url
+
+
+@pytest.fixture(scope="module")
+def create_database(database_url: str) -> Iterator[CreateDatabase]:
+    """Make migrated databases of the test's own on the suite's server."""
+    with ExitStack() as stack:
+
+        def create() -> str:
+            url = stack.enter_context(_database_on(database_url))
+            migrate(url)
+            return url
+
+        yield create
 
 
 @pytest.fixture(scope="session")

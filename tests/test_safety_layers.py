@@ -6,41 +6,18 @@ Every guard is run twice: on the database as migrated, and on one without its la
 import json
 import secrets
 import threading
-from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit, urlunsplit
+from collections.abc import Callable
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from scripts.postgres import migrate
 from service.database import ROLE
+from tests.conftest import CreateDatabase
 from tests.observing import until
 
 LOCK = r"PERFORM pg_advisory_xact_lock\([^;]*\);"
 CHECK = r"IF FOUND AND v_neighbour_end > w\.start_time THEN"
-
-CreateDatabase = Callable[[], str]
-
-
-@pytest.fixture(scope="module")
-def create_database(database_url: str) -> Iterator[CreateDatabase]:
-    """Makes migrated databases of the test's own on the suite's server."""
-    made: list[str] = []
-    with psycopg.connect(database_url, autocommit=True) as connection:
-
-        def create() -> str:
-            name = f"layers_{secrets.token_hex(6)}"
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-            made.append(name)
-            url = urlunsplit(urlsplit(database_url)._replace(path=f"/{name}"))
-            migrate(url)
-            return url
-
-        yield create
-        for name in made:
-            drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
-            connection.execute(drop.format(sql.Identifier(name)))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,77 @@
+"""What a write costs depends neither on how much is stored nor on old statistics."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+
+from tests.conftest import CreateDatabase
+
+STORED = 3000
+ORGANIZATIONS = 300
+WRITES = 50
+# Its organization, its neighbour, and what the indexes look at when it is stored.
+ROWS_A_WRITE = 6
+START = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def test_a_write_reads_a_few_rows_whatever_the_statistics_say(
+    create_database: CreateDatabase,
+) -> None:
+    """The tables were analyzed while they held one row; the plans are from that time."""
+    with psycopg.connect(create_database(), autocommit=True) as connection:
+        _write(connection, "first", range(1))
+        connection.execute("ANALYZE")
+        for minute in range(1, 21):
+            _write(connection, "first", range(minute, minute + 1))
+        _write(connection, "large", range(STORED))
+        for number in range(ORGANIZATIONS):
+            _write(connection, str(number), range(1))
+        for organization in ("large", "first"):
+            before = _rows_read(connection)
+            for minute in range(2 * STORED, 2 * STORED + WRITES):
+                _write(connection, organization, range(minute, minute + 1))
+            assert _rows_read(connection) - before <= ROWS_A_WRITE * WRITES
+
+
+def test_no_write_is_planned_anew(create_database: CreateDatabase) -> None:
+    """Planning costs several times what running does."""
+    with psycopg.connect(create_database(), autocommit=True) as connection:
+        found = connection.execute(
+            "SELECT proname FROM pg_proc"
+            " WHERE 'plan_cache_mode=force_generic_plan' = ANY(proconfig)"
+        ).fetchall()
+    assert {name for (name,) in found} >= {"apply_writes", "apply_batches"}
+
+
+def _write(connection: psycopg.Connection, organization: str, minutes: range) -> None:
+    """One call that books each of the minutes, counted from the start."""
+    writes = [
+        {
+            "kind": "UPSERT",
+            "id": str(minute),
+            "resource_id": "",
+            "start_time": str(START + timedelta(minutes=minute)),
+            "end_time": str(START + timedelta(minutes=minute + 1)),
+            "title": "",
+            "attributes": {},
+            "create_only": False,
+            "actor": "",
+            "validate_only": False,
+        }
+        for minute in minutes
+    ]
+    outcomes = connection.execute(
+        "SELECT outcome FROM apply_writes(%s, %s::json)", (organization, json.dumps(writes))
+    ).fetchall()
+    assert outcomes == [("CREATED",)] * len(minutes)
+
+
+def _rows_read(connection: psycopg.Connection) -> int:
+    """How many rows of all tables were read so far, by scans and through indexes."""
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    row = connection.execute(
+        "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_user_tables"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
