@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-PROTO_FILES := $(sort $(wildcard protos/appointments/v1/*.proto))
+PROTO_FILES := $(sort $(wildcard protos/appointments/v1/*.proto protos/appointments/relay/v1/*.proto))
+SERVICE_FILES := protos/appointments/v1/appointment_service.proto protos/appointments/relay/v1/relay.proto
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint format migrate demo demo-fosdem bench protos lock audit clean
@@ -64,7 +65,7 @@ protos: .venv/installed ## Generate the stubs from the .proto files
 	$(PROTOC) --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --python_out=$(OUT) --mypy_out=quiet:$(OUT) \
 		--include_source_info --descriptor_set_out=$(OUT)/appointments/v1/descriptors.binpb $(PROTO_FILES)
 	$(PROTOC) --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(OUT) \
-		--mypy_grpc_out=quiet:$(OUT) protos/appointments/v1/appointment_service.proto
+		--mypy_grpc_out=quiet:$(OUT) $(SERVICE_FILES)
 
 COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-emit-package appointments-v1
 

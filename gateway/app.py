@@ -20,6 +20,7 @@ from gateway.metrics import Metrics
 from gateway.openapi import openapi_document
 from gateway.pages import DOCUMENT_PATH, Alive, Ready, document_page, viewer_pages
 from gateway.problems import StatusReader
+from gateway.relay import Relay
 from gateway.routes import Route, Router, routes_of
 from gateway.settings import Settings
 
@@ -35,9 +36,10 @@ _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # A peer that vanished without a word is noticed while calls wait for it.
+    # A peer that vanished without a word is noticed, by an idle stream too.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
 )
 
 
@@ -49,15 +51,16 @@ class CannotListenError(Exception):
     """A port is taken or not allowed; the message names it."""
 
 
-def build_router(channel: aio.Channel, settings: Settings, in_flight: InFlight) -> Router[Endpoint]:
+def build_router(
+    channel: aio.Channel, relay: Relay, settings: Settings, in_flight: InFlight
+) -> Router[Endpoint]:
     """Make the endpoints of all routes and pages."""
     routes = routes_of(SERVICE)
     statuses = StatusReader(
         frozenset(route.body for route in routes if route.body not in {"", "*"})
     )
     shared = CallSettings(
-        channel=channel,
-        timeout=settings.gateway_timeout,
+        relay=relay,
         max_message_bytes=settings.max_message_bytes,
         bodies=BodyReader(
             max_bytes=settings.gateway_max_body_bytes, timeout=settings.gateway_body_timeout
@@ -104,6 +107,12 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
     async with AsyncExitStack() as closing:
         channel = aio.insecure_channel(settings.service_address, options=_CHANNEL_OPTIONS)
         closing.push_async_callback(channel.close)
+        relay = Relay(
+            channel,
+            timeout=settings.gateway_timeout,
+            max_message_bytes=settings.max_message_bytes,
+        )
+        closing.push_async_callback(relay.close)
         in_flight = InFlight(settings.gateway_max_in_flight)
         metrics = Metrics(lambda: in_flight.count)
         metrics_port = None
@@ -113,7 +122,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
                     settings.gateway_host, settings.gateway_metrics_port
                 )
             closing.push_async_callback(asyncio.to_thread, stop_metrics)
-        handler = HttpHandler(build_router(channel, settings, in_flight), metrics)
+        handler = HttpHandler(build_router(channel, relay, settings, in_flight), metrics)
         runner = ServerRunner(
             HttpServer(handler, asyncio.get_running_loop()),
             shutdown_timeout=settings.gateway_shutdown_grace,

@@ -1,7 +1,7 @@
-"""The endpoint of an RPC: one HTTP request becomes one gRPC call."""
+"""The endpoint of an RPC: one HTTP request becomes one call of the service."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -12,9 +12,8 @@ from aiohttp.web import Response
 from appointments.v1.appointment_pb2 import Outcome
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from grpc import aio
 
-from gateway.answers import REQUEST_ID, json_answer
+from gateway.answers import json_answer
 from gateway.bodies import BodyReader, refuse_body
 from gateway.exchange import Exchange
 from gateway.inputs import InputReader
@@ -26,6 +25,7 @@ from gateway.problems import (
     invalid_fields,
     too_large,
 )
+from gateway.relay import ENVELOPE_BYTES, CallError, Relay
 from gateway.rendering import MessageRenderer, Render
 from gateway.routes import Route
 
@@ -63,10 +63,9 @@ class InFlight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallSettings:
-    """What all endpoints share; the timeout of a call is in seconds, sizes are in bytes."""
+    """What all endpoints share; sizes are in bytes."""
 
-    channel: aio.Channel
-    timeout: float
+    relay: Relay
     max_message_bytes: int
     bodies: BodyReader
     # Apart from the calls, so that callers who send slowly do not keep others out.
@@ -91,14 +90,11 @@ class CallEndpoint:
         self._has_etag = "etag" in shown.fields_by_name
         self._has_outcome = "outcome" in output.fields_by_name
         self._location = location
-        # Bytes go in, so that their size is known before they are sent.
-        self._call: aio.UnaryUnaryMultiCallable[bytes, Any] = settings.channel.unary_unary(
-            route.rpc_path, response_deserializer=GetMessageClass(output).FromString
-        )
+        self._read_response: Callable[[bytes], Any] = GetMessageClass(output).FromString
 
     async def __call__(self, exchange: Exchange) -> Response:
         """Make the call and render its answer. Raises `ProblemError` for every refusal."""
-        metadata = _metadata(exchange)
+        actor = _actor(exchange)
         body = b""
         if self._input.takes_body:
             with self._settings.receiving:
@@ -109,12 +105,12 @@ class CallEndpoint:
             message = self._input.read(exchange, body)
             exchange.organization = organization_of(message)
             encoded = message.SerializeToString()
-            if len(encoded) > self._settings.max_message_bytes:
+            if len(encoded) > self._settings.max_message_bytes - ENVELOPE_BYTES:
                 raise too_large(
                     "As a message of the service the request is more than "
                     f"{self._settings.max_message_bytes} bytes."
                 )
-            response, headers = await self._answer(encoded, metadata)
+            response, headers = await self._answer(encoded, exchange.request_id, actor)
         shown = getattr(response, self._response_body) if self._response_body else response
         status = HTTPStatus.OK
         if self._has_outcome:
@@ -131,22 +127,19 @@ class CallEndpoint:
         return json_answer(status, self._render(shown), headers)
 
     async def _answer(
-        self, encoded: bytes, metadata: tuple[tuple[str, str], ...]
+        self, encoded: bytes, request_id: str, actor: str
     ) -> tuple[Any, dict[str, str]]:
-        call = self._call(encoded, timeout=self._settings.timeout, metadata=metadata)
         try:
             # Cancelled with this request, if its caller goes away.
-            response = await call
-        except aio.AioRpcError as error:
-            trailers = error.trailing_metadata()
-            details = trailers.get("grpc-status-details-bin")
+            reply = await self._settings.relay.call(
+                self.name, encoded, request_id=request_id, actor=actor
+            )
+        except CallError as error:
             raise ProblemError(
-                self._settings.statuses.of_call(
-                    error.code(), error.details(), details if isinstance(details, bytes) else None
-                ),
-                _revision(trailers),
+                self._settings.statuses.of_status(error.status),
+                _revision(error.organization_revision),
             ) from error
-        return response, _revision(await call.trailing_metadata())
+        return self._read_response(reply.response), _revision(reply.organization_revision)
 
 
 def organization_of(message: Message) -> str | None:
@@ -177,18 +170,14 @@ def location_of(path: str, appointment: Any) -> str:  # noqa: ANN401  any messag
     )
 
 
-def _metadata(exchange: Exchange) -> tuple[tuple[str, str], ...]:
-    metadata = ((REQUEST_ID.lower(), exchange.request_id),)
-    actor = exchange.request.headers.get(ACTOR)
-    if not actor:
-        return metadata
+def _actor(exchange: Exchange) -> str:
+    actor = exchange.request.headers.get(ACTOR, "")
     if not _PRINTABLE.fullmatch(actor):
         raise invalid_fields([FieldError(ACTOR, "must be printable ASCII")])
     if len(actor) > MAX_ACTOR_LENGTH:
         raise invalid_fields([FieldError(ACTOR, f"must be at most {MAX_ACTOR_LENGTH} characters")])
-    return (*metadata, (ACTOR.lower(), actor))
+    return actor
 
 
-def _revision(trailers: aio.Metadata) -> dict[str, str]:
-    revision = trailers.get("organization-revision")
+def _revision(revision: int | None) -> dict[str, str]:
     return {REVISION: str(revision)} if revision is not None else {}

@@ -194,26 +194,12 @@ class StatusReader:
             TimeRangeConflict.DESCRIPTOR
         ).render
 
-    def of_call(self, code: StatusCode, message: str | None, details: bytes | None) -> Problem:
-        """Read how a call ended; `details` is the trailer `grpc-status-details-bin`.
+    def of_status(self, status: Status) -> Problem:
+        """Read a status with its details; unknown details are passed over.
 
-        `message` is passed on only if the service gave a reason with it: otherwise it
+        Its message is passed on only if the service gave a reason with it: otherwise it
         may be gRPC's own, with addresses and internals.
         """
-        if details is not None:
-            try:
-                status = Status.FromString(details)
-            except DecodeError:
-                status = Status()
-            if status.code == code.value[0]:
-                return self.of_status(status)
-        if code is StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (message or ""):
-            # gRPC itself refuses a message beyond the service's limit with this status.
-            return too_large("The request is larger than the service takes.").problem
-        return self.of_status(Status(code=code.value[0]))
-
-    def of_status(self, status: Status) -> Problem:
-        """Read a status with its details; unknown details are passed over."""
         code = _STATUS_CODES.get(status.code, StatusCode.UNKNOWN)
         fallback = _BY_STATUS.get(code, _INTERNAL)
         reason = ""

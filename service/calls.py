@@ -1,18 +1,141 @@
-"""The call being handled: what is known of it, for the log, the metrics and the answer."""
+"""What surrounds every call, whichever way it came: deadline, errors, log line, metrics."""
 
-from contextvars import ContextVar
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc.status_pb2 import Status
+
+from service.errors import DeadlineExceeded, InvalidFields, MalformedRequest, ServiceError
+from service.metrics import Metrics
+from service.status import code_of, status_of
+
+REQUEST_ID = "x-request-id"
+ACTOR = "x-actor"
+MAX_ACTOR = 256
+MAX_REQUEST_ID = 128
+
+log = structlog.get_logger()
 
 
 @dataclass(slots=True, kw_only=True)
 class Call:
-    """Filled by the servicer while it handles a request, read by the interceptor after."""
+    """A call under way. The servicer adds what it learns, for the log and the answer.
+
+    `timeout` is what was left until the caller's deadline, in seconds, if there is one.
+    """
 
     request_id: str
     actor: str
+    timeout: float | None
     organization_id: str | None = None
     organization_revision: int | None = None
     outcome: str | None = None
 
 
-current_call: ContextVar[Call] = ContextVar("current_call")
+def request_id_of(given: str) -> str:
+    """Return the caller's request id if it is fit for a log line, else a new one."""
+    if 0 < len(given) <= MAX_REQUEST_ID and given.isprintable():
+        return given
+    return uuid.uuid4().hex
+
+
+# From a method's name and its request, serialized, to its response or its error.
+Handle = Callable[[str, bytes, Call], Awaitable[bytes | Status]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    read: Callable[[bytes], Message]
+    answer: Callable[[Any, Call], Awaitable[Message]]
+
+
+class CallHandler:
+    """Handles calls of the methods of `service`, which are `servicer`'s, by name.
+
+    `timeout` (seconds) bounds calls whose caller set no deadline or a later one.
+    """
+
+    def __init__(
+        self, service: ServiceDescriptor, servicer: object, metrics: Metrics, *, timeout: float
+    ) -> None:
+        self._methods = {
+            method.name: _Method(
+                GetMessageClass(method.input_type).FromString, getattr(servicer, method.name)
+            )
+            for method in service.methods
+        }
+        self._metrics = metrics
+        self._timeout = timeout
+
+    async def handle(self, method: str, request: bytes, call: Call) -> bytes | Status:
+        """Return the response, serialized, or the error's status; log it and count it."""
+        known = self._methods.get(method)
+        if known is None:  # in grpc's own words
+            return Status(code=grpc.StatusCode.UNIMPLEMENTED.value[0], message="Method not found!")
+        started = time.perf_counter()
+        code = grpc.StatusCode.CANCELLED  # what is left if this task is cancelled
+        failure: Exception | None = None
+        try:
+            response = await self._answer(known, request, call)
+            code = grpc.StatusCode.OK
+        except Exception as error:  # noqa: BLE001  # every failure has a status
+            failure, code = error, code_of(error)
+            if isinstance(error, ServiceError) and error.organization_revision is not None:
+                call.organization_revision = error.organization_revision
+            return status_of(error)
+        finally:
+            self._report(method, call, time.perf_counter() - started, code, failure)
+        return response
+
+    async def _answer(self, method: _Method, request: bytes, call: Call) -> bytes:
+        try:
+            message = method.read(request)
+        except DecodeError as error:
+            raise MalformedRequest(f"the message cannot be read as its type: {error}") from error
+        if len(call.actor) > MAX_ACTOR:
+            raise InvalidFields([(ACTOR, f"must have at most {MAX_ACTOR} characters")])
+        timeout = self._timeout if call.timeout is None else min(call.timeout, self._timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                response = await method.answer(message, call)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                "no result in time; whether a write was stored is not known, the same request"
+                " may be sent again"
+            ) from error
+        return response.SerializeToString()
+
+    def _report(
+        self,
+        method: str,
+        call: Call,
+        seconds: float,
+        code: grpc.StatusCode,
+        failure: Exception | None,
+    ) -> None:
+        self._metrics.request_seconds.labels(method, code.name).observe(seconds)
+        fields: dict[str, Any] = {
+            "request_id": call.request_id,
+            "method": method,
+            "code": code.name,
+            "duration_ms": round(seconds * 1000, 3),
+        }
+        if call.organization_id is not None:
+            fields["organization"] = call.organization_id
+        if call.outcome is not None:
+            fields["outcome"] = call.outcome
+        if isinstance(failure, ServiceError):
+            fields["reason"] = failure.reason
+        if code is grpc.StatusCode.INTERNAL:
+            log.error("request", exc_info=failure, **fields)
+        else:
+            log.info("request", **fields)

@@ -23,6 +23,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.relayed_calls = Histogram(
+            "appointments_relayed_calls",
+            "Calls that came in one message of a gateway",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+            registry=self.registry,
+        )
         self.batch_size = Histogram(
             "appointments_batch_writes",
             "Writes that went to the database in one call",

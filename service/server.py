@@ -8,25 +8,30 @@ from typing import Any
 
 import grpc
 import structlog
-from appointments.v1 import appointment_service_pb2, appointment_service_pb2_grpc
+from appointments.relay.v1 import relay_pb2, relay_pb2_grpc
+from appointments.v1 import appointment_service_pb2
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 from prometheus_client import start_http_server
 
+from service.calls import CallHandler
 from service.committer import Committer
 from service.database import Database, Timeouts
 from service.errors import Overloaded
-from service.interceptor import CallInterceptor
 from service.metrics import Metrics
 from service.reads import ReadStore
+from service.relay import RelayServicer
 from service.schema import check_schema
 from service.servicer import AppointmentServicer
 from service.settings import Settings
+from service.unary import unary_handlers
 from service.writes import WriteStore
 
-SERVICE = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentService"].full_name
+APPOINTMENTS = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentService"]
+SERVICE = APPOINTMENTS.full_name
+RELAY = relay_pb2.DESCRIPTOR.services_by_name["RelayService"].full_name
 READINESS_INTERVAL = 1.0
 
 log = structlog.get_logger()
@@ -103,18 +108,25 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         )
         health_servicer = health.aio.HealthServicer()
         server = grpc.aio.server(
-            interceptors=[CallInterceptor(SERVICE, metrics, timeout=settings.request_timeout)],
             options=[
                 # One process a port: a second one must fail to start, not share silently.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
+                # Gateways ping every 30 seconds, also while their streams are idle.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ],
         )
-        appointment_service_pb2_grpc.add_AppointmentServiceServicer_to_server(
-            AppointmentServicer(committer, ReadStore(reads, replica)), server
+        calls = CallHandler(
+            APPOINTMENTS,
+            AppointmentServicer(committer, ReadStore(reads, replica)),
+            metrics,
+            timeout=settings.request_timeout,
         )
+        relay = RelayServicer(calls.handle, metrics)
+        server.add_generic_rpc_handlers((unary_handlers(APPOINTMENTS, calls.handle),))
+        relay_pb2_grpc.add_RelayServiceServicer_to_server(relay, server)
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-        _add_reflection(server, SERVICE, health.SERVICE_NAME)
+        _add_reflection(server, SERVICE, RELAY, health.SERVICE_NAME)
         port = _bind(server, settings.grpc_host, settings.grpc_port)
 
         for database in (writes, reads, replica):
@@ -123,6 +135,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         stack.push_async_callback(committer.drain)
         await server.start()
         stack.push_async_callback(server.stop, settings.shutdown_grace)
+        stack.callback(relay.close)
         stack.push_async_callback(health_servicer.enter_graceful_shutdown)
         watch = asyncio.create_task(
             _watch_readiness(reads, health_servicer, patience=settings.connection_timeout)

@@ -6,15 +6,13 @@ from typing import Any, TypeVar
 
 import structlog
 from appointments.v1 import appointment_service_pb2 as rpc
-from appointments.v1 import appointment_service_pb2_grpc
 from google.protobuf.message import Message
 
 from service import messages, page_tokens
-from service.calls import current_call
+from service.calls import Call
 from service.committer import Committer
 from service.domain import Appointment, HistoryEntry, Upsert, Write, WriteResult
 from service.errors import InvalidFields, ServiceError
-from service.interceptor import Context
 from service.reads import ReadStore, Window
 from service.status import status_of
 
@@ -32,47 +30,43 @@ Item = TypeVar("Item")
 ItemMessage = TypeVar("ItemMessage", bound=Message)
 
 
-class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceServicer):
+class AppointmentServicer:
     def __init__(self, committer: Committer, reads: ReadStore) -> None:
         self._committer = committer
         self._reads = reads
 
     async def UpsertAppointment(
-        self, request: rpc.UpsertAppointmentRequest, context: Context
+        self, request: rpc.UpsertAppointmentRequest, call: Call
     ) -> rpc.UpsertAppointmentResponse:
-        call = current_call.get()
-        call.organization_id = messages.organization_of(request.appointment)
+        organization_id = call.organization_id = messages.organization_of(request.appointment)
         write = messages.upsert(request, validate_only=request.validate_only, actor=call.actor)
-        result = await self._decide(call.organization_id, write)
+        result = await self._decide(call, organization_id, write)
         return rpc.UpsertAppointmentResponse(
             appointment=messages.appointment(result.appointment),
             outcome=messages.OUTCOMES[result.outcome],
         )
 
     async def CancelAppointment(
-        self, request: rpc.CancelAppointmentRequest, context: Context
+        self, request: rpc.CancelAppointmentRequest, call: Call
     ) -> rpc.CancelAppointmentResponse:
-        call = current_call.get()
-        call.organization_id = messages.organization_of(request)
+        organization_id = call.organization_id = messages.organization_of(request)
         write = messages.cancel(request, actor=call.actor)
-        result = await self._decide(call.organization_id, write)
+        result = await self._decide(call, organization_id, write)
         return rpc.CancelAppointmentResponse(
             appointment=messages.appointment(result.appointment),
             outcome=messages.OUTCOMES[result.outcome],
         )
 
-    async def _decide(self, organization_id: str, write: Write) -> WriteResult:
-        """Submit a write, and keep what the log and the trailing metadata tell of it."""
-        call = current_call.get()
+    async def _decide(self, call: Call, organization_id: str, write: Write) -> WriteResult:
+        """Submit a write, and keep what the log and the answer tell of it."""
         result = await self._committer.submit(organization_id, write)
         call.outcome = result.outcome
         call.organization_revision = result.organization_revision
         return result
 
     async def BatchUpsertAppointments(
-        self, request: rpc.BatchUpsertAppointmentsRequest, context: Context
+        self, request: rpc.BatchUpsertAppointmentsRequest, call: Call
     ) -> rpc.BatchUpsertAppointmentsResponse:
-        call = current_call.get()
         call.organization_id = _one_organization(request)
         results: dict[int, WriteResult | Exception] = {}
         writes: dict[int, Upsert] = {}
@@ -92,13 +86,12 @@ class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceService
             default=None,
         )
         return rpc.BatchUpsertAppointmentsResponse(
-            results=[_batch_result(results[index]) for index in range(len(request.requests))]
+            results=[_batch_result(call, results[index]) for index in range(len(request.requests))]
         )
 
     async def GetAppointment(
-        self, request: rpc.GetAppointmentRequest, context: Context
+        self, request: rpc.GetAppointmentRequest, call: Call
     ) -> rpc.GetAppointmentResponse:
-        call = current_call.get()
         organization_id = call.organization_id = messages.organization_of(request)
         [time] = messages.check(request, "as_of_time")
         found, call.organization_revision = await self._reads.get(
@@ -110,9 +103,8 @@ class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceService
         return rpc.GetAppointmentResponse(appointment=messages.appointment(found))
 
     async def ListAppointments(
-        self, request: rpc.ListAppointmentsRequest, context: Context
+        self, request: rpc.ListAppointmentsRequest, call: Call
     ) -> rpc.ListAppointmentsResponse:
-        call = current_call.get()
         organization_id = call.organization_id = messages.organization_of(request)
         start, end, time = messages.check(request, "from", "to", "as_of_time")
         if start and end and end <= start:
@@ -152,25 +144,27 @@ class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceService
         return response
 
     async def ListAppointmentHistory(
-        self, request: rpc.ListAppointmentHistoryRequest, context: Context
+        self, request: rpc.ListAppointmentHistoryRequest, call: Call
     ) -> rpc.ListAppointmentHistoryResponse:
-        entries, token, _ = await self._history(request, request.id, after=0)
+        entries, token, _ = await self._history(call, request, request.id, after=0)
         return rpc.ListAppointmentHistoryResponse(entries=entries, next_page_token=token)
 
     async def ListChanges(
-        self, request: rpc.ListChangesRequest, context: Context
+        self, request: rpc.ListChangesRequest, call: Call
     ) -> rpc.ListChangesResponse:
-        entries, token, revision = await self._history(request, None, after=request.after_revision)
+        entries, token, revision = await self._history(
+            call, request, None, after=request.after_revision
+        )
         return rpc.ListChangesResponse(entries=entries, next_page_token=token, revision=revision)
 
     async def _history(
         self,
+        call: Call,
         request: rpc.ListAppointmentHistoryRequest | rpc.ListChangesRequest,
         id: str | None,
         *,
         after: int,
     ) -> tuple[list[Any], str, int]:
-        call = current_call.get()
         call.organization_id = messages.organization_of(request)
         messages.check(request)
         if request.page_token:
@@ -210,7 +204,7 @@ class AppointmentServicer(appointment_service_pb2_grpc.AppointmentServiceService
 
 
 def _batch_result(
-    result: WriteResult | Exception,
+    call: Call, result: WriteResult | Exception
 ) -> rpc.BatchUpsertAppointmentsResponse.Result:
     if isinstance(result, WriteResult):
         return rpc.BatchUpsertAppointmentsResponse.Result(
@@ -218,8 +212,7 @@ def _batch_result(
             outcome=messages.OUTCOMES[result.outcome],
         )
     if not isinstance(result, ServiceError):
-        request_id = current_call.get().request_id
-        log.error("write failed", request_id=request_id, exc_info=result)
+        log.error("write failed", request_id=call.request_id, exc_info=result)
     return rpc.BatchUpsertAppointmentsResponse.Result(
         error=status_of(result, max_details=MAX_ITEM_DETAILS)
     )

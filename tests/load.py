@@ -1,22 +1,27 @@
 """Load that goes on until told to stop."""
 
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self
+from contextlib import contextmanager
+from typing import Generic, Self, TypeVar
 
 import grpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
+from scripts.programs import Program
 from tests.api import Organization
+from tests.rest_client import Client
+
+Failure = TypeVar("Failure")
 
 
-class Load:
+class _Load(Generic[Failure]):
     """Writers that go on until told to stop, and remember every answer."""
 
-    def __init__(self, address: str, organization: str, writers: int = 8) -> None:
+    def __init__(self, organization: str, writers: int) -> None:
         self.accepted: list[str] = []
-        self.failed: list[tuple[str, grpc.StatusCode]] = []
-        self._address = address
+        self.failed: list[tuple[str, Failure]] = []
         self._organization = organization
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(writers)
@@ -36,17 +41,60 @@ class Load:
             writer.result()
 
     def _write(self, writer: int) -> None:
-        with grpc.insecure_channel(self._address) as channel:
-            org = Organization(AppointmentServiceStub(channel), self._organization)
+        with self._connected() as upsert:
             number = 0
             while not self._stop.is_set():
                 number += 1
                 id = f"{writer}-{number}"
+                failure = upsert(id)
+                if failure is None:
+                    self.accepted.append(id)
+                else:
+                    self.failed.append((id, failure))
+                    self._stop.wait(0.02)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Callable[[str], Failure | None]]:
+        """Give what upserts an id and returns how it failed, if it did."""
+        raise NotImplementedError
+
+
+class Load(_Load[grpc.StatusCode]):
+    """By gRPC."""
+
+    def __init__(self, address: str, organization: str, writers: int = 8) -> None:
+        self._address = address
+        super().__init__(organization, writers)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Callable[[str], grpc.StatusCode | None]]:
+        with grpc.insecure_channel(self._address) as channel:
+            org = Organization(AppointmentServiceStub(channel), self._organization)
+
+            def upsert(id: str) -> grpc.StatusCode | None:
                 try:
                     org.upsert(id, 0, 1, resource_id=id)
                 except grpc.RpcError as error:
-                    self.failed.append((id, error.code()))
-                    if error.code() == grpc.StatusCode.UNAVAILABLE:
-                        self._stop.wait(0.02)
-                else:
-                    self.accepted.append(id)
+                    code: grpc.StatusCode = error.code()
+                    return code
+                return None
+
+            yield upsert
+
+
+class RestLoad(_Load[int]):
+    """By REST; the failures are HTTP statuses."""
+
+    def __init__(self, gateway: Program, organization: str, writers: int = 8) -> None:
+        self._gateway = gateway
+        super().__init__(organization, writers)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Callable[[str], int | None]]:
+        client = Client(self._gateway, self._organization)
+
+        def upsert(id: str) -> int | None:
+            status = client.upsert(id, resourceId=id).status
+            return None if status == 201 else status
+
+        yield upsert

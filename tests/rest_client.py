@@ -1,6 +1,7 @@
 """The REST API as tests use it: short requests, and what holds for every answer checked."""
 
 import json
+import socket
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 from urllib.parse import urlencode
@@ -34,6 +35,11 @@ class Client:
     def __init__(self, gateway: Program, organization: str) -> None:
         self.organization = organization
         self._connection = HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+
+    def close(self) -> None:
+        """Go away, even while another thread waits for an answer."""
+        assert self._connection.sock is not None
+        self._connection.sock.shutdown(socket.SHUT_RDWR)
 
     def send(self, method: str, target: str, body: bytes | None = None, **headers: str) -> Answer:
         named = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -6,28 +6,39 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
+from appointments.relay.v1.relay_pb2_grpc import add_RelayServiceServicer_to_server
 from appointments.v1 import appointment_service_pb2 as pb
 from appointments.v1.appointment_pb2 import Appointment, Outcome
-from appointments.v1.appointment_service_pb2_grpc import (
-    AppointmentServiceServicer,
-    add_AppointmentServiceServicer_to_server,
-)
 from google.protobuf.message import Message
-from grpc import aio
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-Context = aio.ServicerContext[Any, Any]
-Behave = Callable[[Context], Awaitable[None]]
+from service.calls import Call
+from service.metrics import Metrics
+from service.relay import RelayServicer
+
+Behave = Callable[[], Awaitable[None]]
+_METHODS = pb.DESCRIPTOR.services_by_name["AppointmentService"].methods_by_name
+_NOT_THERE = Status(code=StatusCode.UNIMPLEMENTED.value[0], message="Method not found!")
 
 
-async def _answer_at_once(_: Context) -> None:
+class Refusal(Exception):
+    """Ends a call with this status."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status.message)
+        self.status = status
+
+
+async def _answer_at_once() -> None:
     return
 
 
 @dataclass(slots=True)
-class FakeService(AppointmentServiceServicer):
+class FakeService:
     """Keeps what it was asked, and answers by its `outcome` after having done `behave`."""
 
     server: aio.Server
@@ -35,7 +46,7 @@ class FakeService(AppointmentServiceServicer):
     behave: Behave = _answer_at_once
     outcome: Outcome.ValueType = Outcome.CREATED
     request: Any = None
-    metadata: dict[str, str] = field(default_factory=dict)
+    call: Any = None
     calls: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     health: Any = None
@@ -56,67 +67,45 @@ class FakeService(AppointmentServiceServicer):
             statuses.SERVING if serving else statuses.NOT_SERVING,
         )
 
-    async def _take(self, request: Message, context: Context) -> None:
-        self.request = request
-        self.metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
+    async def handle(self, method: str, request: bytes, call: Call) -> bytes | Status:
+        if method == "ListChanges":
+            return _NOT_THERE
+        self.request = GetMessageClass(_METHODS[method].input_type).FromString(request)
+        self.call = call
         self.calls += 1
-        context.set_trailing_metadata((("organization-revision", "7"),))
+        call.organization_revision = 7
         try:
-            await self.behave(context)
+            await self.behave()
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+        except Refusal as refusal:
+            return refusal.status
+        except RuntimeError as error:
+            return Status(code=StatusCode.UNKNOWN.value[0], message=repr(error))
+        response = GetMessageClass(_METHODS[method].output_type)()
+        self._fill(response)
+        return response.SerializeToString()
 
-    async def UpsertAppointment(
-        self, request: pb.UpsertAppointmentRequest, context: Context
-    ) -> pb.UpsertAppointmentResponse:
-        await self._take(request, context)
-        stored = Appointment()
-        stored.CopyFrom(request.appointment)
-        if not stored.HasField("id"):
-            stored.id = "made"
-        if not stored.HasField("organization_id"):
-            stored.organization_id = "default"
-        stored.etag = "e7"
-        return pb.UpsertAppointmentResponse(appointment=stored, outcome=self.outcome)
-
-    async def GetAppointment(
-        self, request: pb.GetAppointmentRequest, context: Context
-    ) -> pb.GetAppointmentResponse:
-        await self._take(request, context)
-        return pb.GetAppointmentResponse(appointment=Appointment(id=request.id, etag="e7"))
-
-    async def ListAppointments(
-        self, request: pb.ListAppointmentsRequest, context: Context
-    ) -> pb.ListAppointmentsResponse:
-        await self._take(request, context)
-        return pb.ListAppointmentsResponse(revision=7)
-
-    async def CancelAppointment(
-        self, request: pb.CancelAppointmentRequest, context: Context
-    ) -> pb.CancelAppointmentResponse:
-        await self._take(request, context)
-        stored = Appointment(id=request.id, etag="e8", state=Appointment.CANCELLED)
-        return pb.CancelAppointmentResponse(appointment=stored, outcome=Outcome.CANCELLED)
-
-    async def BatchUpsertAppointments(
-        self, request: pb.BatchUpsertAppointmentsRequest, context: Context
-    ) -> pb.BatchUpsertAppointmentsResponse:
-        await self._take(request, context)
-        return pb.BatchUpsertAppointmentsResponse()
-
-    async def ListAppointmentHistory(
-        self, request: pb.ListAppointmentHistoryRequest, context: Context
-    ) -> pb.ListAppointmentHistoryResponse:
-        await self._take(request, context)
-        return pb.ListAppointmentHistoryResponse()
-
-    async def ListChanges(
-        self,
-        request: pb.ListChangesRequest,  # noqa: ARG002
-        context: Context,
-    ) -> pb.ListChangesResponse:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not implemented!")
+    def _fill(self, response: Message) -> None:
+        match response:
+            case pb.UpsertAppointmentResponse():
+                stored = response.appointment
+                stored.CopyFrom(self.request.appointment)
+                if not stored.HasField("id"):
+                    stored.id = "made"
+                if not stored.HasField("organization_id"):
+                    stored.organization_id = "default"
+                stored.etag = "e7"
+                response.outcome = self.outcome
+            case pb.GetAppointmentResponse():
+                response.appointment.MergeFrom(Appointment(id=self.request.id, etag="e7"))
+            case pb.ListAppointmentsResponse():
+                response.revision = 7
+            case pb.CancelAppointmentResponse():
+                stored = Appointment(id=self.request.id, etag="e8", state=Appointment.CANCELLED)
+                response.appointment.MergeFrom(stored)
+                response.outcome = Outcome.CANCELLED
 
 
 @asynccontextmanager
@@ -124,7 +113,8 @@ async def fake_service(port: int = 0) -> AsyncIterator[FakeService]:
     """Serve, on any free port unless told which."""
     server = aio.server()
     service = FakeService(server=server, health=health_aio.HealthServicer())
-    add_AppointmentServiceServicer_to_server(service, server)
+    relay = RelayServicer(service.handle, Metrics())
+    add_RelayServiceServicer_to_server(relay, server)
     health_pb2_grpc.add_HealthServicer_to_server(service.health, server)
     service.port = server.add_insecure_port(f"127.0.0.1:{port}")
     await service.set_serving(True)

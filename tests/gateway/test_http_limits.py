@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.conftest import WRITE, Gateway, running_gateway
-from tests.gateway.fake_service import Context, FakeService
+from tests.gateway.fake_service import FakeService
 
 
 async def _raw(gateway: Gateway, request: bytes, *, then_close: bool = False) -> bytes:
@@ -198,7 +198,7 @@ class _Gate:
         self.held = asyncio.Semaphore(0)
         self.open = asyncio.Event()
 
-    async def __call__(self, _: Context) -> None:
+    async def __call__(self) -> None:
         self.held.release()
         await self.open.wait()
 

@@ -9,10 +9,9 @@ from appointments.v1.appointment_pb2 import Outcome, TimeRangeConflict
 from google.protobuf.any_pb2 import Any as PackedAny
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
-from grpc_status import rpc_status
 
 from tests.gateway.conftest import WRITE, Gateway, running_gateway
-from tests.gateway.fake_service import Context, FakeService, fake_service
+from tests.gateway.fake_service import FakeService, Refusal, fake_service
 
 
 async def test_a_created_appointment(rest: Gateway) -> None:
@@ -70,7 +69,7 @@ async def test_head_has_no_body(rest: Gateway) -> None:
 async def test_a_request_id_that_cannot_be_passed_on_is_replaced(rest: Gateway, given: str) -> None:
     answer = await rest.upsert(headers={"X-Request-Id": given})
     assert len(answer.headers["X-Request-Id"]) == 32
-    assert rest.service.metadata["x-request-id"] == answer.headers["X-Request-Id"]
+    assert rest.service.call.request_id == answer.headers["X-Request-Id"]
 
 
 def _failing(code: grpc.StatusCode, reason: str, *details: Any) -> Any:
@@ -80,9 +79,8 @@ def _failing(code: grpc.StatusCode, reason: str, *details: Any) -> Any:
         packed.Pack(detail)
         status.details.append(packed)
 
-    async def fail(context: Context) -> None:
-        trailers = rpc_status.to_status(status).trailing_metadata
-        await context.abort(code, "because", (*trailers, ("organization-revision", "9")))
+    async def fail() -> None:
+        raise Refusal(status)
 
     return fail
 
@@ -94,7 +92,7 @@ async def test_a_conflict(rest: Gateway) -> None:
     answer = await rest.upsert(headers={"X-Request-Id": "r-1"})
     assert answer.status == 409
     assert answer.headers["Content-Type"] == "application/problem+json"
-    assert answer.headers["Organization-Revision"] == "9"
+    assert answer.headers["Organization-Revision"] == "7"
     assert answer.json == {
         "type": "about:blank",
         "title": "Conflict",
@@ -114,7 +112,7 @@ async def test_a_service_that_is_overloaded(rest: Gateway) -> None:
 
 
 async def test_a_crash_of_the_service_leaks_nothing(rest: Gateway) -> None:
-    async def crash(_: Context) -> None:
+    async def crash() -> None:
         raise RuntimeError("password=hunter2")
 
     rest.service.behave = crash
@@ -141,8 +139,8 @@ async def test_a_service_that_cannot_be_reached(fake: FakeService) -> None:
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE])
 async def test_a_service_that_ends_a_call(rest: Gateway, code: grpc.StatusCode) -> None:
-    async def end(context: Context) -> None:
-        await context.abort(code, "CANCELLED by peer ipv4:10.0.0.1")
+    async def end() -> None:
+        raise Refusal(Status(code=code.value[0], message="CANCELLED by peer ipv4:10.0.0.1"))
 
     rest.service.behave = end
     answer = await rest.upsert()
@@ -155,7 +153,7 @@ async def test_a_service_that_ends_a_call(rest: Gateway, code: grpc.StatusCode) 
 async def test_a_service_that_stops_during_a_call(grace: float) -> None:
     called = asyncio.Event()
 
-    async def hang(_: Context) -> None:
+    async def hang() -> None:
         called.set()
         await asyncio.Event().wait()
 
@@ -170,7 +168,7 @@ async def test_a_service_that_stops_during_a_call(grace: float) -> None:
 
 
 async def test_a_service_that_does_not_answer_in_time(fake: FakeService) -> None:
-    async def hang(_: Context) -> None:
+    async def hang() -> None:
         await asyncio.Event().wait()
 
     fake.behave = hang

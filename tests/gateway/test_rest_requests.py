@@ -112,8 +112,8 @@ async def test_headers_become_fields(rest: Gateway) -> None:
     request = rest.service.request
     assert (request.etag, request.create_only, request.idempotency_key) == ("e1", True, "k 1")
     assert request.validate_only
-    assert rest.service.metadata["x-actor"] == "Ada L."
-    assert rest.service.metadata["x-request-id"] == "r-1"
+    assert rest.service.call.actor == "Ada L."
+    assert rest.service.call.request_id == "r-1"
 
 
 async def test_a_cancel_takes_the_headers_that_its_fields_have(rest: Gateway) -> None:
