@@ -13,6 +13,9 @@ from scripts.programs import Program
 from tests.api import Organization
 from tests.rest_client import Client
 
+# Channels share one connection otherwise, and a connection has one worker.
+OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
+
 Failure = TypeVar("Failure")
 
 
@@ -68,7 +71,7 @@ class Load(_Load[grpc.StatusCode]):
 
     @contextmanager
     def _connected(self) -> Iterator[Callable[[str], grpc.StatusCode | None]]:
-        with grpc.insecure_channel(self._address) as channel:
+        with grpc.insecure_channel(self._address, OWN_CONNECTION) as channel:
             org = Organization(AppointmentServiceStub(channel), self._organization)
 
             def upsert(id: str) -> grpc.StatusCode | None:
