@@ -6,20 +6,36 @@ import uvloop
 from pydantic import ValidationError
 
 from gateway.app import CannotListenError, run
-from gateway.logs import configure_logs
+from gateway.logs import configure_logs, lifecycle_logger
 from gateway.settings import Settings, describe
+from workers.supervisor import CannotStart, supervise
+from workers.worker import Worker
 
 
 def main() -> None:
     """Run until a signal; what keeps it from starting is one line and exit code 1."""
     try:
-        settings = Settings()
+        worker = Worker.current()
+        settings = Settings(**worker.settings) if worker else Settings()
         configure_logs(settings.log_level, settings.log_format)
-        uvloop.run(run(settings))
+        if worker or settings.workers == 1:
+            uvloop.run(run(settings, worker))
+        else:
+            supervise(
+                "gateway",
+                workers=settings.workers,
+                host=settings.gateway_host,
+                port=settings.gateway_port,
+                metrics_port=settings.gateway_metrics_port,
+                settings=lambda port: {"gateway_port": port, "gateway_metrics_port": None},
+                log=lifecycle_logger(),
+            )
     except ValidationError as error:
         sys.exit(f"error: {describe(error)}")
     except CannotListenError as error:
         sys.exit(f"error: {error}")
+    except CannotStart as error:
+        sys.exit(f"error: {error}" if str(error) else 1)
 
 
 if __name__ == "__main__":

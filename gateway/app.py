@@ -2,9 +2,10 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp.web import ServerRunner, TCPSite
 from appointments.v1 import appointment_service_pb2
@@ -23,6 +24,7 @@ from gateway.problems import StatusReader
 from gateway.relay import Relay
 from gateway.routes import Route, Router, routes_of
 from gateway.settings import Settings
+from workers.worker import Worker, share_gauges
 
 SERVICE: ServiceDescriptor = appointment_service_pb2.DESCRIPTOR.services_by_name[
     "AppointmentService"
@@ -122,6 +124,9 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
                     settings.gateway_host, settings.gateway_metrics_port
                 )
             closing.push_async_callback(asyncio.to_thread, stop_metrics)
+        if settings.workers > 1:
+            sharing = asyncio.create_task(share_gauges(metrics.in_flight))
+            closing.callback(sharing.cancel)
         handler = HttpHandler(build_router(channel, relay, settings, in_flight), metrics)
         runner = ServerRunner(
             HttpServer(handler, asyncio.get_running_loop()),
@@ -130,7 +135,11 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         await runner.setup()
         closing.push_async_callback(runner.cleanup)
         site = TCPSite(
-            runner, settings.gateway_host, settings.gateway_port, backlog=_CONNECTION_BACKLOG
+            runner,
+            settings.gateway_host,
+            settings.gateway_port,
+            backlog=_CONNECTION_BACKLOG,
+            reuse_port=settings.workers > 1,
         )
         with _naming_port(settings.gateway_host, settings.gateway_port):
             await site.start()
@@ -138,15 +147,15 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         yield Listening(port=port, metrics_port=metrics_port, in_flight=in_flight)
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, worker: Worker | None) -> None:
     """Serve until SIGTERM or SIGINT. Raises `CannotListenError` as `serving` does."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    log = lifecycle_logger()
+    tell: Callable[..., Any] = worker.tell if worker else lifecycle_logger().info
     async with serving(settings) as listening:
-        log.info(
+        tell(
             "listening",
             address=settings.gateway_host,
             port=listening.port,
@@ -154,8 +163,8 @@ async def run(settings: Settings) -> None:
             service=settings.service_address,
         )
         await stop.wait()
-        log.info("stopping", in_flight=listening.in_flight.count)
-    log.info("stopped")
+        tell("stopping", in_flight=listening.in_flight.count)
+    tell("stopped")
 
 
 @contextmanager

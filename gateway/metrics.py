@@ -28,9 +28,13 @@ class Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=self._registry,
         )
-        Gauge(
-            "gateway_calls_in_flight", "Calls to the service under way.", registry=self._registry
-        ).set_function(in_flight)
+        self.in_flight = Gauge(
+            "gateway_calls_in_flight",
+            "Calls to the service under way.",
+            multiprocess_mode="livesum",  # of several workers, those that live are added up
+            registry=self._registry,
+        )
+        self.in_flight.set_function(in_flight)
 
     def observe(self, method: str, status: int, seconds: float) -> None:
         """Count one request that has been answered."""

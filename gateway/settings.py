@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     """Calls handled at the same time; one more is refused at once."""
     gateway_shutdown_grace: Annotated[float, Field(ge=0, le=3600)] = 15
     """Longest that requests in flight may go on after SIGTERM."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Processes on one port; every limit counts for each by itself."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 

@@ -3,6 +3,8 @@
 import asyncio
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import uvloop
@@ -12,31 +14,47 @@ from service.logs import configure_logs, lifecycle_logger
 from service.schema import SchemaOutdated
 from service.server import CannotListen, serving
 from service.settings import Settings, describe
+from workers.supervisor import CannotStart, supervise
+from workers.worker import Worker
 
 
 def main() -> None:
     """Run; what keeps it from starting is one line on standard error and exit code 1."""
     try:
-        settings = Settings()
+        worker = Worker.current()
+        settings = Settings(**worker.settings) if worker else Settings()
         configure_logs(settings.log_level, settings.log_format)
-        uvloop.run(_serve(settings))
+        if worker or settings.workers == 1:
+            uvloop.run(_serve(settings, worker))
+        else:
+            supervise(
+                "service",
+                workers=settings.workers,
+                host=settings.grpc_host,
+                port=settings.grpc_port,
+                metrics_port=settings.metrics_port,
+                settings=lambda port: {"grpc_port": port, "metrics_port": None},
+                log=lifecycle_logger(),
+            )
     except ValidationError as error:
         sys.exit(f"error: {describe(error)}")
     except (SchemaOutdated, CannotListen) as error:
         sys.exit(f"error: {error}")
+    except CannotStart as error:
+        sys.exit(f"error: {error}" if str(error) else 1)
     except psycopg.Error as error:
         reason = " ".join(str(error).split())
         sys.exit(f"error: the database of DATABASE_URL cannot be used: {reason}")
 
 
-async def _serve(settings: Settings) -> None:
-    log = lifecycle_logger()
+async def _serve(settings: Settings, worker: Worker | None) -> None:
+    tell: Callable[..., Any] = worker.tell if worker else lifecycle_logger().info
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with serving(settings) as ports:
-        log.info(
+        tell(
             "listening",
             address=settings.grpc_host,
             port=ports.grpc,
@@ -44,8 +62,8 @@ async def _serve(settings: Settings) -> None:
             channelz_port=ports.channelz,
         )
         await stop.wait()
-        log.info("stopping")
-    log.info("stopped")
+        tell("stopping")
+    tell("stopped")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from service.servicer import AppointmentServicer
 from service.settings import Settings
 from service.unary import unary_handlers
 from service.writes import WriteStore
+from workers.worker import share_gauges
 
 APPOINTMENTS = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentService"]
 SERVICE = APPOINTMENTS.full_name
@@ -109,8 +110,9 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         health_servicer = health.aio.HealthServicer()
         server = grpc.aio.server(
             options=[
-                # One process a port: a second one must fail to start, not share silently.
-                ("grpc.so_reuseport", 0),
+                # A process of its own must fail to start on a port in use, not share it
+                # silently; workers share the one that their supervisor holds for them.
+                ("grpc.so_reuseport", int(settings.workers > 1)),
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 # Gateways ping every 30 seconds, also while their streams are idle.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
@@ -141,6 +143,10 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             _watch_readiness(reads, health_servicer, patience=settings.connection_timeout)
         )
         stack.callback(watch.cancel)
+        if settings.workers > 1:
+            gauges = (metrics.queued_writes, metrics.pool_connections, metrics.pool_waiting)
+            sharing = asyncio.create_task(share_gauges(*gauges))
+            stack.callback(sharing.cancel)
         yield Ports(grpc=port, metrics=metrics_port, channelz=channelz_port)
 
 

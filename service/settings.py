@@ -28,6 +28,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 
+    workers: Count = 1
     write_connections: Count = 4
     read_connections: Count = 4
     # 1: none shares a call, as a database needs that is distributed by organization.
@@ -49,6 +50,12 @@ class Settings(BaseSettings):
     def _lock_ends_before_statement(self) -> Self:
         if self.lock_timeout > self.statement_timeout:
             raise ValueError("LOCK_TIMEOUT must not be longer than STATEMENT_TIMEOUT")
+        return self
+
+    @model_validator(mode="after")
+    def _channelz_shows_one_process(self) -> Self:
+        if self.channelz_port is not None and self.workers > 1:
+            raise ValueError("CHANNELZ_PORT shows one process: it needs WORKERS=1")
         return self
 
 

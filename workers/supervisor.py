@@ -1,0 +1,269 @@
+"""Starts workers on one port, starts those again that die, and adds up their metrics.
+
+The workers are fresh processes, not forks, and share nothing but the port: each listens
+with SO_REUSEPORT, and the kernel deals the connections out among them.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import orjson
+import structlog
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+from workers.worker import Worker
+
+# In seconds: a worker that ended sooner is started again later, and later each time.
+SHORT_LIFE = 10.0
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 10.0
+
+# Exit codes of a worker that was told to end: SIGTERM may come before it handles it.
+_ENDED_AS_TOLD = (0, -signal.SIGTERM)
+
+
+class CannotStart(Exception):
+    """A port is taken, or a worker did not start; empty if the worker has said why."""
+
+
+def supervise(
+    module: str,
+    *,
+    workers: int,
+    host: str,
+    port: int,
+    metrics_port: int | None,
+    settings: Callable[[int], dict[str, Any]],
+    log: structlog.BoundLogger,
+) -> None:
+    """Run `python -m module` as workers until SIGTERM or SIGINT, then let them finish.
+
+    `settings` makes what the workers have to take in place of the environment's settings,
+    from the port that all of them listen on. `log` is told what a single process tells it.
+
+    Raises CannotStart; SystemExit if a worker failed to end well.
+    """
+    with ExitStack() as stack:
+        port = stack.enter_context(_reserved(host, port))
+        pids: dict[int, int] = {}
+        directory = None
+        if metrics_port is not None:
+            directory = stack.enter_context(_temporary_directory())
+            metrics_port = stack.enter_context(_metrics(host, metrics_port, directory, pids))
+        places = [
+            Worker(index=index, settings=settings(port), metrics_directory=directory)
+            for index in range(workers)
+        ]
+        asyncio.run(_run(module, places, pids, log, metrics_port))
+
+
+async def _run(
+    module: str,
+    workers: list[Worker],
+    pids: dict[int, int],
+    log: structlog.BoundLogger,
+    metrics_port: int | None,
+) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stopping = asyncio.create_task(stop.wait())
+    keepers: list[asyncio.Task[int]] = []
+
+    async def start(some: list[Worker]) -> list[dict[str, Any]]:
+        places = [_Place(module, worker, pids) for worker in some]
+        keepers.extend(asyncio.create_task(place.keep()) for place in places)
+        return await asyncio.gather(*(place.listening for place in places))
+
+    async def start_all() -> dict[str, Any]:
+        # The first by itself: what keeps it from starting is then told once, not by each.
+        (told,) = await start(workers[:1])
+        await start(workers[1:])
+        return told
+
+    starting = asyncio.create_task(start_all())
+    try:
+        await asyncio.wait({stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            told = {**starting.result(), "metrics_port": metrics_port}
+            log.info(**told, workers=len(workers))
+            await asyncio.wait({stopping, *keepers}, return_when=asyncio.FIRST_COMPLETED)
+        log.info("stopping")
+    finally:
+        for task in (stopping, starting, *keepers):
+            task.cancel()
+        ends = await asyncio.gather(*keepers, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, Exception):
+            raise end
+        if isinstance(end, int) and end not in _ENDED_AS_TOLD:
+            sys.exit(f"error: a worker did not end well (exit code {end})")
+    log.info("stopped")
+
+
+class _Place:
+    """A worker's place, and the processes that hold it one after another."""
+
+    def __init__(self, module: str, worker: Worker, pids: dict[int, int]) -> None:
+        # What the first process tells when it listens, or CannotStart.
+        self.listening: asyncio.Future[dict[str, Any]] = asyncio.Future()
+        self._module = module
+        self._worker = worker
+        self._pids = pids
+        self._log = structlog.get_logger()
+
+    async def keep(self) -> int:
+        """Keep a process in this place until cancelled; return the exit code of the last."""
+        delay = 0.0
+        while True:
+            began = time.monotonic()
+            process, connection = self._start()
+            with connection:
+                try:
+                    await self._hear(process.pid, connection)
+                except asyncio.CancelledError:
+                    process.terminate()
+                    await _end_of(connection)
+                    return process.wait()
+            code = process.wait()
+            self._forget()
+            if not self.listening.done():
+                # With a positive code it has told why on standard error, as one process does.
+                why = "" if code > 0 else f"a worker ended before it listened (exit code {code})"
+                self.listening.set_exception(CannotStart(why))
+                return code
+            short = time.monotonic() - began < SHORT_LIFE
+            delay = min(max(2 * delay, FIRST_DELAY), LONGEST_DELAY) if short else 0.0
+            self._log.error(
+                "worker ended", worker=self._worker.index, pid=process.pid, code=code, delay=delay
+            )
+            await asyncio.sleep(delay)
+
+    def _start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """Start a process; the connection to it ends when it does, and it when that does."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            process = subprocess.Popen(  # noqa: S603  our own program
+                [sys.executable, "-m", self._module],
+                env={**os.environ, **self._worker.environment()},
+                stdin=theirs.fileno(),
+                # A Ctrl-C at the terminal is for the supervisor, which stops the workers.
+                process_group=0,
+            )
+        self._pids[self._worker.index] = process.pid
+        return process, ours
+
+    async def _hear(self, pid: int, connection: socket.socket) -> None:
+        """Take note when the process listens; return when it has ended."""
+        told = await asyncio.get_running_loop().sock_recv(connection, 65536)
+        if told and self.listening.done():
+            self._log.info("worker listening", worker=self._worker.index, pid=pid)
+        elif told:
+            self.listening.set_result(orjson.loads(told.splitlines()[0]))
+        await _end_of(connection)
+
+    def _forget(self) -> None:
+        """What the process had at the moment is no more; what it counted stays."""
+        self._pids.pop(self._worker.index, None)
+        if self._worker.metrics_directory is not None:
+            mark_process_dead(self._worker.index, self._worker.metrics_directory)  # type: ignore[no-untyped-call]
+
+
+async def _end_of(connection: socket.socket) -> None:
+    while await asyncio.get_running_loop().sock_recv(connection, 65536):
+        pass
+
+
+@contextmanager
+def _reserved(host: str, port: int) -> Iterator[int]:
+    """Hold a port that is nobody else's, so that only processes with SO_REUSEPORT share it.
+
+    The kernel would let strangers of the same user share it as well; they are refused by
+    listening without sharing for a moment. A supervisor that does so later meets the
+    socket that is held, which allows no reuse, even while no worker listens yet.
+    """
+    with _naming_port(host, port):
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(address)
+            alone.listen()
+            address = alone.getsockname()
+        held = socket.socket(family, kind, protocol)
+    with held:
+        with _naming_port(host, port):
+            # For connections of an earlier process that linger in TIME_WAIT.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind(address)
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        yield address[1]
+
+
+@contextmanager
+def _naming_port(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CannotStart(f"cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+@contextmanager
+def _temporary_directory() -> Iterator[str]:
+    try:
+        directory = TemporaryDirectory(prefix="appointments-metrics-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise CannotStart(
+            f"metrics of several workers need a temporary directory: {error.strerror}"
+        ) from error
+    with directory as path:
+        yield path
+
+
+@contextmanager
+def _metrics(host: str, port: int, directory: str, pids: dict[int, int]) -> Iterator[int]:
+    """Serve the sum of what all workers have counted, dead ones included."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
+    registry.register(_Processes(pids))
+    with _naming_port(host, port):
+        server, thread = start_http_server(port, host, registry)
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Processes(Collector):
+    """What the kernel says of each worker: memory, CPU time, open files."""
+
+    def __init__(self, pids: dict[int, int]) -> None:
+        self._pids = pids
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        for index, pid in list(self._pids.items()):
+            for one in ProcessCollector(pid=partial(str, pid), registry=None).collect():
+                every = families.setdefault(one.name, Metric(one.name, one.documentation, one.type))
+                for sample in one.samples:
+                    labels = {**sample.labels, "worker": str(index)}
+                    every.add_sample(sample.name, labels, sample.value)
+        return families.values()
