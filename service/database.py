@@ -254,6 +254,10 @@ def _conninfo(url: str, timeouts: Timeouts, *, replica: bool) -> str:
         "timezone": "UTC",
         "default_transaction_isolation": r"read\ committed",
         "synchronous_commit": "on",
+        # Planning costs more than running, and no table is ever to be read as a whole:
+        # neither depends on the statistics of the moment.
+        "plan_cache_mode": "force_generic_plan",
+        "enable_seqscan": "off",
         "lock_timeout": f"{math.ceil(timeouts.lock * 1000)}",
         "statement_timeout": f"{math.ceil(timeouts.statement * 1000)}",
         "idle_in_transaction_session_timeout": "10000",

@@ -214,38 +214,39 @@ def _list_query(window: Window, *, after: bool, as_of: bool) -> LiteralString:
     what started before it and reaches in is found as ranges that contain its start,
     through the GiST indexes, of which active and cancelled ranges have one each.
     """
-    conditions: list[LiteralString] = []
-    if window.resource_id is not None:
-        conditions.append("resource_id = %(resource_id)s")
-    if window.end is not None:
-        conditions.append("start_time < %(window_end)s")
-    if after:
-        conditions.append("(start_time, appointment_id) > (%(after_start)s, %(after_id)s)")
     active: LiteralString = "state = 'ACTIVE'"
+    same: list[LiteralString] = []
+    if window.resource_id is not None:
+        same.append("resource_id = %(resource_id)s")
+    beyond: list[LiteralString] = []
+    if after:
+        beyond.append("(start_time, appointment_id) > (%(after_start)s, %(after_id)s)")
+    before_end: list[LiteralString] = []
+    if window.end is not None:
+        before_end.append("start_time < %(window_end)s")
     if as_of:
+        conditions = [*same, *beyond, *before_end]
         if not window.include_cancelled:
             conditions.append(active)
         if window.start is not None:
             conditions.append("end_time > %(window_start)s")
         return _part(f"({_ALL_AS_OF}) AS past", conditions, columns="*")
 
-    own = "organization_id = %(organization_id)s"
-    starting = [own, *conditions]
+    same.append("organization_id = %(organization_id)s")
+    starting = [*same, *beyond, *before_end]
     if not window.include_cancelled:
         starting.append(active)
     if window.start is None:
         return _part("appointments", starting)
-    starting.append("start_time >= %(window_start)s")
-    parts = [_part("appointments", starting)]
-    running: list[LiteralString] = [
-        own,
-        *conditions,
-        "start_time < %(window_start)s",
-        "tstzrange(start_time, end_time) @> %(window_start)s::timestamptz",
-    ]
-    parts.append(_part("appointments", [*running, active]))
-    if window.include_cancelled:
-        parts.append(_part("appointments", [*running, "state = 'CANCELLED'"]))
+    parts = [_part("appointments", [*starting, "start_time >= %(window_start)s"])]
+    for state in (active, *(["state = 'CANCELLED'"] if window.include_cancelled else [])):
+        running = _where(
+            [*same, state, "tstzrange(start_time, end_time) @> %(window_start)s::timestamptz"]
+        )
+        # Few run at one moment. OFFSET 0 keeps the other conditions and the order out of
+        # there: with them an index by start looks cheap, and reads all that ever started.
+        fenced: LiteralString = f"(SELECT * FROM appointments {running} OFFSET 0) AS running"
+        parts.append(_part(fenced, [*beyond, "start_time < %(window_start)s"]))
     union: LiteralString = " UNION ALL ".join(f"({part})" for part in parts)
     return f"SELECT * FROM ({union}) AS parts ORDER BY {_BY_START} LIMIT %(limit)s"
 
@@ -256,8 +257,13 @@ def _part(
     *,
     columns: LiteralString = rows.APPOINTMENT,
 ) -> LiteralString:
-    where: LiteralString = " AND ".join(conditions) or "true"
-    return f"SELECT {columns} FROM {source} WHERE {where} ORDER BY {_BY_START} LIMIT %(limit)s"
+    where = _where(conditions)
+    return f"SELECT {columns} FROM {source} {where} ORDER BY {_BY_START} LIMIT %(limit)s"
+
+
+def _where(conditions: Sequence[LiteralString]) -> LiteralString:
+    every: LiteralString = " AND ".join(conditions)
+    return f"WHERE {every}" if conditions else ""
 
 
 def _page(found: list[Row]) -> Page[Row]:

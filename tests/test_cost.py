@@ -1,10 +1,14 @@
-"""What a write costs depends neither on how much is stored nor on old statistics."""
+"""What a write or a list costs depends neither on how much is stored nor on statistics."""
 
 import json
 from datetime import UTC, datetime, timedelta
 
 import psycopg
+import pytest
 
+from service.database import Database, Timeouts
+from service.metrics import Metrics
+from service.reads import ReadStore, Window
 from tests.conftest import CreateDatabase
 
 STORED = 3000
@@ -12,6 +16,9 @@ ORGANIZATIONS = 300
 WRITES = 50
 # Its organization, its neighbour, and what the indexes look at when it is stored.
 ROWS_A_WRITE = 6
+LISTED = 20
+# Each listed one, its organization, and what the part that looks back finds.
+ROWS_A_LIST = LISTED + 4
 START = datetime(2030, 1, 1, tzinfo=UTC)
 
 
@@ -32,6 +39,52 @@ def test_a_write_reads_a_few_rows_whatever_the_statistics_say(
             for minute in range(2 * STORED, 2 * STORED + WRITES):
                 _write(connection, organization, range(minute, minute + 1))
             assert _rows_read(connection) - before <= ROWS_A_WRITE * WRITES
+
+
+@pytest.mark.parametrize("resource_id", [None, ""])
+@pytest.mark.parametrize("include_cancelled", [False, True])
+@pytest.mark.parametrize("others", [0, ORGANIZATIONS])
+async def test_a_list_of_a_window_reads_what_it_shows(
+    create_database: CreateDatabase, resource_id: str | None, include_cancelled: bool, others: int
+) -> None:
+    url = create_database()
+    with psycopg.connect(url, autocommit=True) as connection:
+        _write(connection, "large", range(STORED))
+        for number in range(others):
+            _write(connection, str(number), range(1))
+        connection.execute("ANALYZE")
+        database = Database(
+            url,
+            name="read",
+            connections=1,
+            max_waiting=1,
+            timeouts=Timeouts(connection=5, lock=5, statement=5),
+            replica=False,
+            metrics=Metrics(),
+        )
+        async with database:
+            reads = ReadStore(database, None)
+            for start in (START, START + timedelta(minutes=STORED // 2)):
+                # As often as it takes for a statement to be prepared, and once more.
+                for _ in range(7):
+                    await database.fetch("SELECT pg_stat_force_next_flush()")
+                    before = _rows_read(connection)
+                    page = await reads.list(
+                        "large",
+                        Window(
+                            resource_id=resource_id,
+                            start=start,
+                            end=start + timedelta(minutes=LISTED),
+                            include_cancelled=include_cancelled,
+                        ),
+                        after=None,
+                        limit=100,
+                        as_of=None,
+                        min_revision=None,
+                    )
+                    await database.fetch("SELECT pg_stat_force_next_flush()")
+                    assert len(page.items) == LISTED
+                    assert _rows_read(connection) - before <= ROWS_A_LIST
 
 
 def test_no_write_is_planned_anew(create_database: CreateDatabase) -> None:
