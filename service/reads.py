@@ -13,15 +13,20 @@ from service.rows import Row
 
 T = TypeVar("T")
 
-# One statement has one snapshot: the rows and the revision belong together.
-_WITH_REVISION: LiteralString = """
-    SELECT organization.revision, found.*
+# One statement has one snapshot: the rows and the moment belong together. The rows are
+# not even looked for if the caller has them already.
+_WITH_MOMENT: LiteralString = """
+    SELECT organization.revision, organization.recorded_at, found.*
     FROM (
-        SELECT coalesce(max(o.revision), 0) AS revision
+        SELECT coalesce(max(o.revision), 0) AS revision, max(o.recorded_at) AS recorded_at
         FROM organizations o
         WHERE o.organization_id = %(organization_id)s
     ) AS organization
-    LEFT JOIN LATERAL ({query}) AS found ON true
+    LEFT JOIN LATERAL (
+        SELECT * FROM ({query}) AS wanted
+        WHERE (organization.revision, organization.recorded_at)
+            IS DISTINCT FROM (%(known_revision)s::bigint, %(known_recorded_at)s::timestamptz)
+    ) AS found ON true
     ORDER BY {order}
 """
 
@@ -59,12 +64,21 @@ _ENTRIES: LiteralString = f"""
 """
 
 
+# What tells one state of an organization from every other one: its revision, and when
+# that was recorded, since a restored database may count the same revisions again.
+Moment = tuple[int, datetime | None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page(Generic[T]):
-    """Rows of one moment, and the organization's revision at that moment."""
+    """Rows of one moment of their organization."""
 
     items: Sequence[T]
-    revision: int
+    moment: Moment
+
+    @property
+    def revision(self) -> int:
+        return self.moment[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +143,12 @@ class ReadStore:
         limit: int,
         as_of: int | None,
         min_revision: int | None,
+        known: Moment | None = None,
     ) -> Page[Appointment]:
-        """Return appointments by start, then id, beyond the start and id of `after`."""
+        """Return appointments by start, then id, beyond the start and id of `after`.
+
+        None of them if the organization is still at the `known` moment.
+        """
         page = await self._read(
             _list_query(window, after=after is not None, as_of=as_of is not None),
             _BY_START,
@@ -145,10 +163,11 @@ class ReadStore:
                 "limit": limit,
             },
             min_revision=min_revision,
+            known=known,
         )
         return Page(
             items=[rows.appointment(organization_id, row) for row in page.items],
-            revision=page.revision,
+            moment=page.moment,
         )
 
     async def history(
@@ -175,9 +194,7 @@ class ReadStore:
                 "the organization never had an appointment with this id",
                 organization_revision=page.revision,
             )
-        return Page(
-            items=[_entry(organization_id, row) for row in page.items], revision=page.revision
-        )
+        return Page(items=[_entry(organization_id, row) for row in page.items], moment=page.moment)
 
     async def _read(
         self,
@@ -186,9 +203,16 @@ class ReadStore:
         parameters: Mapping[str, Any],
         *,
         min_revision: int | None,
+        known: Moment | None = None,
     ) -> Page[Row]:
-        statement = _WITH_REVISION.format(query=query, order=order)
+        statement = _WITH_MOMENT.format(query=query, order=order)
         as_of = parameters.get("as_of")
+        known_revision, known_recorded_at = known or (None, None)
+        parameters = {
+            **parameters,
+            "known_revision": known_revision,
+            "known_recorded_at": known_recorded_at,
+        }
         if self._replica is not None and min_revision is not None:
             try:
                 page = _page(await self._replica.fetch(statement, parameters))
@@ -267,9 +291,9 @@ def _where(conditions: Sequence[LiteralString]) -> LiteralString:
 
 
 def _page(found: list[Row]) -> Page[Row]:
-    """Split the revision off; without a match there is one row that has only that."""
-    items = [row[1:] for row in found if row[1] is not None]
-    return Page(items=items, revision=found[0][0])
+    """Split the moment off; without a match there is one row that has only that."""
+    items = [row[2:] for row in found if row[2] is not None]
+    return Page(items=items, moment=found[0][:2])
 
 
 def _entry(organization_id: str, row: Row) -> HistoryEntry:

@@ -236,3 +236,13 @@ def test_a_forged_page_token_is_a_field_error(
     with pytest.raises(grpc.RpcError) as caught:
         org.list_page(page_token=token)
     assert set(refusal(caught.value).fields) == {"page_token"}
+
+
+def test_a_list_asked_for_again_shows_what_was_written_between(org: Organization) -> None:
+    for number in range(5):
+        assert org.list_page() == org.list_page()
+        org.upsert("moved", number, number + 1)
+        [shown] = org.list_page().appointments
+        assert shown.version == number + 1
+    org.cancel("moved")
+    assert not org.list_page().appointments
