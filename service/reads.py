@@ -26,6 +26,7 @@ _WITH_MOMENT: LiteralString = """
         SELECT * FROM ({query}) AS wanted
         WHERE (organization.revision, organization.recorded_at)
             IS DISTINCT FROM (%(known_revision)s::bigint, %(known_recorded_at)s::timestamptz)
+        OFFSET 0  -- so that this is asked before there are rows, and not of each
     ) AS found ON true
     ORDER BY {order}
 """
