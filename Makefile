@@ -5,7 +5,7 @@ PROTO_FILES := $(sort $(wildcard protos/appointments/v1/*.proto protos/appointme
 SERVICE_FILES := protos/appointments/v1/appointment_service.proto protos/appointments/relay/v1/relay.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format migrate demo demo-fosdem bench protos lock audit clean
+.PHONY: help run test lint format migrate demo demo-fosdem bench bench-quick bench-plot protos lock audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,14 @@ demo: .venv/installed ## Send colliding appointments at once and check what came
 demo-fosdem: .venv/installed ## Load the programme of FOSDEM 2023 and find its double booking
 	@$(BIN)/python -m scripts.demo fosdem
 
-bench: .venv/installed ## Measure gRPC upserts against what the database alone can do (about two minutes)
+bench: .venv/installed ## Measure everything against what the database alone can do (ten minutes; JSON=file)
 	@$(BIN)/python -m bench $(if $(JSON),--json $(JSON))
+
+bench-quick: .venv/installed ## The same in short (a minute and a half)
+	@$(BIN)/python -m bench --quick $(if $(JSON),--json $(JSON))
+
+bench-plot: .venv/installed ## Draw the picture of docs/performance.md (JSON=file)
+	@$(BIN)/python -m bench.plot $(JSON) docs/performance.svg
 
 migrate: .venv/installed ## Apply the migrations to the database of DATABASE_URL
 	@scripts/migrate

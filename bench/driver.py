@@ -1,87 +1,83 @@
-"""gRPC upserts with distinct bodies, from a process of its own; prints one JSON object.
+"""The load by gRPC, and by HTTP/1.1 where refusals count; runs as a process of its own.
 
-`python -m bench.driver ADDRESS IN_FLIGHT SECONDS ORGANIZATIONS`: keeps so many calls in
-flight for so long, over so many organizations, no two of which overlap.
+`python -m bench.driver JSON` takes the arguments of `drive` and prints a Measured.
 """
 
 import asyncio
 import json
+import math
 import resource
 import sys
-import time
-import uuid
-from collections import Counter
+from dataclasses import asdict
+from typing import Any, Literal
 
-import grpc
 import uvloop
-from appointments.v1 import appointment_service_pb2 as rpc
 
-METHOD = "/appointments.v1.AppointmentService/UpsertAppointment"
-Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
-FIRST_SECOND = 1_893_456_000  # 2030-01-01
+from bench.calls import Calls
+from bench.grpc_client import GrpcConnection
+from bench.http_client import HttpConnection
+from bench.measured import REFUSALS, Latency, Measured
+from bench.workload import METHODS, Workload, grpc_messages, http_messages
 
-
-class Load:
-    """Counts what was answered, and how long each answer took, in seconds."""
-
-    def __init__(self, organizations: int) -> None:
-        self._names = [f"{uuid.uuid4()}" for _ in range(organizations)]
-        self._sent = 0
-        self.codes: Counter[str] = Counter()
-        self.seconds: list[float] = []
-
-    async def run(self, address: str, in_flight: int, duration: float) -> float:
-        """Return how long it took in all."""
-        async with grpc.aio.insecure_channel(address) as channel:
-            # Bytes in and out: this measures the service, not this process's protobuf.
-            call: Call = channel.unary_unary(METHOD)
-            started = time.perf_counter()
-            stop = started + duration
-            await asyncio.gather(*(self._send(call, stop) for _ in range(in_flight)))
-            return time.perf_counter() - started
-
-    async def _send(self, call: Call, stop: float) -> None:
-        while (started := time.perf_counter()) < stop:
-            try:
-                await call(self._next())
-                self.codes["OK"] += 1
-            except grpc.aio.AioRpcError as error:
-                self.codes[error.code().name] += 1
-            self.seconds.append(time.perf_counter() - started)
-
-    def _next(self) -> bytes:
-        number = self._sent
-        self._sent += 1
-        request = rpc.UpsertAppointmentRequest()
-        wanted = request.appointment
-        wanted.organization_id = self._names[number % len(self._names)]
-        wanted.id = str(number)
-        wanted.start.seconds = FIRST_SECOND + number * 60
-        wanted.end.seconds = wanted.start.seconds + 60
-        return request.SerializeToString()
+PATIENCE = 15.0  # seconds for answers that are missing when the time is over
+CALLERS_OF_A_CONNECTION = 1_000
 
 
-def main() -> None:
-    address, in_flight, duration, organizations = sys.argv[1:]
-    load = Load(int(organizations))
-    elapsed = uvloop.run(load.run(address, int(in_flight), float(duration)))
+async def drive(
+    *,
+    protocol: Literal["grpc", "http"],
+    address: str,
+    workload: dict[str, Any],
+    callers: int,
+    seconds: float,
+    pause: float,
+) -> Measured:
+    """Let so many callers make one call after another for so long, and wait for the answers.
+
+    A caller whose answer is not good pauses before it calls again.
+    """
+    work = Workload(**workload)
+    make = grpc_messages(work) if protocol == "grpc" else http_messages(work, address)
+    cpu_before = _cpu_seconds()
+    calls = Calls(make, seconds=seconds, pause=pause)
+    connections: list[GrpcConnection | HttpConnection] = []
+    if protocol == "grpc":
+        method = f"/appointments.v1.AppointmentService/{METHODS[work.operation]}"
+        many = math.ceil(callers / CALLERS_OF_A_CONNECTION)
+        for number in range(many):
+            share = callers // many + (number < callers % many)
+            connections.append(GrpcConnection(calls, method=method, callers=share))
+    else:
+        connections += (
+            HttpConnection(calls, delay=pause * number / callers) for number in range(callers)
+        )
+    for connection in connections:
+        await _open(connection, address)
+    await asyncio.wait(
+        [connection.ended for connection in connections], timeout=seconds + pause + PATIENCE
+    )
+    for connection in connections:
+        connection.abandon()
+    refusals = [took for code in REFUSALS for took in calls.answers.get(code, [])]
+    others = [took for code in calls.answers.keys() - REFUSALS for took in calls.answers[code]]
+    return Measured(
+        answers={code: len(times) for code, times in calls.answers.items()},
+        seconds=calls.seconds,
+        cpu_seconds=_cpu_seconds() - cpu_before,
+        latency=Latency.of(others),
+        refusals=Latency.of(refusals) if refusals else None,
+    )
+
+
+async def _open(connection: GrpcConnection | HttpConnection, address: str) -> None:
+    host, port = address.rsplit(":", 1)
+    await asyncio.get_running_loop().create_connection(lambda: connection, host, int(port))
+
+
+def _cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    ordered = sorted(load.seconds)
-
-    def percentile(percent: int) -> float:
-        return ordered[min(len(ordered) * percent // 100, len(ordered) - 1)] * 1000
-
-    result = {
-        "per_second": load.codes["OK"] / elapsed,
-        "requests": len(ordered),
-        "errors": {code: count for code, count in load.codes.items() if code != "OK"},
-        "p50_ms": percentile(50),
-        "p95_ms": percentile(95),
-        "p99_ms": percentile(99),
-        "driver_us": (usage.ru_utime + usage.ru_stime) / len(ordered) * 1e6,
-    }
-    json.dump(result, sys.stdout)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":
-    main()
+    json.dump(asdict(uvloop.run(drive(**json.loads(sys.argv[1])))), sys.stdout)

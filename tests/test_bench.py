@@ -1,28 +1,151 @@
-"""The benchmark runs, and what it writes can be read."""
+"""The benchmark's client counts right, and the benchmark runs and can be drawn."""
 
+import asyncio
 import json
 import subprocess
 import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from scripts.programs import ROOT
+import psycopg
+import pytest
+
+from bench.driver import drive
+from bench.generators import wrk, wrk_is_installed
+from bench.measured import Measured
+from bench.stored import overlapping, preload
+from bench.workload import BATCH, SLOTS, Operation, Workload
+from scripts.programs import ROOT, Program
+from tests.conftest import CreateDatabase, StartProgram
+from tests.observing import PATIENT, held_lock
 
 
-def test_the_benchmark_measures_every_load_without_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    command = [sys.executable, "-m", "bench", "--seconds", "1", "--json", str(path)]
+async def load(program: Program, work: Workload, *, callers: int = 64) -> Measured:
+    return await drive(
+        protocol="http" if program.name == "gateway" else "grpc",
+        address=program.address,
+        workload=asdict(work),
+        callers=callers,
+        seconds=0.3,
+        pause=0.0,
+    )
+
+
+def stored(database_url: str, organization: str) -> int:
+    with psycopg.connect(database_url) as connection:
+        [(count,)] = connection.execute(
+            "SELECT count(*) FROM appointments WHERE starts_with(organization_id, %s)",
+            [organization],
+        ).fetchall()
+    return int(count)
+
+
+@pytest.mark.parametrize("program", ["service", "gateway"])
+async def test_every_good_answer_is_a_write_that_is_stored(
+    program: str, request: pytest.FixtureRequest, database_url: str, organization: str
+) -> None:
+    work = Workload(operation="upsert", organization=organization, organizations=3)
+    measured = await load(request.getfixturevalue(program), work)
+    [(code, count)] = measured.answers.items()
+    assert code == {"service": "OK", "gateway": "201"}[program]
+    assert count == stored(database_url, organization) > 64
+    assert 0 < measured.latency.p50 <= measured.latency.p95 <= measured.latency.p99
+    assert measured.cpu_seconds > 0
+
+
+@pytest.mark.skipif(not wrk_is_installed(), reason="wrk is not installed")
+@pytest.mark.parametrize(
+    ("operation", "codes"),
+    [("contend", {"201", "409"}), ("get", {"200"}), ("list", {"200"})],
+)
+def test_wrk_asks_for_the_same(
+    gateway: Program,
+    database_url: str,
+    organization: str,
+    operation: Operation,
+    codes: set[str],
+) -> None:
+    work = Workload(operation=operation, organization=organization, organizations=2, stored=30)
+    preload(database_url, organization, organizations=2, stored=30)
+    measured = wrk(gateway.address, work, connections=16, seconds=1)
+    assert measured.answers.keys() == codes
+
+
+async def test_what_exceeds_the_flow_control_window_is_sent_when_there_is_room(
+    service: Program, database_url: str
+) -> None:
+    organization = f"{uuid.uuid4()}"
+    work = Workload(operation="batch", organization=organization)
+    measured = await load(service, work, callers=16)  # more than 64 KiB at once
+    assert measured.answers.keys() == {"OK"}
+    assert stored(database_url, organization) == BATCH * measured.answers["OK"]
+
+
+async def test_refusals_are_counted_by_their_code(service: Program, organization: str) -> None:
+    measured = await load(service, Workload(operation="contend", organization=organization))
+    assert measured.answers.keys() == {"OK", "ALREADY_EXISTS"}
+    assert SLOTS / 100 < measured.answers["OK"] < SLOTS
+    measured = await load(service, Workload(operation="upsert", organization="x" * 200))
+    assert measured.answers.keys() == {"INVALID_ARGUMENT"}
+
+
+async def test_a_lost_connection_is_an_error_and_no_hang(
+    start_service: StartProgram, database_url: str, organization: str
+) -> None:
+    service = start_service(**PATIENT)
+    work = Workload(operation="upsert", organization=organization)
+    with held_lock(database_url, f"{organization}-0") as lock:
+        loading = asyncio.create_task(load(service, work, callers=8))
+        await asyncio.to_thread(lock.wait_for, 1)
+        service.kill()
+        measured = await loading
+    assert measured.answers == {"CONNECTION_LOST": 8}
+
+
+def test_overlaps_are_seen_that_no_constraint_refused(create_database: CreateDatabase) -> None:
+    url = create_database()
+    preload(url, "preloaded", organizations=2, stored=3)
+    assert overlapping(url) == 0
+    with psycopg.connect(url) as connection:
+        connection.execute("ALTER TABLE appointments DROP CONSTRAINT appointments_no_overlap")
+        connection.execute(
+            "UPDATE appointments SET end_time = end_time + interval '1 day'"
+            " WHERE organization_id = 'preloaded-1'"
+        )
+    assert overlapping(url) == 2
+
+
+def test_a_quick_run_has_no_errors_and_can_be_drawn(tmp_path: Path) -> None:
+    results, picture = tmp_path / "results.json", tmp_path / "picture.svg"
+    run("bench", "--quick", "--only", "hot", "--json", str(results))
+    found = json.loads(results.read_text())
+    assert found["overlapping"] == 0
+    interfaces = [row["load"]["interface"] for row in found["rows"]]
+    assert interfaces == ["SQL", "gRPC", *(["REST"] if wrk_is_installed() else [])]
+    for row in found["rows"]:
+        check(row)
+    run("bench.plot", str(results), str(picture))
+    assert "PostgreSQL alone" in picture.read_text()
+
+
+def run(*arguments: str) -> None:
+    command = [sys.executable, "-m", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    results = json.loads(path.read_text())
-    assert [(row["load"], row["in_flight"]) for row in results["rows"]] == [
-        ("hot organization", 1),
-        ("hot organization", 64),
-        ("1,000 organizations", 1),
-        ("1,000 organizations", 64),
-    ]
-    for row in results["rows"]:
-        assert row["errors"] == {}
-        assert row["per_second"] > 0
-        assert row["limit_per_second"] > 0
-        assert row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
-        assert min(row["service_us"], row["postgres_us"], row["service_peak_mib"]) > 0
+
+
+def check(row: Mapping[str, Any]) -> None:
+    assert row["errors"] == {}
+    assert row["per_second"] > 0
+    latency = row["latency_ms"]
+    assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"]
+    assert min(row["cpu_us"]["load"], row["cpu_us"]["postgresql"]) > 0
+    assert min(row["peak_mib"].values()) > 0
+    if row["load"]["interface"] == "SQL":
+        assert row["ratio"] is None
+    else:
+        assert row["ratio"] > 0
+        assert row["cpu_us"]["service"] > 0

@@ -1,0 +1,108 @@
+"""The three ways to make load: pgbench for the limits, our driver for gRPC, wrk for REST."""
+
+import json
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from bench.limits import SCRIPTS
+from bench.measured import Latency, Measured
+from bench.workload import Workload
+from scripts.postgres import programs_directory
+from scripts.programs import ROOT
+
+
+def pgbench(url: str, work: Workload, *, clients: int, seconds: int) -> Measured:
+    """Let so many clients make one transaction after another for so long."""
+    variables = {
+        "prefix": work.organization,
+        "organizations": work.organizations,
+        "stored": work.stored,
+        "first": work.first,
+        "clients": clients,
+        "turn": -1,
+    }
+    with tempfile.TemporaryDirectory(prefix="pgbench-") as name:
+        script = Path(name, "script.sql")
+        script.write_text(SCRIPTS[work.operation])
+        said, cpu_seconds = _run(
+            str(programs_directory() / "pgbench"),
+            "--no-vacuum",
+            "--protocol=prepared",
+            f"--client={clients}",
+            f"--time={seconds}",
+            "--log",
+            f"--log-prefix={name}/transactions",
+            *(f"--define={variable}={value}" for variable, value in variables.items()),
+            f"--file={script}",
+            url,
+        )
+        [log] = Path(name).glob("transactions.*")
+        # Of each transaction the third field is its latency in microseconds.
+        took = [int(line.split()[2]) / 1e6 for line in log.read_text().splitlines()]
+    rate = re.search(r"tps = ([0-9.]+)", said)
+    if rate is None:
+        raise ValueError(f"pgbench did not say how fast it was: {said}")
+    return Measured(
+        answers={"OK": len(took)},
+        seconds=len(took) / float(rate[1]),
+        cpu_seconds=cpu_seconds,
+        latency=Latency.of(took),
+    )
+
+
+def driver(
+    address: str, work: Workload, *, protocol: str, callers: int, seconds: float, pause: float = 0.0
+) -> Measured:
+    """Run `bench.driver`."""
+    arguments = {
+        "protocol": protocol,
+        "address": address,
+        "workload": asdict(work),
+        "callers": callers,
+        "seconds": seconds,
+        "pause": pause,
+    }
+    said, _ = _run(sys.executable, "-m", "bench.driver", json.dumps(arguments))
+    fields = json.loads(said)
+    fields["latency"] = Latency(**fields["latency"])
+    fields["refusals"] = fields["refusals"] and Latency(**fields["refusals"])
+    return Measured(**fields)
+
+
+def wrk_is_installed() -> bool:
+    return shutil.which("wrk") is not None
+
+
+def wrk(address: str, work: Workload, *, connections: int, seconds: int) -> Measured:
+    """Let so many connections make one request after another for so long."""
+    said, cpu_seconds = _run(
+        "wrk",
+        "--threads=1",
+        f"--connections={connections}",
+        f"--duration={seconds}s",
+        "--timeout=15s",
+        f"--script={Path(__file__).with_name('rest.lua')}",
+        f"http://{address}",
+        "--",
+        *(str(value) for value in asdict(work).values()),
+    )
+    fields = json.loads(said.splitlines()[-1])
+    fields["latency"] = Latency(**fields["latency"])
+    return Measured(**fields, cpu_seconds=cpu_seconds)
+
+
+def _run(*command: str) -> tuple[str, float]:
+    """What a program prints, and the CPU time it took in seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode != 0:
+        raise RuntimeError(f"{Path(command[0]).name} failed: {done.stderr or done.stdout}")
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.stdout, cpu_seconds

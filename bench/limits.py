@@ -1,0 +1,113 @@
+"""The limits: scripts with which pgbench asks PostgreSQL for what a workload asks for.
+
+Their variables are the fields of Workload, `prefix` for the organization's name, and
+`clients`; each client counts its turns, so that together they meet every number. Writes
+are calls of the function that the service calls, reads have the shape of those in
+service/reads.py.
+"""
+
+from bench.workload import BATCH, DAY, FIRST_DAY, HOUR, LEAP, SLOTS, WINDOW, Operation
+
+_NUMBER = r"""
+\set turn :turn + 1
+\set number :first + :turn * :clients + :client_id
+\set organization :number % :organizations
+"""
+
+_ORGANIZATION = "(:prefix || '-' || :organization)"
+
+# A write as JSON text, from its id and its start and end in Unix time. The spaces keep
+# pgbench from taking a word after a colon for a variable.
+_WRITE = """
+    '{{"kind": "UPSERT", "id": "' || {id} || '", "start_time": "' || to_timestamp({start})
+    || '", "end_time": "' || to_timestamp({end}) || '", "resource_id": "", "title": "",'
+    || '"attributes": {{}}, "create_only": false, "actor": "", "validate_only": false}}'
+"""
+
+_ONE = f"""
+SELECT * FROM apply_writes(
+    {_ORGANIZATION}, ('[' || {_WRITE.format(id=":number", start=":start", end=":end")} || ']')::json
+);
+"""
+
+_UPSERT = rf"""
+\set start {FIRST_DAY + HOUR} + :number * {LEAP} % :stored * {DAY} + :number / :stored
+\set end :start + 1
+{_ONE}
+"""
+
+_CONTEND = rf"""
+\set start {FIRST_DAY} + :number * {LEAP} % {SLOTS} * 600
+\set end :start + 1800
+{_ONE}
+"""
+
+# For an organization with nothing stored.
+_BATCH = f"""
+\\set low :number * {BATCH}
+\\set high :low + {BATCH - 1}
+SELECT * FROM apply_writes({_ORGANIZATION}, (
+    SELECT '[' || string_agg({_WRITE.format(id="id", start="start", end="start + 1")}, ',') || ']'
+    FROM (
+        SELECT id, {FIRST_DAY + HOUR} + id AS start
+        FROM generate_series(:low::bigint, :high::bigint) AS id
+    ) AS numbered
+)::json);
+"""
+
+_COLUMNS = """appointment_id, resource_id, start_time, end_time, title, attributes::text,
+    created_at, updated_at, state, version, revision"""
+
+_READ = f"""
+SELECT organization.revision, found.*
+FROM (
+    SELECT coalesce(max(o.revision), 0) AS revision
+    FROM organizations o
+    WHERE o.organization_id = {_ORGANIZATION}
+) AS organization
+LEFT JOIN LATERAL ({{query}}) AS found ON true
+ORDER BY {{order}};
+"""
+
+_GET = rf"""
+\set day (:number / :organizations * {LEAP}) % :stored
+""" + _READ.format(
+    query=f"""
+    SELECT {_COLUMNS} FROM appointments
+    WHERE organization_id = {_ORGANIZATION} AND appointment_id = 'stored-' || :day
+    """,
+    order="1",
+)
+
+_PART = f"""
+    SELECT {_COLUMNS} FROM {{source}} AND start_time {{condition}}
+    ORDER BY start_time, appointment_id LIMIT 101
+"""
+_ACTIVE = f"appointments WHERE organization_id = {_ORGANIZATION} AND state = 'ACTIVE'"
+_STARTING = _PART.format(
+    source=_ACTIVE, condition=">= to_timestamp(:start) AND start_time < to_timestamp(:end)"
+)
+_RUNNING = _PART.format(
+    source=f"""(
+        SELECT * FROM {_ACTIVE} AND tstzrange(start_time, end_time) @> to_timestamp(:start) OFFSET 0
+    ) AS running WHERE true""",
+    condition="< to_timestamp(:start)",
+)
+_LIST = rf"""
+\set start {FIRST_DAY} + :number / :organizations * {LEAP} % (:stored - {WINDOW - 1}) * {DAY}
+\set end :start + {WINDOW * DAY}
+""" + _READ.format(
+    query=f"""
+    SELECT * FROM (({_STARTING}) UNION ALL ({_RUNNING})) AS parts
+    ORDER BY start_time, appointment_id LIMIT 101
+    """,
+    order="start_time, appointment_id",
+)
+
+SCRIPTS: dict[Operation, str] = {
+    "upsert": _NUMBER + _UPSERT,
+    "contend": _NUMBER + _CONTEND,
+    "batch": _NUMBER + _BATCH,
+    "get": _NUMBER + _GET,
+    "list": _NUMBER + _LIST,
+}

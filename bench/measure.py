@@ -1,0 +1,82 @@
+"""Runs the loads of a group and their limits in turn."""
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench.generators import driver, pgbench, wrk
+from bench.measured import Measured
+from bench.plan import Group, Load
+from bench.stack import Stack
+from bench.stored import preload
+from bench.workload import Workload
+
+# Seconds to wait after a refusal: what Retry-After and RetryInfo say.
+PAUSE = 1.0
+NUMBERS = 1_000_000  # for each run, more than it can use
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of a load, and the CPU seconds of each process meanwhile."""
+
+    load: Load
+    measured: Measured
+    cpu_seconds: dict[str, float]
+
+
+def warm_up(stack: Stack) -> None:
+    """Let connections be made and caches fill before anything counts."""
+    work = Workload(operation="upsert", organization="warm-up")
+    for address, protocol in ((stack.service, "grpc"), (stack.gateway, "http")):
+        driver(address, work, protocol=protocol, callers=16, seconds=0.5)
+
+
+def runs(group: Group, stack: Stack, *, rounds: int, seconds: int) -> Iterator[Run]:
+    """Run each limit and load of the group once a round.
+
+    What works on stored appointments shares its organizations; everything else has new ones.
+    """
+    shared = f"{uuid.uuid4()}"
+    stored = {(load.organizations, load.stored) for load in group.loads if load.stored}
+    for organizations, number in stored:
+        preload(stack.database_url, shared, organizations=organizations, stored=number)
+    first = 0
+    for _ in range(rounds):
+        for load in (*group.limits, *group.loads):
+            work = Workload(
+                operation=load.operation,
+                organization=shared if load.stored else f"{uuid.uuid4()}",
+                organizations=load.organizations,
+                stored=load.stored or 1,
+                first=first,
+            )
+            first += NUMBERS
+            yield _run(load, work, stack, seconds)
+
+
+def _run(load: Load, work: Workload, stack: Stack, seconds: int) -> Run:
+    before = stack.cpu_seconds()
+    measured = _generate(load, work, stack, seconds)
+    after = stack.cpu_seconds()
+    spent = {name: after[name] - before[name] for name in after}
+    return Run(load=load, measured=measured, cpu_seconds=spent)
+
+
+def _generate(load: Load, work: Workload, stack: Stack, seconds: int) -> Measured:
+    match load.interface:
+        case "SQL":
+            return pgbench(stack.database_url, work, clients=load.in_flight, seconds=seconds)
+        case "REST" if not load.polite:
+            return wrk(stack.gateway, work, connections=load.in_flight, seconds=seconds)
+        case _:
+            pause = PAUSE if load.polite else 0.0
+            return driver(
+                stack.service if load.interface == "gRPC" else stack.gateway,
+                work,
+                protocol="grpc" if load.interface == "gRPC" else "http",
+                callers=load.in_flight,
+                # Callers come one by one in the time of a pause, and need it at the end.
+                seconds=seconds + 2 * pause,
+                pause=pause,
+            )

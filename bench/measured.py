@@ -1,0 +1,56 @@
+"""What one run of a load showed."""
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from statistics import median
+from typing import Self
+
+GOOD = frozenset({"OK", "200", "201"})
+CONFLICTS = frozenset({"ALREADY_EXISTS", "409"})
+REFUSALS = frozenset({"RESOURCE_EXHAUSTED", "429"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """How long answers took, in milliseconds."""
+
+    p50: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Self:
+        """The nearest ranks; zeros if there was no answer."""
+        ordered = sorted(seconds) or [0.0]
+
+        def rank(percent: int) -> float:
+            return ordered[min(len(ordered) * percent // 100, len(ordered) - 1)] * 1000
+
+        return cls(p50=rank(50), p95=rank(95), p99=rank(99))
+
+    @classmethod
+    def median(cls, several: Sequence[Self]) -> Self:
+        """The median of each."""
+        return cls(
+            p50=median(each.p50 for each in several),
+            p95=median(each.p95 for each in several),
+            p99=median(each.p99 for each in several),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Answers by code, the seconds they took in all, and the load generator's CPU time.
+
+    `refusals` is the latency of those, where it is known; then `latency` is without them.
+    """
+
+    answers: dict[str, int]
+    seconds: float
+    cpu_seconds: float
+    latency: Latency
+    refusals: Latency | None = None
+
+    def per_second(self, codes: Set[str]) -> float:
+        """How many of these answers came in a second."""
+        return sum(self.answers.get(code, 0) for code in codes) / self.seconds

@@ -1,0 +1,207 @@
+"""What is measured, and against what."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from bench.workload import Operation
+
+Interface = Literal["SQL", "gRPC", "REST"]
+
+GROUPS = (
+    "hot",
+    "many",
+    "contended",
+    "batches",
+    "reads",
+    "growth",
+    "organizations",
+    "overload",
+)
+READ_ORGANIZATIONS, READ_STORED = 100, 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """One load: so many clients of pgbench, calls by gRPC, or connections by REST in flight.
+
+    Each organization has `stored` appointments before. If `polite`, callers whose
+    answer is not good wait as long as refusals ask for.
+    """
+
+    interface: Interface
+    in_flight: int
+    operation: Operation = "upsert"
+    organizations: int = 1
+    stored: int = 0
+    polite: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Loads that are measured in turn with their limits, round by round.
+
+    `settings` are for the service and the gateway.
+    """
+
+    name: str
+    title: str
+    limits: Sequence[Load]
+    loads: Sequence[Load]
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def limits_of(self, load: Load) -> list[Load]:
+        """Those with no more in flight than the load; if none has so few, the smallest."""
+        if load in self.limits:
+            return []
+        smallest = min(limit.in_flight for limit in self.limits)
+        most = max(smallest, load.in_flight)
+        return [limit for limit in self.limits if limit.in_flight <= most]
+
+    def without_wrk(self) -> "Group":
+        """What can be measured without that program."""
+        loads = [load for load in self.loads if load.interface != "REST" or load.polite]
+        return replace(self, loads=loads)
+
+
+def plan(*, quick: bool) -> list[Group]:
+    """All groups in their order; if quick, with fewer loads and less stored."""
+    if quick:
+        return [
+            _group("hot", "one organization", limits=[16], grpc=[64], rest=[64]),
+            _group(
+                "many",
+                "1,000 organizations",
+                limits=[16],
+                grpc=[64],
+                rest=[64],
+                organizations=1_000,
+            ),
+            _contended(),
+            _batches(16),
+            *_reads(),
+            *(_growth(stored) for stored in (1_000, 10_000)),
+            *_overload(),
+        ]
+    one, many = "one organization", "1,000 organizations"
+    return [
+        _group("hot", one, limits=[1], grpc=[1], rest=[1]),
+        _group("hot", one, limits=[16, 64], grpc=[8, 64, 256], rest=[16, 64, 256]),
+        _group("many", many, limits=[1], grpc=[1], organizations=1_000),
+        _group(
+            "many", many, limits=[16, 64], grpc=[8, 64, 256], rest=[16, 64], organizations=1_000
+        ),
+        _contended(),
+        _batches(1),
+        _batches(16),
+        *_reads(),
+        *(_growth(stored) for stored in (1_000, 100_000, 1_000_000)),
+        *(
+            _group(
+                "organizations",
+                f"{number:,} organizations",
+                limits=[16],
+                grpc=[64],
+                organizations=number,
+            )
+            for number in (100, 10_000)
+        ),
+        *_overload(),
+    ]
+
+
+def _group(
+    name: str,
+    title: str,
+    *,
+    limits: Sequence[int],
+    grpc: Sequence[int] = (),
+    rest: Sequence[int] = (),
+    operation: Operation = "upsert",
+    organizations: int = 1,
+    stored: int = 0,
+) -> Group:
+    def loads(interface: Interface, in_flight: Sequence[int]) -> list[Load]:
+        return [
+            Load(
+                interface=interface,
+                in_flight=number,
+                operation=operation,
+                organizations=organizations,
+                stored=stored,
+            )
+            for number in in_flight
+        ]
+
+    return Group(
+        name=name,
+        title=title,
+        limits=loads("SQL", limits),
+        loads=[*loads("gRPC", grpc), *loads("REST", rest)],
+    )
+
+
+def _contended() -> Group:
+    return _group("contended", "contended", limits=[16], rest=[64], operation="contend")
+
+
+def _batches(in_flight: int) -> Group:
+    return _group(
+        "batches",
+        "batches of 100",
+        limits=[in_flight],
+        grpc=[in_flight],
+        operation="batch",
+    )
+
+
+def _reads() -> list[Group]:
+    titles: dict[Operation, str] = {"get": "Get", "list": "List of 20"}
+    return [
+        _group(
+            "reads",
+            title,
+            limits=[16],
+            grpc=[64],
+            rest=[64],
+            operation=operation,
+            organizations=READ_ORGANIZATIONS,
+            stored=READ_STORED,
+        )
+        for operation, title in titles.items()
+    ]
+
+
+def _growth(stored: int) -> Group:
+    return _group(
+        "growth",
+        f"{stored:,} stored",
+        limits=[16],
+        grpc=[64],
+        rest=[64],
+        stored=stored,
+    )
+
+
+def _overload() -> list[Group]:
+    """Five times as many callers as there is room for, against as many as find room.
+
+    The service's queue is the smallest that it takes. The gateway has so little room
+    that its callers find file descriptors under the usual limit of 1,024.
+    """
+    return [
+        Group(
+            name="overload",
+            title="overloaded service",
+            limits=[Load(interface="gRPC", in_flight=256)],
+            loads=[Load(interface="gRPC", in_flight=5_000, polite=True)],
+            settings={"MAX_QUEUED_WRITES": "1000"},
+        ),
+        Group(
+            name="overload",
+            title="overloaded gateway",
+            limits=[Load(interface="REST", in_flight=64, polite=True)],
+            loads=[Load(interface="REST", in_flight=640, polite=True)],
+            settings={"GATEWAY_MAX_IN_FLIGHT": "128"},
+        ),
+    ]

@@ -1,0 +1,141 @@
+"""What came of the runs: a row for each load, and all rows in a table."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from rich.table import Table
+
+from bench.measure import Run
+from bench.measured import CONFLICTS, GOOD, REFUSALS, Latency
+from bench.plan import Group, Load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A load, or a limit: medians of its rounds, its answers in all.
+
+    Rates are a second, CPU is microseconds an answer by program, memory the most that
+    a program ever had resident. `ratio` is the median of the rounds' own.
+    """
+
+    group: str
+    title: str
+    load: Load
+    per_second: float
+    limit_per_second: float | None
+    ratio: float | None
+    latency_ms: Latency
+    refused_per_second: float
+    refusal_latency_ms: Latency | None
+    answers: dict[str, int]
+    errors: dict[str, int]
+    cpu_us: dict[str, float]
+    peak_mib: dict[str, float]
+
+
+def rows(group: Group, runs: Sequence[Run], peak_mib: Mapping[str, float]) -> list[Row]:
+    """The rows of the group's limits and loads."""
+    rates = {
+        load: [run.measured.per_second(_good(load)) for run in runs if run.load == load]
+        for load in (*group.limits, *group.loads)
+    }
+
+    def row(load: Load) -> Row:
+        own = [run for run in runs if run.load == load]
+        measured = [run.measured for run in own]
+        answers = sum((Counter(each.answers) for each in measured), Counter[str]())
+        spent = {"load": sum(each.cpu_seconds for each in measured)}
+        for name in own[0].cpu_seconds:
+            spent[name] = sum(run.cpu_seconds[name] for run in own)
+        limits = [rates[limit] for limit in group.limits_of(load)]
+        limit = [max(of_round) for of_round in zip(*limits, strict=True)]
+        refusals = [each.refusals for each in measured if each.refusals is not None]
+        return Row(
+            group=group.name,
+            title=group.title,
+            load=load,
+            per_second=median(rates[load]),
+            limit_per_second=median(limit) if limit else None,
+            ratio=median(map(float.__truediv__, rates[load], limit)) if limit else None,
+            latency_ms=Latency.median([each.latency for each in measured]),
+            refused_per_second=median(each.per_second(REFUSALS) for each in measured),
+            refusal_latency_ms=Latency.median(refusals) if refusals else None,
+            answers=dict(answers),
+            errors={
+                code: count
+                for code, count in answers.items()
+                if code not in _good(load) and not (load.polite and code in REFUSALS)
+            },
+            cpu_us={name: seconds / answers.total() * 1e6 for name, seconds in spent.items()},
+            peak_mib=dict(peak_mib),
+        )
+
+    return [row(load) for load in rates]
+
+
+def _good(load: Load) -> frozenset[str]:
+    """Where requests are made to collide, to say so is a good answer."""
+    return GOOD | CONFLICTS if load.operation == "contend" else GOOD
+
+
+def table(found: Sequence[Row]) -> Table:
+    """One table of all rows, with a section for each title."""
+    shown = Table()
+    shown.add_column("load", no_wrap=True)
+    shown.add_column("by", no_wrap=True)
+    for name in (
+        "in flight",
+        "per second",
+        "of the\nlimit",
+        "p50\nms",
+        "p95\nms",
+        "p99\nms",
+        "answers",
+        "gateway\nµs",
+        "service\nµs",
+        "database\nµs",
+        "load\nµs",
+        "gateway\nMiB",
+        "service\nMiB",
+    ):
+        shown.add_column(name, justify="right")
+    title = ""
+    for row in found:
+        if row.title != title:
+            shown.add_section()
+        shown.add_row(
+            row.title if row.title != title else "",
+            row.load.interface,
+            f"{row.load.in_flight:,}",
+            f"{row.per_second:,.0f}",
+            "limit" if row.ratio is None else f"{row.ratio:.2f}",
+            *_latency(row.latency_ms),
+            _answers(row),
+            *(f"{row.cpu_us[name]:,.0f}" for name in ("gateway", "service", "postgresql", "load")),
+            *(f"{row.peak_mib[name]:,.0f}" for name in ("gateway", "service")),
+            style="dim" if row.ratio is None else "",
+        )
+        if row.refusal_latency_ms is not None:
+            shown.add_row(
+                "  refused",
+                row.load.interface,
+                "",
+                f"{row.refused_per_second:,.0f}",
+                "",
+                *_latency(row.refusal_latency_ms),
+            )
+        title = row.title
+    return shown
+
+
+def _answers(row: Row) -> str:
+    """All codes, unless all is well."""
+    if not row.errors and not row.answers.keys() & (CONFLICTS | REFUSALS):
+        return "OK"
+    return "\n".join(f"{count:,} {code}" for code, count in row.answers.items())
+
+
+def _latency(latency: Latency) -> list[str]:
+    return [f"{milliseconds:.1f}" for milliseconds in (latency.p50, latency.p95, latency.p99)]

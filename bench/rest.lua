@@ -1,0 +1,91 @@
+-- The requests of workload.py through REST, for wrk: its arguments after `--` are the
+-- fields of Workload. The last line it prints is JSON.
+--
+-- One thread of wrk only: the requests are numbered by it.
+
+local FIRST_DAY, DAY, HOUR = 1893456000, 86400, 3600
+local LEAP, SLOTS, WINDOW = 104729, 2000, 20
+
+local organization, organizations, stored
+
+local function name(number)
+  return organization .. "-" .. number % organizations
+end
+
+local function time(seconds)
+  return os.date("!%Y-%m-%dT%H:%M:%SZ", seconds)
+end
+
+local function post(number, start, finish)
+  local body = '{"id":"' .. number .. '","organizationId":"' .. name(number) ..
+    '","start":"' .. time(start) .. '","end":"' .. time(finish) .. '"}'
+  return wrk.format("POST", "/api/appointments", nil, body)
+end
+
+local function stored_day(number, days)
+  return math.floor(number / organizations) * LEAP % days
+end
+
+local operations = {
+  upsert = function(number)
+    local day = number * LEAP % stored
+    local start = FIRST_DAY + day * DAY + HOUR + math.floor(number / stored)
+    return post(number, start, start + 1)
+  end,
+  contend = function(number)
+    local start = FIRST_DAY + number * LEAP % SLOTS * 600
+    return post(number, start, start + 1800)
+  end,
+  get = function(number)
+    return wrk.format("GET", "/api/appointments/stored-" .. stored_day(number, stored) ..
+      "?organizationId=" .. name(number))
+  end,
+  list = function(number)
+    local start = FIRST_DAY + stored_day(number, stored - WINDOW + 1) * DAY
+    return wrk.format("GET", "/api/appointments?organizationId=" .. name(number) ..
+      "&from=" .. time(start) .. "&to=" .. time(start + WINDOW * DAY))
+  end,
+}
+
+-- wrk calls the functions below by their names, `setup` and `done` in a state of their own.
+
+function init(arguments)
+  wrk.headers["Content-Type"] = "application/json"
+  operation = operations[arguments[1]]
+  organization = arguments[2]
+  organizations, stored = tonumber(arguments[3]), tonumber(arguments[4])
+  next_number = tonumber(arguments[5])
+end
+
+function request()
+  local number = next_number
+  next_number = number + 1
+  return operation(number)
+end
+
+statuses = {}
+
+function response(status)
+  statuses[status] = (statuses[status] or 0) + 1
+end
+
+local thread
+
+function setup(it)
+  thread = it
+end
+
+function done(summary, latency)
+  local counts = {}
+  for status, count in pairs(thread:get("statuses")) do
+    table.insert(counts, string.format('"%d":%d', status, count))
+  end
+  local errors = summary.errors
+  local lost = errors.connect + errors.read + errors.write
+  if lost > 0 then table.insert(counts, '"CONNECTION_LOST":' .. lost) end
+  if errors.timeout > 0 then table.insert(counts, '"UNANSWERED":' .. errors.timeout) end
+  print(string.format(
+    '{"answers":{%s},"seconds":%f,"latency":{"p50":%f,"p95":%f,"p99":%f}}',
+    table.concat(counts, ","), summary.duration / 1e6,
+    latency:percentile(50) / 1e3, latency:percentile(95) / 1e3, latency:percentile(99) / 1e3))
+end

@@ -1,0 +1,141 @@
+"""PostgreSQL, the service and the gateway as their users run them, and what they cost.
+
+Their logs go to a file: read through a pipe, they would cost this process time on the
+cores that are measured.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from scripts.postgres import EmbeddedPostgres, migrate
+from scripts.programs import ROOT, STARTED_WITHIN, STOPPED_WITHIN, StartError, tethered
+from scripts.stack import ANY_PORT, DATABASE, base_environment
+
+# Durability is PostgreSQL's default. The rest is for pgbench's clients, and for a store of
+# a million appointments.
+SETTINGS = {"max_connections": "200", "shared_buffers": "512MB", "max_wal_size": "4GB"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """What runs: where it is reached, and the ids of its processes by name."""
+
+    database_url: str
+    service: str
+    gateway: str
+    processes: dict[str, int]
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """CPU time so far by process, its children's included, by the system's account."""
+        return {name: _cpu_seconds(pid) for name, pid in self.processes.items()}
+
+    def peak_mib(self) -> dict[str, float]:
+        """The most memory that service and gateway ever had resident, children included."""
+        return {name: _peak_mib(self.processes[name]) for name in ("service", "gateway")}
+
+
+@contextmanager
+def database(directory: Path) -> Iterator[tuple[str, int]]:
+    """A new database on a server of its own; its URL and the server's process id."""
+    with EmbeddedPostgres(directory / "postgres", SETTINGS) as postgres:
+        url = postgres.create_database(DATABASE)
+        migrate(url)
+        if postgres.pid is None:
+            raise StartError("PostgreSQL is gone")
+        yield url, postgres.pid
+
+
+@contextmanager
+def stack(url: str, postgres: int, settings: Mapping[str, str], directory: Path) -> Iterator[Stack]:
+    """Run the service and the gateway on the database, with their logs in the directory."""
+    environment = {**base_environment(), **ANY_PORT, **settings, "DATABASE_URL": url}
+    with _program("service", environment, directory) as (service, service_address):
+        environment["SERVICE_ADDRESS"] = service_address
+        with _program("gateway", environment, directory) as (gateway, gateway_address):
+            yield Stack(
+                database_url=url,
+                service=service_address,
+                gateway=gateway_address,
+                processes={"gateway": gateway, "service": service, "postgresql": postgres},
+            )
+
+
+@contextmanager
+def _program(
+    module: str, environment: Mapping[str, str], directory: Path
+) -> Iterator[tuple[int, str]]:
+    log = directory / f"{module}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            tethered([sys.executable, "-m", module], on_death=signal.SIGTERM),
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process.pid, f"127.0.0.1:{_port(process, log)}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOPPED_WITHIN)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _port(process: subprocess.Popen[bytes], log: Path) -> int:
+    give_up = time.monotonic() + STARTED_WITHIN
+    while time.monotonic() < give_up:
+        lines = log.read_text(errors="replace").splitlines()
+        for event in map(_event, lines):
+            if event.get("event") == "listening":
+                return int(event["port"])
+        if process.poll() is not None:
+            raise StartError(f"{log.stem} did not start: {(lines or ['no output'])[-1]}")
+        time.sleep(0.02)
+    raise StartError(f"{log.stem} was not ready within {STARTED_WITHIN:g} s")
+
+
+def _event(line: str) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
+def _cpu_seconds(pid: int) -> float:
+    total = 0.0
+    for process in _family(pid):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue  # its parent has its time now
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def _peak_mib(pid: int) -> float:
+    total = 0.0
+    for process in _family(pid):
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        total += sum(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+    return total
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]

@@ -1,0 +1,82 @@
+"""What the database holds: appointments stored before a load, overlaps looked for after."""
+
+import psycopg
+
+from bench.workload import DAY, FIRST_DAY, HOUR
+
+# As apply_writes would have left it after one upsert an appointment.
+_PRELOAD = (
+    """
+    INSERT INTO appointments (
+        organization_id, appointment_id, resource_id, start_time, end_time, title, attributes,
+        created_at, updated_at, updated_at_given, state, version, revision
+    )
+    SELECT
+        %(name)s || '-' || organization, 'stored-' || day, '',
+        to_timestamp(%(first)s + day * %(day)s), to_timestamp(%(first)s + day * %(day)s + %(hour)s),
+        '', '{}', now(), now(), false, 'ACTIVE', 1, day + 1
+    FROM generate_series(0, %(organizations)s - 1) AS organization,
+        generate_series(0, %(stored)s - 1::bigint) AS day
+    """,
+    """
+    INSERT INTO appointment_history (
+        organization_id, revision, change, recorded_at, actor, appointment_id, resource_id,
+        start_time, end_time, title, attributes, created_at, updated_at, state, version
+    )
+    SELECT
+        organization_id, revision, 'CREATED', created_at, '', appointment_id, resource_id,
+        start_time, end_time, title, attributes, created_at, updated_at, state, version
+    FROM appointments
+    WHERE starts_with(organization_id, %(name)s || '-')
+    """,
+    """
+    INSERT INTO organizations (organization_id, revision, recorded_at)
+    SELECT organization_id, max(revision), max(recorded_at)
+    FROM appointment_history
+    WHERE starts_with(organization_id, %(name)s || '-')
+    GROUP BY organization_id
+    """,
+)
+
+# Without a look at how the exclusion constraint does it: in the order of their starts,
+# one begins before all before it have ended.
+_OVERLAPPING = """
+    SELECT count(*)
+    FROM (
+        SELECT
+            start_time,
+            max(end_time) OVER (
+                PARTITION BY organization_id, resource_id
+                ORDER BY start_time, end_time, appointment_id
+                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            ) AS ended
+        FROM appointments
+        WHERE state = 'ACTIVE'
+    ) AS ordered
+    WHERE start_time < ended
+"""
+
+
+def preload(url: str, name: str, *, organizations: int, stored: int) -> None:
+    """Store so many appointments in each of the organizations `name`-0 and so on."""
+    values = {
+        "name": name,
+        "organizations": organizations,
+        "stored": stored,
+        "first": FIRST_DAY,
+        "day": DAY,
+        "hour": HOUR,
+    }
+    with psycopg.connect(url) as connection:
+        for statement in _PRELOAD:
+            connection.execute(statement, values)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("VACUUM (ANALYZE)")
+        connection.execute("CHECKPOINT")
+
+
+def overlapping(url: str) -> int:
+    """How many active appointments overlap one before them, in the whole database."""
+    with psycopg.connect(url) as connection:
+        [(count,)] = connection.execute(_OVERLAPPING).fetchall()
+    return int(count)

@@ -1,0 +1,144 @@
+"""What the requests of a load ask for. Each has a number, and none is like another.
+
+The stored appointments of an organization take the first hour of each day, from
+2030-01-01 on, one a day. New ones take a second each of the rest of those days: one
+day after another in an order that leaps through all of them, then the next second.
+`rest.lua` and `limits.py` do the same in their languages.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from appointments.v1 import appointment_pb2
+from appointments.v1 import appointment_service_pb2 as rpc
+
+FIRST_DAY = int(datetime(2030, 1, 1, tzinfo=UTC).timestamp())
+DAY = 86_400
+HOUR = 3_600
+LEAP = 104_729  # a prime, so that multiples of it meet every day
+SLOTS = 2_000  # that contended requests want: half an hour every ten minutes
+BATCH = 100  # writes in a request
+WINDOW = 20  # appointments in a list
+
+Operation = Literal["upsert", "contend", "batch", "get", "list"]
+
+METHODS: dict[Operation, str] = {
+    "upsert": "UpsertAppointment",
+    "contend": "UpsertAppointment",
+    "batch": "BatchUpsertAppointments",
+    "get": "GetAppointment",
+    "list": "ListAppointments",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Requests numbered from `first` on, over organizations `organization`-0 and so on.
+
+    Each organization has `stored` appointments already, which are from preload.py; what
+    has none counts as 1. `rest.lua` takes the fields in this order.
+    """
+
+    operation: Operation
+    organization: str
+    organizations: int = 1
+    stored: int = 1
+    first: int = 0
+
+
+def grpc_messages(work: Workload) -> Callable[[int], bytes]:
+    """Return what makes the message of a number, counted from 0."""
+    make = {
+        "upsert": _upsert,
+        "contend": _contend,
+        "batch": _batch,
+        "get": _get,
+        "list": _list,
+    }[work.operation]
+    return lambda number: make(work, work.first + number)
+
+
+def http_messages(work: Workload, host: str) -> Callable[[int], bytes]:
+    """Return what makes the HTTP/1.1 request of an upsert."""
+
+    def make(number: int) -> bytes:
+        number += work.first
+        start, end = (datetime.fromtimestamp(second, UTC) for second in _second(work, number))
+        body = json.dumps(
+            {
+                "id": str(number),
+                "organizationId": _organization(work, number),
+                "start": start.isoformat(),
+                "end": end.isoformat(),
+            }
+        )
+        return (
+            f"POST /api/appointments HTTP/1.1\r\nHost: {host}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+        ).encode()
+
+    return make
+
+
+def _organization(work: Workload, number: int) -> str:
+    return f"{work.organization}-{number % work.organizations}"
+
+
+def _second(work: Workload, number: int) -> tuple[int, int]:
+    """A free second: its start and end in Unix time."""
+    day = number * LEAP % work.stored
+    start = FIRST_DAY + day * DAY + HOUR + number // work.stored
+    return start, start + 1
+
+
+def _stored_day(work: Workload, number: int, days: int) -> int:
+    """The Unix time of one of so many first days; all of them and all organizations in turn."""
+    return FIRST_DAY + number // work.organizations * LEAP % days * DAY
+
+
+def _fill(
+    wanted: appointment_pb2.Appointment, organization: str, number: int, start: int, end: int
+) -> None:
+    wanted.organization_id = organization
+    wanted.id = str(number)
+    wanted.start.seconds = start
+    wanted.end.seconds = end
+
+
+def _upsert(work: Workload, number: int) -> bytes:
+    request = rpc.UpsertAppointmentRequest()
+    _fill(request.appointment, _organization(work, number), number, *_second(work, number))
+    return request.SerializeToString()
+
+
+def _contend(work: Workload, number: int) -> bytes:
+    request = rpc.UpsertAppointmentRequest()
+    start = FIRST_DAY + number * LEAP % SLOTS * 600
+    _fill(request.appointment, _organization(work, number), number, start, start + 1_800)
+    return request.SerializeToString()
+
+
+def _batch(work: Workload, number: int) -> bytes:
+    request = rpc.BatchUpsertAppointmentsRequest()
+    organization = _organization(work, number)
+    for each in range(number * BATCH, number * BATCH + BATCH):
+        _fill(request.requests.add().appointment, organization, each, *_second(work, each))
+    return request.SerializeToString()
+
+
+def _get(work: Workload, number: int) -> bytes:
+    day = (_stored_day(work, number, work.stored) - FIRST_DAY) // DAY
+    return rpc.GetAppointmentRequest(
+        organization_id=_organization(work, number), id=f"stored-{day}"
+    ).SerializeToString()
+
+
+def _list(work: Workload, number: int) -> bytes:
+    request = rpc.ListAppointmentsRequest(organization_id=_organization(work, number))
+    start = _stored_day(work, number, work.stored - WINDOW + 1)
+    getattr(request, "from").seconds = start
+    request.to.seconds = start + WINDOW * DAY
+    return request.SerializeToString()
