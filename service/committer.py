@@ -80,9 +80,12 @@ class Committer:
         self._queued = 0
         self._queues: dict[str, _Queue] = {}
         # Queues with waiting writes and none in flight, by organization, oldest first:
-        # those whose next batch may share a call, and those that go alone.
-        self._may_share: dict[str, _Queue] = {}
-        self._go_alone: dict[str, _Queue] = {}
+        # those that share calls, those that are large enough for one of their own, and
+        # those that may not share.
+        self._small: dict[str, _Queue] = {}
+        self._large: dict[str, _Queue] = {}
+        self._alone: dict[str, _Queue] = {}
+        self._dispatching = False
         self._flights: set[asyncio.Task[None]] = set()
         metrics.queued_writes.set_function(lambda: self._queued)
 
@@ -110,8 +113,8 @@ class Committer:
 
     async def drain(self) -> None:
         """Wait until nothing is queued or in flight."""
-        while self._flights:
-            await asyncio.wait(self._flights)
+        while self._queues:
+            await (asyncio.wait(self._flights) if self._flights else asyncio.sleep(0))
 
     def _enqueue(self, organization_id: str, writes: Sequence[Write]) -> list[_Waiting]:
         queue = self._queues.get(organization_id)
@@ -132,44 +135,48 @@ class Committer:
         self._queued += len(waiting)
         if not queue.in_flight:
             self._line_up(queue)
-            self._dispatch()
+            if not self._dispatching:
+                # Once all that has arrived by now is queued.
+                self._dispatching = True
+                loop.call_soon(self._dispatch)
         return waiting
 
     def _line_up(self, queue: _Queue) -> None:
         """Put an organization among those whose batch may go."""
         if queue.alone:
-            self._go_alone[queue.organization_id] = queue
-        elif len(queue.waiting) >= OWN_CALL_WRITES and self._free and not self._go_alone:
-            self._may_share.pop(queue.organization_id, None)
-            self._start_alone(queue)
+            self._alone[queue.organization_id] = queue
+        elif len(queue.waiting) < OWN_CALL_WRITES:
+            self._small[queue.organization_id] = queue
         else:
-            self._may_share[queue.organization_id] = queue
+            self._small.pop(queue.organization_id, None)
+            self._large[queue.organization_id] = queue
 
     def _dispatch(self) -> None:
         """Start every call that there is a connection for."""
-        while self._free and self._go_alone:
-            self._start_alone(self._go_alone.pop(next(iter(self._go_alone))))
-        while self._shared_is_free and self._may_share:
-            self._start_shared()
-
-    def _start_alone(self, queue: _Queue) -> None:
-        batch = self._take(queue, self._max_batch)
-        if batch:
-            self._free -= 1
-            self._start(self._fly_alone(queue, batch))
-
-    def _start_shared(self) -> None:
-        batches: list[_Batch] = []
-        room = self._max_batch
-        while self._may_share and room and len(batches) < self._max_organizations:
-            queue = self._may_share.pop(next(iter(self._may_share)))
-            batch = self._take(queue, room)
-            if batch:
-                batches.append((queue, batch))
-                room -= len(batch)
-        if batches:
+        self._dispatching = False
+        for queues in (self._alone, self._large):
+            while self._free and queues:
+                queue = queues.pop(next(iter(queues)))
+                batch = self._take(queue, self._max_batch)
+                if batch:
+                    self._free -= 1
+                    self._start(self._fly_alone(queue, batch))
+        if self._shared_is_free and (batches := self._gather()):
             self._shared_is_free = False
             self._start(self._fly_shared(batches))
+
+    def _gather(self) -> list[_Batch]:
+        """Take what shares the next call."""
+        batches: list[_Batch] = []
+        room = self._max_batch
+        for queues in (self._small, self._large):
+            while queues and room and len(batches) < self._max_organizations:
+                queue = queues.pop(next(iter(queues)))
+                batch = self._take(queue, room)
+                if batch:
+                    batches.append((queue, batch))
+                    room -= len(batch)
+        return batches
 
     def _take(self, queue: _Queue, most: int) -> list[_Waiting]:
         """Take the next batch; empty, and the queue forgotten, if every caller went away."""
