@@ -59,12 +59,6 @@ class NeverBack:
         self.counted = seen
 
 
-@pytest.fixture(params=["service", "gateway"])
-def start(request: pytest.FixtureRequest) -> StartProgram:
-    """Starts a program of either kind."""
-    return request.getfixturevalue(f"start_{request.param}")  # type: ignore[no-any-return]
-
-
 def test_two_workers_share_one_organization_and_add_up(
     start_service: StartProgram, organization: str
 ) -> None:
@@ -129,6 +123,8 @@ def test_a_killed_worker_is_replaced_and_what_it_counted_stays(
         look_until(lambda: len(load.accepted) > before + 200)
         load.stop()
     watch.look()
+    name = 'appointments_request_seconds_count{code="OK",method="UpsertAppointment"}'
+    assert watch.counted[name] > 400
     assert {code for _, code in load.failed} <= {grpc.StatusCode.UNAVAILABLE}
     org = Organization(stub, organization)
     assert set(load.accepted) <= set(org.listed(page_size=1000))
@@ -158,22 +154,30 @@ def test_sigterm_under_load_ends_all_workers_and_loses_nothing(
     assert [event for event in events if event != "request"] == ["listening", "stopping", "stopped"]
 
 
-def test_a_killed_supervisor_takes_its_workers_along(start: StartProgram, tmp_path: Path) -> None:
-    program = start(WORKERS="2", TMPDIR=str(tmp_path))
-    processes = workers(program)
+def test_a_killed_supervisor_takes_its_workers_along(
+    start_service: StartProgram, tmp_path: Path
+) -> None:
+    service = start_service(WORKERS="2", TMPDIR=str(tmp_path))
+    processes = workers(service)
     assert len(processes) == 2
-    program.kill()
+    service.kill()
     assert gone(processes)
     until(lambda: not list(tmp_path.iterdir()))
-    # Its port is free again, for one process too.
-    port = {"service": "GRPC_PORT", "gateway": "GATEWAY_PORT"}[program.name]
-    start(**{port: str(program.port)})
+    start_service(GRPC_PORT=str(service.port))  # free again, for one process too
 
 
-def test_no_two_programs_share_a_port(start: StartProgram) -> None:
+@pytest.mark.parametrize(
+    ("program", "name", "metrics_name"),
+    [
+        ("service", "GRPC_PORT", "METRICS_PORT"),
+        ("gateway", "GATEWAY_PORT", "GATEWAY_METRICS_PORT"),
+    ],
+)
+def test_no_two_programs_share_a_port(
+    request: pytest.FixtureRequest, program: str, name: str, metrics_name: str
+) -> None:
+    start = request.getfixturevalue(f"start_{program}")
     one, several = start(), start(WORKERS="2")
-    name = {"service": "GRPC_PORT", "gateway": "GATEWAY_PORT"}[one.name]
-    metrics_name = {"service": "METRICS_PORT", "gateway": "GATEWAY_METRICS_PORT"}[one.name]
     taken = [
         {name: str(one.port), "WORKERS": "2"},
         {name: str(several.port), "WORKERS": "2"},
