@@ -17,7 +17,7 @@ from tests.conftest import CreateDatabase
 from tests.observing import until
 
 LOCK = r"PERFORM pg_advisory_xact_lock\([^;]*\);"
-CHECK = r"IF FOUND AND v_neighbour_end > w\.start_time THEN"
+CHECK = r"IF neighbour\.resource_id = w\.resource_id AND neighbour\.end_time > w\.start_time THEN"
 
 
 @pytest.fixture(scope="module")
