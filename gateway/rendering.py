@@ -6,8 +6,8 @@ as fast, because what a message type's fields are is looked up once.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -23,15 +23,6 @@ _INTEGERS = 2.0**63
 _SNAKE = re.compile("_([a-z0-9])")
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
-    name: str
-    json_name: str
-    optional: bool
-    render: Render | None
-    """None: the value is its own JSON."""
-
-
 class MessageRenderer:
     """Renders messages of one type.
 
@@ -41,24 +32,20 @@ class MessageRenderer:
     """
 
     def __init__(self, descriptor: Descriptor, special: Mapping[str, Render] | None = None) -> None:
+        # Name, JSON name, whether it may be absent, and its rendering if it has one.
         self._fields = tuple(
-            _Field(
-                name=field.name,
-                json_name=field.json_name,
-                optional=field.has_presence,
-                render=_render_of(field, special or {}),
-            )
+            (field.name, field.json_name, field.has_presence, _render_of(field, special or {}))
             for field in descriptor.fields
         )
 
     def render(self, message: Any) -> dict[str, Any]:  # noqa: ANN401  a message of any type
         """Give the JSON object of a message."""
         rendered = {}
-        for field in self._fields:
-            if field.optional and not message.HasField(field.name):
+        for name, json_name, optional, render in self._fields:
+            if optional and not message.HasField(name):
                 continue
-            value = getattr(message, field.name)
-            rendered[field.json_name] = value if field.render is None else field.render(value)
+            value = getattr(message, name)
+            rendered[json_name] = value if render is None else render(value)
         return rendered
 
 
@@ -69,7 +56,12 @@ def camel_case(path: str) -> str:
 
 def render_timestamp(timestamp: Timestamp) -> str:
     """Print a time in UTC with `Z` and 0, 3 or 6 digits of the second."""
-    moment = _EPOCH + timedelta(seconds=timestamp.seconds, microseconds=timestamp.nanos // 1000)
+    return _print_time(timestamp.seconds, timestamp.nanos)
+
+
+@lru_cache(maxsize=10_000)
+def _print_time(seconds: int, nanos: int) -> str:
+    moment = _EPOCH + timedelta(seconds=seconds, microseconds=nanos // 1000)
     if not moment.microsecond:
         return moment.isoformat(timespec="seconds") + "Z"
     if moment.microsecond % 1000 == 0:
