@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from aiohttp import hdrs
+from aiohttp import StreamReader, hdrs
 from aiohttp.web import BaseRequest, RequestPayloadError
 
 from gateway.problems import Problem, ProblemError, malformed, too_large
@@ -25,15 +25,14 @@ class BodyReader:
         """
         self._check_headers(request)
         await _send_continue(request)
-        chunks: list[bytes] = []
-        size = 0
         try:
+            if request.content.is_eof():  # it arrived with the headers, as most do
+                body = request.content.read_nowait()
+                if len(body) > self.max_bytes:
+                    raise self._too_large()
+                return body
             async with asyncio.timeout(self.timeout):
-                while chunk := await request.content.readany():
-                    size += len(chunk)
-                    if size > self.max_bytes:
-                        raise self._too_large()
-                    chunks.append(chunk)
+                return await self._receive(request.content)
         except TimeoutError:
             raise ProblemError(
                 Problem(
@@ -45,6 +44,15 @@ class BodyReader:
             ) from None
         except RequestPayloadError:
             raise malformed("The body ended before it was complete.") from None
+
+    async def _receive(self, content: StreamReader) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := await content.readany():
+            size += len(chunk)
+            if size > self.max_bytes:
+                raise self._too_large()
+            chunks.append(chunk)
         return b"".join(chunks)
 
     def _check_headers(self, request: BaseRequest) -> None:
