@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from aiohttp import hdrs
 from aiohttp.web import Response
 from appointments.v1.appointment_pb2 import Outcome
-from google.protobuf.message import Message
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from gateway.answers import json_answer
@@ -35,6 +35,8 @@ REVISION = "Organization-Revision"
 OUTCOME = "Appointment-Outcome"
 DEFAULT_ORGANIZATION = "default"
 
+_OUTCOMES = {number: name for name, number in Outcome.items()}
+_UNRESERVED = re.compile("[A-Za-z0-9_.~-]*")
 _PRINTABLE = re.compile("[ -~]*")
 
 
@@ -90,6 +92,7 @@ class CallEndpoint:
         self._has_etag = "etag" in shown.fields_by_name
         self._has_outcome = "outcome" in output.fields_by_name
         self._location = location
+        self._organization_of = organization_reader(route.rpc.input_type)
         self._read_response: Callable[[bytes], Any] = GetMessageClass(output).FromString
 
     async def __call__(self, exchange: Exchange) -> Response:
@@ -103,7 +106,7 @@ class CallEndpoint:
             refuse_body(exchange.request)
         with self._settings.in_flight:
             message = self._input.read(exchange, body)
-            exchange.organization = organization_of(message)
+            exchange.organization = self._organization_of(message)
             encoded = message.SerializeToString()
             if len(encoded) > self._settings.max_message_bytes - ENVELOPE_BYTES:
                 raise too_large(
@@ -114,7 +117,7 @@ class CallEndpoint:
         shown = getattr(response, self._response_body) if self._response_body else response
         status = HTTPStatus.OK
         if self._has_outcome:
-            exchange.outcome = Outcome.Name(response.outcome)
+            exchange.outcome = _OUTCOMES[response.outcome]
             headers[OUTCOME] = exchange.outcome
             dry_run = getattr(message, "validate_only", False)
             if response.outcome == Outcome.CREATED and not dry_run:
@@ -142,32 +145,37 @@ class CallEndpoint:
         return self._read_response(reply.response), _revision(reply.organization_revision)
 
 
-def organization_of(message: Message) -> str | None:
-    """Give the organization that a request is for, for the log; the service decides."""
-    holder: Any = message
-    while "organization_id" not in holder.DESCRIPTOR.fields_by_name:
-        if "appointment" in holder.DESCRIPTOR.fields_by_name:
-            holder = holder.appointment
-        elif getattr(holder, "requests", None):
-            holder = holder.requests[0]
-        else:
-            return None
-    organization: str = holder.organization_id
+def organization_reader(input_type: Descriptor) -> Callable[[Any], str | None]:
+    """Give what reads the organization that a request is for, for the log; the service decides."""
+    fields = input_type.fields_by_name
+    if "appointment" in fields:
+        return lambda request: _organization_of(request.appointment)
+    if "requests" in fields:
+        return lambda batch: (
+            _organization_of(batch.requests[0].appointment) if batch.requests else None
+        )
+    return _organization_of
+
+
+def _organization_of(message: Any) -> str:  # noqa: ANN401  any message with an organization
+    organization: str = message.organization_id
     return organization[:128] or DEFAULT_ORGANIZATION
 
 
 def location_of(path: str, appointment: Any) -> str:  # noqa: ANN401  any message with an id
     """Give the reference under which an appointment is read."""
     # Dots need no encoding, but a segment of dots alone would be taken for a step up.
-    identifier = quote(appointment.id, safe="")
+    identifier = _encoded(appointment.id)
     if identifier in {".", ".."}:
         identifier = identifier.replace(".", "%2E")
     location = f"{path}/{identifier}"
     if appointment.organization_id in {"", DEFAULT_ORGANIZATION}:
         return location
-    return (
-        f"{location}?{urlencode({'organizationId': appointment.organization_id}, quote_via=quote)}"
-    )
+    return f"{location}?organizationId={_encoded(appointment.organization_id)}"
+
+
+def _encoded(text: str) -> str:
+    return text if _UNRESERVED.fullmatch(text) else quote(text, safe="")
 
 
 def _actor(exchange: Exchange) -> str:

@@ -1,11 +1,11 @@
 """The HTTP server: every request, readable or not, gets an answer of one shape."""
 
 import asyncio
+import os
 import re
 import time
 from http import HTTPStatus
 from typing import Protocol
-from uuid import uuid4
 
 import structlog
 from aiohttp import hdrs
@@ -63,7 +63,7 @@ class HttpHandler:
 
     def refuse_unreadable(self, request: BaseRequest) -> Response:
         """Answer what aiohttp could not read as HTTP; the connection is closed after it."""
-        exchange = Exchange(request=request, request_id=uuid4().hex)
+        exchange = Exchange(request=request, request_id=_new_request_id())
         problem = Problem(
             status=HTTPStatus.BAD_REQUEST,
             code="MALFORMED_REQUEST",
@@ -139,8 +139,12 @@ def _sign(response: Response, exchange: Exchange) -> None:
 
 def request_id_of(request: BaseRequest) -> str:
     """Give the caller's id of the request if it can be passed on as it is, or a new one."""
-    given = request.headers.get(REQUEST_ID, "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+    given = request.headers.get(REQUEST_ID)
+    return given if given and _REQUEST_ID.fullmatch(given) else _new_request_id()
+
+
+def _new_request_id() -> str:
+    return os.urandom(16).hex()
 
 
 class HttpServer(Server):

@@ -1,6 +1,7 @@
 """Metrics of the gateway, in the Prometheus format on a port of their own."""
 
 from collections.abc import Callable
+from functools import cache
 
 from prometheus_client import (
     CollectorRegistry,
@@ -35,10 +36,11 @@ class Metrics:
             registry=self._registry,
         )
         self.in_flight.set_function(in_flight)
+        self._seconds_of = cache(lambda method, status: self._seconds.labels(method, str(status)))
 
     def observe(self, method: str, status: int, seconds: float) -> None:
         """Count one request that has been answered."""
-        self._seconds.labels(method, str(status)).observe(seconds)
+        self._seconds_of(method, status).observe(seconds)
 
     def serve(self, host: str, port: int) -> tuple[int, Callable[[], None]]:
         """Serve the metrics from a thread; give the port, and what ends it.

@@ -88,6 +88,10 @@ _BY_STATUS: Mapping[StatusCode, Fallback] = {
         HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED", "Credentials are needed."
     ),
 }
+_ERROR_INFO = ErrorInfo.DESCRIPTOR.full_name
+_BAD_REQUEST = BadRequest.DESCRIPTOR.full_name
+_TIME_RANGE_CONFLICT = TimeRangeConflict.DESCRIPTOR.full_name
+_RETRY_INFO = RetryInfo.DESCRIPTOR.full_name
 _RETRIED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _STATUS_CODES: Mapping[int, StatusCode] = {code.value[0]: code for code in StatusCode}
 
@@ -207,19 +211,20 @@ class StatusReader:
         conflicts: Mapping[str, Any] = {}
         retry_after: int | None = None
         for packed in status.details:
+            type_name = packed.type_url.rpartition("/")[2]
             try:
-                if packed.Is(ErrorInfo.DESCRIPTOR):
+                if type_name == _ERROR_INFO:
                     info = ErrorInfo.FromString(packed.value)
                     if info.domain == DOMAIN:
                         reason = info.reason
-                elif packed.Is(BadRequest.DESCRIPTOR):
+                elif type_name == _BAD_REQUEST:
                     errors.extend(
                         FieldError(self._rest_path(violation.field), violation.description)
                         for violation in BadRequest.FromString(packed.value).field_violations
                     )
-                elif packed.Is(TimeRangeConflict.DESCRIPTOR):
+                elif type_name == _TIME_RANGE_CONFLICT:
                     conflicts = self._render_conflicts(TimeRangeConflict.FromString(packed.value))
-                elif packed.Is(RetryInfo.DESCRIPTOR):
+                elif type_name == _RETRY_INFO:
                     delay = RetryInfo.FromString(packed.value).retry_delay
                     retry_after = max(1, math.ceil(delay.seconds + delay.nanos / 1e9))
             except DecodeError:

@@ -7,7 +7,7 @@ themselves.
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 from appointments.relay.v1 import relay_pb2 as pb
@@ -30,8 +30,7 @@ class CallError(Exception):
         self.organization_revision = organization_revision
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """A response, serialized, and the organization's revision if the service gave one."""
 
     response: bytes
@@ -81,8 +80,7 @@ class Relay:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Unsent:
+class _Unsent(NamedTuple):
     number: int
     method: str
     request: bytes

@@ -1,10 +1,11 @@
 """What surrounds every call, whichever way it came: deadline, errors, log line, metrics."""
 
 import asyncio
+import os
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import grpc
@@ -45,7 +46,7 @@ def request_id_of(given: str) -> str:
     """Return the caller's request id if it is fit for a log line, else a new one."""
     if 0 < len(given) <= MAX_REQUEST_ID and given.isprintable():
         return given
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 # From a method's name and its request, serialized, to its response or its error.
@@ -73,7 +74,9 @@ class CallHandler:
             )
             for method in service.methods
         }
-        self._metrics = metrics
+        self._seconds_of = cache(
+            lambda method, code: metrics.request_seconds.labels(method, code.name)
+        )
         self._timeout = timeout
 
     async def handle(self, method: str, request: bytes, call: Call) -> bytes | Status:
@@ -122,7 +125,7 @@ class CallHandler:
         code: grpc.StatusCode,
         failure: Exception | None,
     ) -> None:
-        self._metrics.request_seconds.labels(method, code.name).observe(seconds)
+        self._seconds_of(method, code).observe(seconds)
         fields: dict[str, Any] = {
             "request_id": call.request_id,
             "method": method,
