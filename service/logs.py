@@ -1,7 +1,11 @@
 """Logs on standard output: one JSON object a line, or text for people."""
 
+import asyncio
+import atexit
 import logging
+import select
 import sys
+from typing import TextIO, cast
 
 import orjson
 import structlog
@@ -28,7 +32,7 @@ def configure_logs(level: str, format: str) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Output())),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stdout)
@@ -47,6 +51,43 @@ def lifecycle_logger() -> structlog.BoundLogger:
         structlog.WriteLogger(sys.stdout), wrapper_class=structlog.BoundLogger
     )
     return logger
+
+
+class _Output:
+    """Standard output, to which the lines of one turn of the event loop go together.
+
+    Writing costs more than all else about a line. What is written at once is what a pipe
+    takes whole, so that the lines of several processes do not mix.
+    """
+
+    def __init__(self) -> None:
+        self._file = sys.stdout.buffer
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._scheduled = False
+        atexit.register(self._write)
+
+    def write(self, line: str) -> None:
+        data = line.encode()
+        if self._size + len(data) > select.PIPE_BUF:
+            self._write()
+        self._lines.append(data)
+        self._size += len(data)
+
+    def flush(self) -> None:
+        """Write what there is at the end of this turn of the event loop, if one runs."""
+        if self._scheduled:
+            return
+        try:
+            asyncio.get_running_loop().call_soon(self._write)
+            self._scheduled = True
+        except RuntimeError:
+            self._write()
+
+    def _write(self) -> None:
+        lines, self._lines, self._size, self._scheduled = self._lines, [], 0, False
+        self._file.write(b"".join(lines))
+        self._file.flush()
 
 
 def _json(event: EventDict, **_: object) -> str:
