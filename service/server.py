@@ -115,7 +115,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
                 ("grpc.so_reuseport", int(settings.workers > 1)),
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 # Gateways ping every 30 seconds, also while their streams are idle.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ],
         )
         calls = CallHandler(
