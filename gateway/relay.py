@@ -6,7 +6,6 @@ themselves.
 """
 
 import asyncio
-from collections import deque
 from typing import NamedTuple
 
 import structlog
@@ -81,12 +80,10 @@ class Relay:
 
 
 class _Unsent(NamedTuple):
-    number: int
     method: str
     request: bytes
     request_id: str
     actor: str
-    answer: asyncio.Future[pb.Answer]
 
 
 class _Stream:
@@ -102,9 +99,10 @@ class _Stream:
         """Whether it takes further calls."""
         self._stream = stream
         self._timeout = timeout
+        self._timeout_ms = int(timeout * 1000)
         self._max_message_bytes = max_message_bytes
         self._last_number = 0
-        self._unsent: deque[_Unsent] = deque()
+        self._unsent: dict[int, _Unsent] = {}
         self._unanswered: dict[int, asyncio.Future[pb.Answer]] = {}
         self._cancelled: list[int] = []
         self._wake = asyncio.Event()
@@ -114,14 +112,18 @@ class _Stream:
         self._last_number = number = self._last_number + 1
         answer: asyncio.Future[pb.Answer] = loop.create_future()
         self._unanswered[number] = answer
-        self._unsent.append(_Unsent(number, method, request, request_id, actor, answer))
+        self._unsent[number] = _Unsent(method, request, request_id, actor)
         self._wake.set()
         deadline = loop.call_later(self._timeout, _fail, answer, StatusCode.DEADLINE_EXCEEDED)
         try:
             return await answer
         finally:
             deadline.cancel()
-            if self._unanswered.pop(number, None) is not None:
+            # Nobody waits for it any more.
+            if (
+                self._unanswered.pop(number, None) is not None
+                and self._unsent.pop(number, None) is None
+            ):
                 self._cancelled.append(number)
                 self._wake.set()
 
@@ -173,21 +175,20 @@ class _Stream:
         message = pb.RelayRequest(cancelled=self._cancelled)
         self._cancelled.clear()
         room = self._max_message_bytes
-        while self._unsent:
-            call = self._unsent[0]
-            if not call.answer.done():
-                room -= len(call.request) + ENVELOPE_BYTES
-                if room < 0 and message.calls:
-                    break
-                message.calls.add(
-                    number=call.number,
-                    method=call.method,
-                    request=call.request,
-                    request_id=call.request_id,
-                    actor=call.actor,
-                    timeout_ms=int(self._timeout * 1000),
-                )
-            self._unsent.popleft()
+        for number, call in self._unsent.items():
+            room -= len(call.request) + ENVELOPE_BYTES
+            if room < 0 and message.calls:
+                break
+            message.calls.add(
+                number=number,
+                method=call.method,
+                request=call.request,
+                request_id=call.request_id,
+                actor=call.actor,
+                timeout_ms=self._timeout_ms,
+            )
+        for sent in message.calls:
+            del self._unsent[sent.number]
         return message
 
 
