@@ -9,14 +9,14 @@ import click
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import EngFormatter, StrMethodFormatter
 
 Row = dict[str, Any]
 
 IN_FLIGHT = 64
 # Told apart by people with any colour vision (Okabe and Ito), and by their lightness.
 COLOURS = {"gRPC": "#0072B2", "REST": "#E69F00"}
-LIMIT = "PostgreSQL alone (pgbench)"
+LIMIT = "PostgreSQL alone (pgbench, one request a transaction)"
 BAR = 0.38
 THOUSANDS = StrMethodFormatter("{x:,.0f}")
 
@@ -62,15 +62,9 @@ def _bars(axes: Axes, title: str, rows: Sequence[Row], groups: Sequence[str]) ->
         )
         labels = [f"{row['per_second']:,.0f}" for row in of_one]
         axes.bar_label(bars, labels, padding=3, zorder=4, fontsize="small")
-    axes.scatter(
-        [row["limit_per_second"] for row in shown],
-        [titles.index(row["title"]) for row in shown],
-        marker="|",
-        s=1_200,
-        color="black",
-        label=LIMIT,
-        zorder=3,
-    )
+    limits = {titles.index(row["title"]): row["limit_per_second"] for row in shown}
+    low, high = [place - BAR for place in limits], [place + BAR for place in limits]
+    axes.vlines(list(limits.values()), low, high, color="black", linewidth=2, label=LIMIT)
     axes.set_yticks(range(len(titles)), titles)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(THOUSANDS)
@@ -89,14 +83,14 @@ def _lines(axes: Axes, rows: Sequence[Row]) -> None:
         axes.plot(stored, [row["per_second"] for row in of_one], marker="o", color=colour)
         if interface == "gRPC":
             limits = [row["limit_per_second"] for row in of_one]
-            axes.plot(stored, limits, marker="|", markersize=14, color="black", linestyle=":")
+            axes.plot(stored, limits, marker="s", color="black", linestyle=":")
     axes.set_xscale("log")
     axes.set_xticks(sorted({row["load"]["stored"] for row in shown}))
     axes.minorticks_off()
-    axes.xaxis.set_major_formatter(THOUSANDS)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_formatter(THOUSANDS)
     axes.set_ylim(bottom=0)
-    axes.set_title("Writes a second, by appointments stored", fontsize="medium")
+    axes.set_title("Writes a second, by number stored", fontsize="medium")
 
 
 if __name__ == "__main__":
