@@ -55,7 +55,7 @@ def main(
         if only is None or group.name in only.split(",")
     ]
     if not wrk_is_installed():
-        progress.print("wrk is missing (apt-get install wrk): REST is hardly measured")
+        progress.print("wrk is missing (apt-get install wrk): what it measures is left out")
         groups = [without for group in groups if (without := group.without_wrk()).loads]
     data = ROOT / ".data"
     data.mkdir(exist_ok=True)

@@ -20,16 +20,18 @@ from bench.stored import overlapping, preload
 from bench.workload import BATCH, SLOTS, Operation, Workload
 from scripts.programs import ROOT, Program
 from tests.conftest import CreateDatabase, StartProgram
-from tests.observing import PATIENT, held_lock
+from tests.observing import PATIENT, held_lock, until
 
 
-async def load(program: Program, work: Workload, *, callers: int = 64) -> Measured:
+async def load(
+    program: Program, work: Workload, *, callers: int = 64, seconds: float = 0.3
+) -> Measured:
     return await drive(
         protocol="http" if program.name == "gateway" else "grpc",
         address=program.address,
         workload=asdict(work),
         callers=callers,
-        seconds=0.3,
+        seconds=seconds,
         pause=0.0,
     )
 
@@ -85,7 +87,8 @@ async def test_what_exceeds_the_flow_control_window_is_sent_when_there_is_room(
 
 
 async def test_refusals_are_counted_by_their_code(service: Program, organization: str) -> None:
-    measured = await load(service, Workload(operation="contend", organization=organization))
+    contended = Workload(operation="contend", organization=organization)
+    measured = await load(service, contended, seconds=1)
     assert measured.answers.keys() == {"OK", "ALREADY_EXISTS"}
     assert SLOTS / 100 < measured.answers["OK"] < SLOTS
     measured = await load(service, Workload(operation="upsert", organization="x" * 200))
@@ -103,6 +106,21 @@ async def test_a_lost_connection_is_an_error_and_no_hang(
         service.kill()
         measured = await loading
     assert measured.answers == {"CONNECTION_LOST": 8}
+
+
+async def test_a_server_that_says_goodbye_is_asked_no_more(
+    start_service: StartProgram, database_url: str, organization: str
+) -> None:
+    service = start_service()
+    work = Workload(operation="upsert", organization=organization)
+    loading = asyncio.create_task(load(service, work, seconds=60))
+    await asyncio.to_thread(until, lambda: stored(database_url, organization) > 100)
+    service.process.terminate()
+    async with asyncio.timeout(20):
+        measured = await loading
+    # What it no longer accepts it answers with CANCELLED, or says that it has not seen it.
+    assert measured.answers.keys() <= {"OK", "CANCELLED", "UNAVAILABLE", "GOAWAY", "RST_STREAM"}
+    assert measured.answers["OK"] == stored(database_url, organization)
 
 
 def test_overlaps_are_seen_that_no_constraint_refused(create_database: CreateDatabase) -> None:
