@@ -68,7 +68,9 @@ def rows(group: Group, runs: Sequence[Run], peak_mib: Mapping[str, float]) -> li
                 for code, count in answers.items()
                 if code not in _good(load) and not (load.polite and code in REFUSALS)
             },
-            cpu_us={name: seconds / answers.total() * 1e6 for name, seconds in spent.items()},
+            cpu_us={
+                name: seconds / max(answers.total(), 1) * 1e6 for name, seconds in spent.items()
+            },
             peak_mib=dict(peak_mib),
         )
 
