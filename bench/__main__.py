@@ -69,7 +69,7 @@ def main(
     shown = table(found)
     shown.title = f"{machine}; median of {rounds} x {seconds} s; limits are dim"
     shown.caption = f"Overlapping active appointments in the database afterwards: {overlaps}"
-    Console(width=max(Console().width, 160)).print(shown)
+    Console(width=max(Console().width, 170)).print(shown)
     if path is not None:
         results = {
             "machine": machine,

@@ -102,7 +102,7 @@ def table(found: Sequence[Row]) -> Table:
         "gateway\nMiB",
         "service\nMiB",
     ):
-        shown.add_column(name, justify="right")
+        shown.add_column(name, justify="right", overflow="fold")
     title = ""
     for row in found:
         if row.title != title:
