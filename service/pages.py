@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from appointments.v1 import appointment_service_pb2 as rpc
 
-from service.reads import Moment
+from service.moments import Moment, Moments
 
 MAX_BYTES = 16 * 1024 * 1024
 MAX_PAGE_BYTES = 256 * 1024
@@ -25,22 +25,20 @@ class AnsweredPage:
 
 
 class AnsweredPages:
-    """Remembers pages by their requests, the least recently used ones forgotten first.
+    """Remembers pages by their requests, the least recently used ones forgotten first."""
 
-    A page is never answered from here alone: the database is asked whether the
-    organization is still at its moment, and for the rows in the same statement if not.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, moments: Moments) -> None:
+        self._moments = moments
         self._pages: OrderedDict[bytes, AnsweredPage] = OrderedDict()
         self._size = 0
 
-    def get(self, request: bytes) -> AnsweredPage | None:
+    async def current(self, request: bytes, organization_id: str) -> AnsweredPage | None:
+        """Return the page of a request if the database says that nothing has changed."""
         page = self._pages.get(request)
         if page is None or page.until < time.monotonic():
             return None
         self._pages.move_to_end(request)
-        return page
+        return page if page.moment == await self._moments.of(organization_id) else None
 
     def put(self, request: bytes, moment: Moment, response: rpc.ListAppointmentsResponse) -> None:
         # A message takes several times its size on the wire.

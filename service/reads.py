@@ -9,12 +9,12 @@ from service import rows
 from service.database import Database
 from service.domain import Appointment, HistoryEntry, Outcome
 from service.errors import AppointmentNotFound, DatabaseUnavailable, InvalidFields, Overloaded
+from service.moments import Moment
 from service.rows import Row
 
 T = TypeVar("T")
 
-# One statement has one snapshot: the rows and the moment belong together. The rows are
-# not even looked for if the caller has them already.
+# One statement has one snapshot: the rows and the moment belong together.
 _WITH_MOMENT: LiteralString = """
     SELECT organization.revision, organization.recorded_at, found.*
     FROM (
@@ -22,12 +22,7 @@ _WITH_MOMENT: LiteralString = """
         FROM organizations o
         WHERE o.organization_id = %(organization_id)s
     ) AS organization
-    LEFT JOIN LATERAL (
-        SELECT * FROM ({query}) AS wanted
-        WHERE (organization.revision, organization.recorded_at)
-            IS DISTINCT FROM (%(known_revision)s::bigint, %(known_recorded_at)s::timestamptz)
-        OFFSET 0  -- so that this is asked before there are rows, and not of each
-    ) AS found ON true
+    LEFT JOIN LATERAL ({query}) AS found ON true
     ORDER BY {order}
 """
 
@@ -63,11 +58,6 @@ _ENTRIES: LiteralString = f"""
     ORDER BY revision
     LIMIT %(limit)s
 """
-
-
-# What tells one state of an organization from every other one: its revision, and when
-# that was recorded, since a restored database may count the same revisions again.
-Moment = tuple[int, datetime | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,12 +134,8 @@ class ReadStore:
         limit: int,
         as_of: int | None,
         min_revision: int | None,
-        known: Moment | None = None,
     ) -> Page[Appointment]:
-        """Return appointments by start, then id, beyond the start and id of `after`.
-
-        None of them if the organization is still at the `known` moment.
-        """
+        """Return appointments by start, then id, beyond the start and id of `after`."""
         page = await self._read(
             _list_query(window, after=after is not None, as_of=as_of is not None),
             _BY_START,
@@ -164,7 +150,6 @@ class ReadStore:
                 "limit": limit,
             },
             min_revision=min_revision,
-            known=known,
         )
         return Page(
             items=[rows.appointment(organization_id, row) for row in page.items],
@@ -204,16 +189,9 @@ class ReadStore:
         parameters: Mapping[str, Any],
         *,
         min_revision: int | None,
-        known: Moment | None = None,
     ) -> Page[Row]:
         statement = _WITH_MOMENT.format(query=query, order=order)
         as_of = parameters.get("as_of")
-        known_revision, known_recorded_at = known or (None, None)
-        parameters = {
-            **parameters,
-            "known_revision": known_revision,
-            "known_recorded_at": known_recorded_at,
-        }
         if self._replica is not None and min_revision is not None:
             try:
                 page = _page(await self._replica.fetch(statement, parameters))

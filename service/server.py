@@ -21,6 +21,8 @@ from service.committer import Committer
 from service.database import Database, Timeouts
 from service.errors import Overloaded
 from service.metrics import Metrics
+from service.moments import Moments
+from service.pages import AnsweredPages
 from service.reads import ReadStore
 from service.relay import RelayServicer
 from service.schema import check_schema
@@ -120,7 +122,11 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         )
         calls = CallHandler(
             APPOINTMENTS,
-            AppointmentServicer(committer, ReadStore(reads, replica)),
+            AppointmentServicer(
+                committer,
+                ReadStore(reads, replica),
+                AnsweredPages(Moments(reads, max_waiting=settings.max_queued_reads)),
+            ),
             metrics,
             timeout=settings.request_timeout,
         )

@@ -32,10 +32,10 @@ ItemMessage = TypeVar("ItemMessage", bound=Message)
 
 
 class AppointmentServicer:
-    def __init__(self, committer: Committer, reads: ReadStore) -> None:
+    def __init__(self, committer: Committer, reads: ReadStore, pages: AnsweredPages) -> None:
         self._committer = committer
         self._reads = reads
-        self._pages = AnsweredPages()
+        self._pages = pages
 
     async def UpsertAppointment(
         self, request: rpc.UpsertAppointmentRequest, call: Call
@@ -111,6 +111,12 @@ class AppointmentServicer:
         start, end, time = messages.check(request, "from", "to", "as_of_time")
         if start and end and end <= start:
             raise InvalidFields([("to", "must be after from")])
+        asked = request.SerializeToString(deterministic=True)
+        if not request.HasField("min_revision"):
+            answered = await self._pages.current(asked, organization_id)
+            if answered is not None:
+                call.organization_revision, _ = answered.moment
+                return answered.response
         after = None
         if request.page_token:
             *after, as_of = page_tokens.decode(
@@ -121,8 +127,6 @@ class AppointmentServicer:
         else:
             as_of = await self._as_of(organization_id, request, time)
         limit = request.page_size or DEFAULT_PAGE_SIZE
-        asked = request.SerializeToString(deterministic=True)
-        answered = self._pages.get(asked)
         page = await self._reads.list(
             organization_id,
             Window(
@@ -135,11 +139,8 @@ class AppointmentServicer:
             limit=limit + 1,
             as_of=as_of,
             min_revision=_min_revision(request),
-            known=answered.moment if answered else None,
         )
         call.organization_revision = page.revision
-        if answered is not None and answered.moment == page.moment:
-            return answered.response
         shown = _fill(page.items, limit, messages.appointment)
         response = rpc.ListAppointmentsResponse(
             appointments=shown, revision=page.revision if as_of is None else as_of
