@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
 
 import orjson
 from aiohttp import hdrs
@@ -14,11 +13,11 @@ from gateway.problems import MEDIA_TYPE, Problem
 REQUEST_ID = "X-Request-Id"
 
 
-def json_answer(status: int, value: Any, headers: Mapping[str, str]) -> Response:  # noqa: ANN401
-    """Answer with a JSON value."""
+def json_answer(status: int, body: bytes, headers: Mapping[str, str]) -> Response:
+    """Answer with JSON text."""
     return Response(
         status=status,
-        body=orjson.dumps(value),
+        body=body,
         headers={hdrs.CONTENT_TYPE: "application/json", **headers},
     )
 

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+import orjson
 from aiohttp import hdrs
 from aiohttp.web import Response
 from appointments.v1.appointment_pb2 import Outcome
@@ -25,7 +27,7 @@ from gateway.problems import (
     invalid_fields,
     too_large,
 )
-from gateway.relay import ENVELOPE_BYTES, CallError, Relay
+from gateway.relay import ENVELOPE_BYTES, CallError, Relay, Reply
 from gateway.rendering import MessageRenderer, Render
 from gateway.routes import Route
 
@@ -34,6 +36,12 @@ MAX_ACTOR_LENGTH = 256
 REVISION = "Organization-Revision"
 OUTCOME = "Appointment-Outcome"
 DEFAULT_ORGANIZATION = "default"
+
+REMEMBERED_RESPONSES = 1024
+"""Of each route that reads: as JSON, together at most some tens of megabytes."""
+MAX_REMEMBERED_BYTES = 8 * 1024
+
+_COMMON_HEADERS = {hdrs.CACHE_CONTROL: "private, no-cache"}
 
 _OUTCOMES = {number: name for name, number in Outcome.items()}
 _UNRESERVED = re.compile("[A-Za-z0-9_.~-]*")
@@ -94,6 +102,9 @@ class CallEndpoint:
         self._location = location
         self._organization_of = organization_reader(route.rpc.input_type)
         self._read_response: Callable[[bytes], Any] = GetMessageClass(output).FromString
+        # What is read again and again is often the same.
+        self._reads = route.http_method == hdrs.METH_GET
+        self._render_remembered = lru_cache(REMEMBERED_RESPONSES)(self._render_response)
 
     async def __call__(self, exchange: Exchange) -> Response:
         """Make the call and render its answer. Raises `ProblemError` for every refusal."""
@@ -113,28 +124,40 @@ class CallEndpoint:
                     "As a message of the service the request is more than "
                     f"{self._settings.max_message_bytes} bytes."
                 )
-            response, headers = await self._answer(encoded, exchange.request_id, actor)
-        shown = getattr(response, self._response_body) if self._response_body else response
-        status = HTTPStatus.OK
-        if self._has_outcome:
-            exchange.outcome = _OUTCOMES[response.outcome]
-            headers[OUTCOME] = exchange.outcome
-            dry_run = getattr(message, "validate_only", False)
-            if response.outcome == Outcome.CREATED and not dry_run:
-                status = HTTPStatus.CREATED
-            if self._location is not None and not dry_run:
-                headers[hdrs.LOCATION] = location_of(self._location, shown)
+            reply = await self._call(encoded, exchange.request_id, actor)
+        headers = {**_revision(reply.organization_revision), **_COMMON_HEADERS}
+        if not self._has_outcome:
+            if self._reads and len(reply.response) <= MAX_REMEMBERED_BYTES:
+                body, further = self._render_remembered(reply.response)
+            else:
+                body, further = self._render_response(reply.response)
+            return json_answer(HTTPStatus.OK, body, {**headers, **further})
+        response = self._read_response(reply.response)
+        shown = self._shown(response)
+        exchange.outcome = _OUTCOMES[response.outcome]
+        headers[OUTCOME] = exchange.outcome
+        dry_run = getattr(message, "validate_only", False)
+        created = response.outcome == Outcome.CREATED and not dry_run
+        if self._location is not None and not dry_run:
+            headers[hdrs.LOCATION] = location_of(self._location, shown)
         if self._has_etag and shown.etag:
-            headers["ETag"] = f'"{shown.etag}"'
-        headers[hdrs.CACHE_CONTROL] = "private, no-cache"
-        return json_answer(status, self._render(shown), headers)
+            headers[hdrs.ETAG] = f'"{shown.etag}"'
+        status = HTTPStatus.CREATED if created else HTTPStatus.OK
+        return json_answer(status, orjson.dumps(self._render(shown)), headers)
 
-    async def _answer(
-        self, encoded: bytes, request_id: str, actor: str
-    ) -> tuple[Any, dict[str, str]]:
+    def _shown(self, response: Any) -> Any:  # noqa: ANN401  messages of any type
+        return getattr(response, self._response_body) if self._response_body else response
+
+    def _render_response(self, encoded: bytes) -> tuple[bytes, dict[str, str]]:
+        """Give the body, and the headers that belong to it."""
+        shown = self._shown(self._read_response(encoded))
+        etag = shown.etag if self._has_etag else ""
+        return orjson.dumps(self._render(shown)), {hdrs.ETAG: f'"{etag}"'} if etag else {}
+
+    async def _call(self, encoded: bytes, request_id: str, actor: str) -> Reply:
         try:
             # Cancelled with this request, if its caller goes away.
-            reply = await self._settings.relay.call(
+            return await self._settings.relay.call(
                 self.name, encoded, request_id=request_id, actor=actor
             )
         except CallError as error:
@@ -142,7 +165,6 @@ class CallEndpoint:
                 self._settings.statuses.of_status(error.status),
                 _revision(error.organization_revision),
             ) from error
-        return self._read_response(reply.response), _revision(reply.organization_revision)
 
 
 def organization_reader(input_type: Descriptor) -> Callable[[Any], str | None]:

@@ -26,7 +26,7 @@ class Alive:
     name = "/healthz"
 
     async def __call__(self, exchange: Exchange) -> Response:  # noqa: ARG002
-        return json_answer(HTTPStatus.OK, {"status": "ok"}, _NO_STORE)
+        return json_answer(HTTPStatus.OK, b'{"status":"ok"}', _NO_STORE)
 
 
 class Ready:
@@ -46,7 +46,7 @@ class Ready:
             raise _not_ready("The service cannot be reached.") from error
         if answer.status != serving:
             raise _not_ready("The service does not serve at the moment.")
-        return json_answer(HTTPStatus.OK, {"status": "ready"}, _NO_STORE)
+        return json_answer(HTTPStatus.OK, b'{"status":"ready"}', _NO_STORE)
 
 
 def _not_ready(detail: str) -> ProblemError:

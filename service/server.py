@@ -116,6 +116,10 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
                 # silently; workers share the one that their supervisor holds for them.
                 ("grpc.so_reuseport", int(settings.workers > 1)),
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
+                # Beyond a few thousand calls that arrive at once gRPC would cancel some without
+                # a word; they are to be refused by us, as overload.
+                ("grpc.server.max_pending_requests", 100_000),
+                ("grpc.server.max_pending_requests_hard_limit", 100_000),
                 # Gateways ping every 30 seconds, also while their streams are idle.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ],
