@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,8 @@ SERVICE: ServiceDescriptor = appointment_service_pb2.DESCRIPTOR.services_by_name
 
 _CONNECTION_BACKLOG = 1024
 _CHANNEL_OPTIONS = (
+    # Channels to one address share a connection otherwise.
+    ("grpc.use_local_subchannel_pool", 1),
     # A page of a thousand appointments with attributes exceeds the default of 4 MiB.
     ("grpc.max_receive_message_length", -1),
     # A service that comes back is found again within a second.
@@ -54,7 +56,7 @@ class CannotListenError(Exception):
 
 
 def build_router(
-    channel: aio.Channel, relay: Relay, settings: Settings, in_flight: InFlight
+    channel: aio.Channel, relays: Sequence[Relay], settings: Settings, in_flight: InFlight
 ) -> Router[Endpoint]:
     """Make the endpoints of all routes and pages."""
     routes = routes_of(SERVICE)
@@ -62,7 +64,7 @@ def build_router(
         frozenset(route.body for route in routes if route.body not in {"", "*"})
     )
     shared = CallSettings(
-        relay=relay,
+        relays=relays,
         max_message_bytes=settings.max_message_bytes,
         bodies=BodyReader(
             max_bytes=settings.gateway_max_body_bytes, timeout=settings.gateway_body_timeout
@@ -107,14 +109,19 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
     Raises `CannotListenError` if a port cannot be had.
     """
     async with AsyncExitStack() as closing:
-        channel = aio.insecure_channel(settings.service_address, options=_CHANNEL_OPTIONS)
-        closing.push_async_callback(channel.close)
-        relay = Relay(
-            channel,
-            timeout=settings.gateway_timeout,
-            max_message_bytes=settings.max_message_bytes,
-        )
-        closing.push_async_callback(relay.close)
+        channels: list[aio.Channel] = []
+        relays: list[Relay] = []
+        for _ in range(settings.service_connections or settings.workers):
+            channel = aio.insecure_channel(settings.service_address, options=_CHANNEL_OPTIONS)
+            closing.push_async_callback(channel.close)
+            channels.append(channel)
+            relay = Relay(
+                channel,
+                timeout=settings.gateway_timeout,
+                max_message_bytes=settings.max_message_bytes,
+            )
+            closing.push_async_callback(relay.close)
+            relays.append(relay)
         in_flight = InFlight(settings.gateway_max_in_flight)
         metrics = Metrics(lambda: in_flight.count)
         metrics_port = None
@@ -127,7 +134,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         if settings.workers > 1:
             sharing = asyncio.create_task(share_gauges(metrics.in_flight))
             closing.callback(sharing.cancel)
-        handler = HttpHandler(build_router(channel, relay, settings, in_flight), metrics)
+        handler = HttpHandler(build_router(channels[0], relays, settings, in_flight), metrics)
         runner = ServerRunner(
             HttpServer(handler, asyncio.get_running_loop()),
             shutdown_timeout=settings.gateway_shutdown_grace,

@@ -1,12 +1,13 @@
 """The endpoint of an RPC: one HTTP request becomes one call of the service."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
+from zlib import crc32
 
 import orjson
 from aiohttp import hdrs
@@ -41,7 +42,7 @@ REMEMBERED_RESPONSES = 1024
 """Of each route that reads: as JSON, together at most some tens of megabytes."""
 MAX_REMEMBERED_BYTES = 8 * 1024
 
-_COMMON_HEADERS = {hdrs.CACHE_CONTROL: "private, no-cache"}
+_COMMON_HEADERS: Mapping[str, str] = {hdrs.CACHE_CONTROL: "private, no-cache"}
 
 _OUTCOMES = {number: name for name, number in Outcome.items()}
 _UNRESERVED = re.compile("[A-Za-z0-9_.~-]*")
@@ -75,7 +76,8 @@ class InFlight:
 class CallSettings:
     """What all endpoints share; sizes are in bytes."""
 
-    relay: Relay
+    # One for each connection to the service.
+    relays: Sequence[Relay]
     max_message_bytes: int
     bodies: BodyReader
     # Apart from the calls, so that callers who send slowly do not keep others out.
@@ -124,8 +126,8 @@ class CallEndpoint:
                     "As a message of the service the request is more than "
                     f"{self._settings.max_message_bytes} bytes."
                 )
-            reply = await self._call(encoded, exchange.request_id, actor)
-        headers = {**_revision(reply.organization_revision), **_COMMON_HEADERS}
+            reply = await self._call(encoded, exchange, actor)
+        headers = {**_COMMON_HEADERS, **_revision(reply.organization_revision)}
         if not self._has_outcome:
             if self._reads and len(reply.response) <= MAX_REMEMBERED_BYTES:
                 body, further = self._render_remembered(reply.response)
@@ -154,12 +156,14 @@ class CallEndpoint:
         etag = shown.etag if self._has_etag else ""
         return orjson.dumps(self._render(shown)), {hdrs.ETAG: f'"{etag}"'} if etag else {}
 
-    async def _call(self, encoded: bytes, request_id: str, actor: str) -> Reply:
+    async def _call(self, encoded: bytes, exchange: Exchange, actor: str) -> Reply:
+        # The calls of an organization stay together, so that its writes make one batch.
+        relays = self._settings.relays
+        organization = (exchange.organization or "").encode()
+        relay = relays[crc32(organization) % len(relays)]
         try:
             # Cancelled with this request, if its caller goes away.
-            return await self._settings.relay.call(
-                self.name, encoded, request_id=request_id, actor=actor
-            )
+            return await relay.call(self.name, encoded, request_id=exchange.request_id, actor=actor)
         except CallError as error:
             raise ProblemError(
                 self._settings.statuses.of_status(error.status),

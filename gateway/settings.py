@@ -20,6 +20,8 @@ class Settings(BaseSettings):
     gateway_host: str = "0.0.0.0"  # noqa: S104  a container's port must be reachable
     gateway_port: Port = 3000
     service_address: Annotated[str, Field(min_length=1)] = "localhost:50051"
+    service_connections: Annotated[int, Field(ge=1)] | None = None
+    """None: as many as there are workers. A connection reaches one worker of the service."""
     gateway_metrics_port: Port | None = 9465
     """Empty: no metrics are served."""
     gateway_timeout: Seconds = 10

@@ -256,3 +256,15 @@ def test_a_gateway_of_two_workers_adds_up_and_outlives_one(start_gateway: StartP
     assert watch.counted[name] == 40
     assert metric(gateway, "gateway_calls_in_flight") == 0
     assert gateway.stop() == 0
+
+
+def test_a_gateway_reaches_all_workers_of_the_service(
+    start_service: StartProgram, start_gateway: StartProgram, organization: str
+) -> None:
+    service = start_service(WORKERS="2")
+    gateway = start_gateway(SERVICE_ADDRESS=service.address, SERVICE_CONNECTIONS=str(CONNECTIONS))
+    for number in range(20 * CONNECTIONS):  # organizations enough for every connection
+        assert http_status(f"{gateway.url}/api/changes?organizationId={number}") == 200
+    reached = [connections(service, worker) for worker in workers(service)]
+    assert sum(reached) == CONNECTIONS
+    assert all(reached)
