@@ -41,21 +41,23 @@ class Moments:
         return await moment
 
     async def _ask(self) -> None:
-        while self._waiting:
-            waiting, self._waiting = self._waiting, []
-            try:
-                found = await self._database.fetch(
-                    "SELECT organization_id, revision, recorded_at FROM organizations"
-                    " WHERE organization_id = ANY (%s)",
-                    (list({organization_id for organization_id, _ in waiting}),),
-                )
-            except Exception as error:  # noqa: BLE001  # each caller is to learn of it
-                for _, moment in waiting:
+        try:
+            while self._waiting:
+                waiting, self._waiting = self._waiting, []
+                try:
+                    found = await self._database.fetch(
+                        "SELECT organization_id, revision, recorded_at FROM organizations"
+                        " WHERE organization_id = ANY (%s)",
+                        (list({organization_id for organization_id, _ in waiting}),),
+                    )
+                except Exception as error:  # noqa: BLE001  # each caller is to learn of it
+                    for _, moment in waiting:
+                        if not moment.done():
+                            moment.set_exception(error)
+                    continue
+                moments = {organization_id: (at, time) for organization_id, at, time in found}
+                for organization_id, moment in waiting:
                     if not moment.done():
-                        moment.set_exception(error)
-                continue
-            moments = {organization_id: moment for organization_id, *moment in found}
-            for organization_id, moment in waiting:
-                if not moment.done():
-                    moment.set_result(tuple(moments.get(organization_id, NEVER_WRITTEN)))
-        self._asking = None
+                        moment.set_result(moments.get(organization_id, NEVER_WRITTEN))
+        finally:
+            self._asking = None

@@ -23,7 +23,7 @@ from service.database import Database, Timeouts
 from service.errors import Overloaded
 from service.metrics import Metrics
 from service.moments import Moments
-from service.pages import AnsweredPages
+from service.page_cache import PageCache
 from service.reads import ReadStore
 from service.relay import RelayServicer
 from service.schema import check_schema
@@ -78,7 +78,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             settings.database_url,
             name="write",
             connections=settings.write_connections,
-            # The committer has one batch in flight for each connection at most.
+            # The committer has one call in flight for each connection at most.
             max_waiting=settings.write_connections,
             timeouts=timeouts,
             replica=False,
@@ -117,8 +117,8 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
                 # silently; workers share the one that their supervisor holds for them.
                 ("grpc.so_reuseport", int(settings.workers > 1)),
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
-                # Beyond a few thousand calls that arrive at once gRPC would cancel some without
-                # a word; they are to be refused by us, as overload.
+                # Beyond a thousand calls that wait to be taken gRPC would cancel some without a
+                # word; they are to be refused by us, as overload.
                 ("grpc.server.max_pending_requests", 100_000),
                 ("grpc.server.max_pending_requests_hard_limit", 100_000),
                 # Gateways ping every 30 seconds, also while their streams are idle.
@@ -130,7 +130,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             AppointmentServicer(
                 committer,
                 ReadStore(reads, replica),
-                AnsweredPages(Moments(reads, max_waiting=settings.max_queued_reads)),
+                PageCache(Moments(reads, max_waiting=settings.max_queued_reads)),
             ),
             metrics,
             timeout=settings.request_timeout,

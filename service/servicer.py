@@ -13,7 +13,7 @@ from service.calls import Call
 from service.committer import Committer
 from service.domain import Appointment, HistoryEntry, Upsert, Write, WriteResult
 from service.errors import InvalidFields, ServiceError
-from service.pages import AnsweredPages
+from service.page_cache import PageCache
 from service.reads import ReadStore, Window
 from service.status import status_of
 
@@ -32,7 +32,7 @@ ItemMessage = TypeVar("ItemMessage", bound=Message)
 
 
 class AppointmentServicer:
-    def __init__(self, committer: Committer, reads: ReadStore, pages: AnsweredPages) -> None:
+    def __init__(self, committer: Committer, reads: ReadStore, pages: PageCache) -> None:
         self._committer = committer
         self._reads = reads
         self._pages = pages
@@ -112,11 +112,11 @@ class AppointmentServicer:
         if start and end and end <= start:
             raise InvalidFields([("to", "must be after from")])
         asked = request.SerializeToString(deterministic=True)
-        if not request.HasField("min_revision"):
-            answered = await self._pages.current(asked, organization_id)
-            if answered is not None:
-                call.organization_revision, _ = answered.moment
-                return answered.response
+        # What is recorded up to a time may change between two statements.
+        cacheable = not request.HasField("min_revision") and time is None
+        if cacheable and (cached := await self._pages.current(asked, organization_id)):
+            call.organization_revision, _ = cached.moment
+            return cached.response
         after = None
         if request.page_token:
             *after, as_of = page_tokens.decode(
@@ -149,7 +149,8 @@ class AppointmentServicer:
             last: Appointment = page.items[len(shown) - 1]
             position = [last.start.isoformat(), last.id, as_of]
             response.next_page_token = page_tokens.encode(request, position)
-        self._pages.put(asked, page.moment, response)
+        if cacheable:
+            self._pages.put(asked, page.moment, response)
         return response
 
     async def ListAppointmentHistory(
