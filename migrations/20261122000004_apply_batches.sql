@@ -5,7 +5,8 @@
 -- kept, and which index they use, would depend on the statistics of the moment, and those
 -- of a table that was small a minute ago make a write read thousands of rows. So every plan
 -- is kept, no scan of a whole table and no sort is taken for cheap, and the neighbour is
--- asked for in the order that one index alone has.
+-- asked for in the order that one index alone has. Before PostgreSQL 18 what is off counts
+-- as dear, and what is dear would be compiled.
 
 -- The active appointments of a resource that reach into a range, but for one id: a JSON
 -- array by start, at most 21. It relies on active ranges not overlapping: besides those
@@ -105,6 +106,7 @@ SET search_path = public, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET enable_sort = off
+SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE

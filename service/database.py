@@ -258,6 +258,8 @@ def _conninfo(url: str, timeouts: Timeouts, *, replica: bool) -> str:
         # neither depends on the statistics of the moment.
         "plan_cache_mode": "force_generic_plan",
         "enable_seqscan": "off",
+        # What is forbidden counts as dear, before PostgreSQL 18, and would be compiled.
+        "jit": "off",
         "lock_timeout": f"{math.ceil(timeouts.lock * 1000)}",
         "statement_timeout": f"{math.ceil(timeouts.statement * 1000)}",
         "idle_in_transaction_session_timeout": "10000",
