@@ -39,7 +39,7 @@ class _Queue:
     """One organization's writes that are not in flight yet."""
 
     organization_id: str
-    # Shares no call, because its lock was found taken. Kept until the queue is empty.
+    # Shares no call: none does, or one left it out. Kept until the queue is empty.
     alone: bool
     waiting: deque[_Waiting] = field(default_factory=deque)
     in_flight: bool = False
@@ -86,6 +86,7 @@ class Committer:
         self._large: dict[str, _Queue] = {}
         self._alone: dict[str, _Queue] = {}
         self._dispatching = False
+        self._last: dict[str, _Queue] = self._large
         self._flights: set[asyncio.Task[None]] = set()
         metrics.queued_writes.set_function(lambda: self._queued)
 
@@ -154,13 +155,15 @@ class Committer:
     def _dispatch(self) -> None:
         """Start every call that there is a connection for."""
         self._dispatching = False
-        for queues in (self._alone, self._large):
-            while self._free and queues:
-                queue = queues.pop(next(iter(queues)))
-                batch = self._take(queue, self._max_batch)
-                if batch:
-                    self._free -= 1
-                    self._start(self._fly_alone(queue, batch))
+        while self._free and (self._alone or self._large):
+            # In turn: neither kind is to keep the other waiting.
+            turn = self._alone if self._last is self._large else self._large
+            self._last = queues = turn or (self._alone or self._large)
+            queue = queues.pop(next(iter(queues)))
+            batch = self._take(queue, self._max_batch)
+            if batch:
+                self._free -= 1
+                self._start(self._fly_alone(queue, batch))
         if self._shared_is_free and (batches := self._gather()):
             self._shared_is_free = False
             self._start(self._fly_shared(batches))
