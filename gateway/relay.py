@@ -1,4 +1,4 @@
-"""The way to the service: one stream carries the calls of all requests, many a message.
+"""A connection to the service: its one stream carries the calls of many requests.
 
 While a message is being written, further calls wait; when it is, all that wait go as
 the next one. There is no timer: alone, a call goes at once; under load, messages grow by
@@ -130,7 +130,6 @@ class _Stream:
     async def run(self) -> None:
         """Send calls and receive answers until the stream ends, one way or the other."""
         writer = asyncio.create_task(self._write())
-        code = StatusCode.UNAVAILABLE
         try:
             await self._read()
         except aio.AioRpcError as error:
@@ -140,13 +139,11 @@ class _Stream:
                 error=error.details(),
                 calls=len(self._unanswered),
             )
-            if error.code() is StatusCode.UNIMPLEMENTED:
-                code = StatusCode.UNIMPLEMENTED
         finally:
             self.open = False
             writer.cancel()
             for answer in self._unanswered.values():
-                _fail(answer, code)
+                _fail(answer, StatusCode.UNAVAILABLE)
             self._unanswered.clear()
 
     async def _read(self) -> None:
@@ -170,14 +167,16 @@ class _Stream:
             await self._stream.done_writing()
         except (aio.AioRpcError, asyncio.InvalidStateError):
             return  # the stream has ended; reading tells how
+        finally:
+            self.open = False
 
     def _next_message(self) -> pb.RelayRequest:
         message = pb.RelayRequest(cancelled=self._cancelled)
         self._cancelled.clear()
-        room = self._max_message_bytes
+        room = self._max_message_bytes - message.ByteSize()
         for number, call in self._unsent.items():
             room -= len(call.request) + ENVELOPE_BYTES
-            if room < 0 and message.calls:
+            if room < 0 and (message.calls or message.cancelled):
                 break
             message.calls.add(
                 number=number,
