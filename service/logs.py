@@ -5,6 +5,7 @@ import atexit
 import logging
 import select
 import sys
+from contextlib import suppress
 from typing import TextIO, cast
 
 import orjson
@@ -86,8 +87,11 @@ class _Output:
 
     def _write(self) -> None:
         lines, self._lines, self._size, self._scheduled = self._lines, [], 0, False
-        self._file.write(b"".join(lines))
-        self._file.flush()
+        # Where there is no room for lines there is none for a complaint either, and calls
+        # are not to fail for it.
+        with suppress(OSError):
+            self._file.write(b"".join(lines))
+            self._file.flush()
 
 
 def _json(event: EventDict, **_: object) -> str:
