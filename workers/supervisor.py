@@ -130,7 +130,16 @@ class _Place:
         delay = 0.0
         while True:
             began = time.monotonic()
-            process, connection = self._start()
+            try:
+                process, connection = self._start()
+            except OSError as error:
+                if not self.listening.done():
+                    self.listening.set_exception(CannotStart(f"no process for a worker: {error}"))
+                    return 1
+                delay = min(max(2 * delay, FIRST_DELAY), LONGEST_DELAY)
+                self._log.error("no process for a worker", error=str(error), delay=delay)
+                await asyncio.sleep(delay)
+                continue
             with connection:
                 try:
                     await self._hear(process.pid, connection)
