@@ -29,16 +29,18 @@ progress = Console(stderr=True)
 @click.option("--quick", is_flag=True, help="Fewer loads, one round, one second each.")
 @click.option("--rounds", type=click.IntRange(1), help="Runs of each load.  [default: 3]")
 @click.option("--seconds", type=click.IntRange(1), help="Length of a run.  [default: 2]")
-@click.option("--only", help=f"Some of {','.join(GROUPS)}.")
-@click.option("--set", "settings", multiple=True, help="NAME=VALUE for service and gateway.")
+@click.option("--only", type=click.Choice(GROUPS), multiple=True, help="These groups of loads.")
+@click.option(
+    "--set", "settings", nargs=2, multiple=True, help="NAME VALUE for service and gateway."
+)
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the results there.")
 def main(
     *,
     quick: bool,
     rounds: int | None,
     seconds: int | None,
-    only: str | None,
-    settings: tuple[str, ...],
+    only: tuple[str, ...],
+    settings: tuple[tuple[str, str], ...],
     path: Path | None,
 ) -> None:
     """Measure service and gateway against what the database alone does.
@@ -48,11 +50,11 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rounds = rounds or (1 if quick else 3)
     seconds = seconds or (1 if quick else 2)
-    given = dict(setting.split("=", 1) for setting in settings)
+    given = dict(settings)
     groups = [
         replace(group, settings={**given, **group.settings})
         for group in plan(quick=quick)
-        if only is None or group.name in only.split(",")
+        if not only or group.name in only
     ]
     if not wrk_is_installed():
         progress.print("wrk is missing (apt-get install wrk): what it measures is left out")

@@ -1,4 +1,4 @@
-"""The three ways to make load: pgbench for the limits, our driver for gRPC, wrk for REST."""
+"""The ways to make load: pgbench for the limits, our driver, and wrk for most of REST."""
 
 import json
 import re

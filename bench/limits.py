@@ -7,6 +7,7 @@ service/reads.py.
 """
 
 from bench.workload import BATCH, DAY, FIRST_DAY, HOUR, LEAP, SLOTS, WINDOW, Operation
+from service.rows import APPOINTMENT
 
 _NUMBER = r"""
 \set turn :turn + 1
@@ -55,13 +56,10 @@ SELECT * FROM apply_writes({_ORGANIZATION}, (
 )::json);
 """
 
-_COLUMNS = """appointment_id, resource_id, start_time, end_time, title, attributes::text,
-    created_at, updated_at, state, version, revision"""
-
 _READ = f"""
-SELECT organization.revision, found.*
+SELECT organization.revision, organization.recorded_at, found.*
 FROM (
-    SELECT coalesce(max(o.revision), 0) AS revision
+    SELECT coalesce(max(o.revision), 0) AS revision, max(o.recorded_at) AS recorded_at
     FROM organizations o
     WHERE o.organization_id = {_ORGANIZATION}
 ) AS organization
@@ -73,14 +71,14 @@ _GET = rf"""
 \set day (:number / :organizations * {LEAP}) % :stored
 """ + _READ.format(
     query=f"""
-    SELECT {_COLUMNS} FROM appointments
+    SELECT {APPOINTMENT} FROM appointments
     WHERE organization_id = {_ORGANIZATION} AND appointment_id = 'stored-' || :day
     """,
     order="1",
 )
 
 _PART = f"""
-    SELECT {_COLUMNS} FROM {{source}} AND start_time {{condition}}
+    SELECT {APPOINTMENT} FROM {{source}} AND start_time {{condition}}
     ORDER BY start_time, appointment_id LIMIT 101
 """
 _ACTIVE = f"appointments WHERE organization_id = {_ORGANIZATION} AND state = 'ACTIVE'"

@@ -38,7 +38,7 @@ METHODS: dict[Operation, str] = {
 class Workload:
     """Requests numbered from `first` on, over organizations `organization`-0 and so on.
 
-    Each organization has `stored` appointments already, which are from preload.py; what
+    Each organization has `stored` appointments already, which are from stored.py; what
     has none counts as 1. `rest.lua` takes the fields in this order.
     """
 
