@@ -38,9 +38,9 @@ REVISION = "Organization-Revision"
 OUTCOME = "Appointment-Outcome"
 DEFAULT_ORGANIZATION = "default"
 
-REMEMBERED_RESPONSES = 1024
-"""Of each route that reads: as JSON, together at most some tens of megabytes."""
-MAX_REMEMBERED_BYTES = 8 * 1024
+CACHED_RESPONSES = 512
+"""Of each route that reads; with their JSON at most some ten megabytes each."""
+MAX_CACHED_BYTES = 8 * 1024
 
 _COMMON_HEADERS: Mapping[str, str] = {hdrs.CACHE_CONTROL: "private, no-cache"}
 
@@ -106,7 +106,7 @@ class CallEndpoint:
         self._read_response: Callable[[bytes], Any] = GetMessageClass(output).FromString
         # What is read again and again is often the same.
         self._reads = route.http_method == hdrs.METH_GET
-        self._render_remembered = lru_cache(REMEMBERED_RESPONSES)(self._render_response)
+        self._render_cached = lru_cache(CACHED_RESPONSES)(self._render_response)
 
     async def __call__(self, exchange: Exchange) -> Response:
         """Make the call and render its answer. Raises `ProblemError` for every refusal."""
@@ -129,8 +129,8 @@ class CallEndpoint:
             reply = await self._call(encoded, exchange, actor)
         headers = {**_COMMON_HEADERS, **_revision(reply.organization_revision)}
         if not self._has_outcome:
-            if self._reads and len(reply.response) <= MAX_REMEMBERED_BYTES:
-                body, further = self._render_remembered(reply.response)
+            if self._reads and len(reply.response) <= MAX_CACHED_BYTES:
+                body, further = self._render_cached(reply.response)
             else:
                 body, further = self._render_response(reply.response)
             return json_answer(HTTPStatus.OK, body, {**headers, **further})
