@@ -90,7 +90,7 @@ def _lines(axes: Axes, rows: Sequence[Row]) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_formatter(THOUSANDS)
     axes.set_ylim(bottom=0)
-    axes.set_title("Writes a second, by number stored", fontsize="medium")
+    axes.set_title("Writes, by number stored", fontsize="medium")
 
 
 if __name__ == "__main__":
