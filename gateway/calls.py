@@ -36,6 +36,7 @@ ACTOR = "X-Actor"
 MAX_ACTOR_LENGTH = 256
 REVISION = "Organization-Revision"
 OUTCOME = "Appointment-Outcome"
+ETAG = "ETag"
 DEFAULT_ORGANIZATION = "default"
 
 CACHED_RESPONSES = 512
@@ -143,7 +144,7 @@ class CallEndpoint:
         if self._location is not None and not dry_run:
             headers[hdrs.LOCATION] = location_of(self._location, shown)
         if self._has_etag and shown.etag:
-            headers[hdrs.ETAG] = f'"{shown.etag}"'
+            headers[ETAG] = f'"{shown.etag}"'
         status = HTTPStatus.CREATED if created else HTTPStatus.OK
         return json_answer(status, orjson.dumps(self._render(shown)), headers)
 
@@ -154,7 +155,7 @@ class CallEndpoint:
         """Give the body, and the headers that belong to it."""
         shown = self._shown(self._read_response(encoded))
         etag = shown.etag if self._has_etag else ""
-        return orjson.dumps(self._render(shown)), {hdrs.ETAG: f'"{etag}"'} if etag else {}
+        return orjson.dumps(self._render(shown)), {ETAG: f'"{etag}"'} if etag else {}
 
     async def _call(self, encoded: bytes, exchange: Exchange, actor: str) -> Reply:
         # The calls of an organization stay together, so that its writes make one batch.
