@@ -143,17 +143,18 @@ class CallEndpoint:
         created = response.outcome == Outcome.CREATED and not dry_run
         if self._location is not None and not dry_run:
             headers[hdrs.LOCATION] = location_of(self._location, shown)
-        if self._has_etag and shown.etag:
-            headers[ETAG] = f'"{shown.etag}"'
+        body, further = self._body(shown)
         status = HTTPStatus.CREATED if created else HTTPStatus.OK
-        return json_answer(status, orjson.dumps(self._render(shown)), headers)
+        return json_answer(status, body, {**headers, **further})
 
     def _shown(self, response: Any) -> Any:  # noqa: ANN401  messages of any type
         return getattr(response, self._response_body) if self._response_body else response
 
     def _render_response(self, encoded: bytes) -> tuple[bytes, dict[str, str]]:
+        return self._body(self._shown(self._read_response(encoded)))
+
+    def _body(self, shown: Any) -> tuple[bytes, dict[str, str]]:  # noqa: ANN401
         """Give the body, and the headers that belong to it."""
-        shown = self._shown(self._read_response(encoded))
         etag = shown.etag if self._has_etag else ""
         return orjson.dumps(self._render(shown)), {ETAG: f'"{etag}"'} if etag else {}
 

@@ -158,7 +158,7 @@ class Committer:
         while self._free and (self._alone or self._large):
             # In turn: neither kind is to keep the other waiting.
             turn = self._alone if self._last is self._large else self._large
-            self._last = queues = turn or (self._alone or self._large)
+            self._last = queues = turn or self._last
             queue = queues.pop(next(iter(queues)))
             batch = self._take(queue, self._max_batch)
             if batch:
