@@ -9,7 +9,7 @@ COPY protos protos
 COPY pyproject.toml .
 COPY service service
 COPY gateway gateway
-COPY workers workers
+COPY processes processes
 RUN /app/.venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps ./protos .
 
 FROM python:3.11-slim

@@ -8,22 +8,22 @@ from pydantic import ValidationError
 from gateway.app import CannotListenError, run
 from gateway.logs import configure_logs, lifecycle_logger
 from gateway.settings import Settings, describe
-from workers.supervisor import CannotStart, supervise
-from workers.worker import Worker
+from processes.supervised import Supervised
+from processes.supervisor import CannotStart, supervise
 
 
 def main() -> None:
     """Run until a signal; what keeps it from starting is one line and exit code 1."""
     try:
-        worker = Worker.current()
-        settings = Settings(**worker.settings) if worker else Settings()
+        supervised = Supervised.current()
+        settings = Settings(**supervised.settings) if supervised else Settings()
         configure_logs(settings.log_level, settings.log_format)
-        if worker or settings.workers == 1:
-            uvloop.run(run(settings, worker))
+        if supervised or settings.processes == 1:
+            uvloop.run(run(settings, supervised))
         else:
             supervise(
                 "gateway",
-                workers=settings.workers,
+                processes=settings.processes,
                 host=settings.gateway_host,
                 port=settings.gateway_port,
                 metrics_port=settings.gateway_metrics_port,

@@ -25,7 +25,7 @@ from gateway.problems import StatusReader
 from gateway.relay import Relay
 from gateway.routes import Route, Router, routes_of
 from gateway.settings import Settings
-from workers.worker import Worker, share_gauges
+from processes.supervised import Supervised, share_gauges
 
 SERVICE: ServiceDescriptor = appointment_service_pb2.DESCRIPTOR.services_by_name[
     "AppointmentService"
@@ -112,7 +112,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
     async with AsyncExitStack() as closing:
         channels: list[aio.Channel] = []
         relays: list[Relay] = []
-        for _ in range(settings.service_connections or settings.workers):
+        for _ in range(settings.service_connections or settings.processes):
             channel = aio.insecure_channel(settings.service_address, options=_CHANNEL_OPTIONS)
             closing.push_async_callback(channel.close)
             channels.append(channel)
@@ -132,7 +132,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
                     settings.gateway_host, settings.gateway_metrics_port
                 )
             closing.push_async_callback(asyncio.to_thread, stop_metrics)
-        if settings.workers > 1:
+        if settings.processes > 1:
             sharing = asyncio.create_task(share_gauges(metrics.in_flight))
             closing.callback(sharing.cancel)
         handler = HttpHandler(build_router(channels[0], relays, settings, in_flight), metrics)
@@ -147,7 +147,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
             settings.gateway_host,
             settings.gateway_port,
             backlog=_CONNECTION_BACKLOG,
-            reuse_port=settings.workers > 1,
+            reuse_port=settings.processes > 1,
         )
         with _naming_port(settings.gateway_host, settings.gateway_port):
             await site.start()
@@ -159,13 +159,13 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         yield Listening(port=port, metrics_port=metrics_port, in_flight=in_flight)
 
 
-async def run(settings: Settings, worker: Worker | None) -> None:
+async def run(settings: Settings, supervised: Supervised | None) -> None:
     """Serve until SIGTERM or SIGINT. Raises `CannotListenError` as `serving` does."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    tell: Callable[..., Any] = worker.tell if worker else lifecycle_logger().info
+    tell: Callable[..., Any] = supervised.tell if supervised else lifecycle_logger().info
     async with serving(settings) as listening:
         tell(
             "listening",

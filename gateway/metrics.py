@@ -32,7 +32,7 @@ class Metrics:
         self.in_flight = Gauge(
             "gateway_calls_in_flight",
             "Calls to the service under way.",
-            multiprocess_mode="livesum",  # of several workers, those that live are added up
+            multiprocess_mode="livesum",  # of several processes, those that live are added up
             registry=self._registry,
         )
         self.in_flight.set_function(in_flight)

@@ -21,7 +21,7 @@ class Settings(BaseSettings):
     gateway_port: Port = 3000
     service_address: Annotated[str, Field(min_length=1)] = "localhost:50051"
     service_connections: Annotated[int, Field(ge=1)] | None = None
-    """None: as many as there are workers. A connection reaches one worker of the service."""
+    """None: as many as there are processes. A connection reaches one process of the service."""
     gateway_metrics_port: Port | None = 9465
     """Empty: no metrics are served."""
     gateway_timeout: Seconds = 10
@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     """Calls handled at the same time; one more is refused at once."""
     gateway_shutdown_grace: Annotated[float, Field(ge=0, le=3600)] = 15
     """Longest that requests in flight may go on after SIGTERM."""
-    workers: Annotated[int, Field(ge=1)] = 1
+    processes: Annotated[int, Field(ge=1)] = 1
     """Processes on one port; every limit counts for each by itself."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"

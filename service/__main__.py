@@ -10,26 +10,26 @@ import psycopg
 import uvloop
 from pydantic import ValidationError
 
+from processes.supervised import Supervised
+from processes.supervisor import CannotStart, supervise
 from service.logs import configure_logs, lifecycle_logger
 from service.schema import SchemaOutdated
 from service.server import CannotListen, serving
 from service.settings import Settings, describe
-from workers.supervisor import CannotStart, supervise
-from workers.worker import Worker
 
 
 def main() -> None:
     """Run; what keeps it from starting is one line on standard error and exit code 1."""
     try:
-        worker = Worker.current()
-        settings = Settings(**worker.settings) if worker else Settings()
+        supervised = Supervised.current()
+        settings = Settings(**supervised.settings) if supervised else Settings()
         configure_logs(settings.log_level, settings.log_format)
-        if worker or settings.workers == 1:
-            uvloop.run(_serve(settings, worker))
+        if supervised or settings.processes == 1:
+            uvloop.run(_serve(settings, supervised))
         else:
             supervise(
                 "service",
-                workers=settings.workers,
+                processes=settings.processes,
                 host=settings.grpc_host,
                 port=settings.grpc_port,
                 metrics_port=settings.metrics_port,
@@ -47,8 +47,8 @@ def main() -> None:
         sys.exit(f"error: the database of DATABASE_URL cannot be used: {reason}")
 
 
-async def _serve(settings: Settings, worker: Worker | None) -> None:
-    tell: Callable[..., Any] = worker.tell if worker else lifecycle_logger().info
+async def _serve(settings: Settings, supervised: Supervised | None) -> None:
+    tell: Callable[..., Any] = supervised.tell if supervised else lifecycle_logger().info
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -41,7 +41,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        # livesum: of several workers, those that live are added up.
+        # livesum: of several processes, those that live are added up.
         self.queued_writes = Gauge(
             "appointments_queued_writes",
             "Writes that wait for the batch before them",

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 from prometheus_client import start_http_server
 
+from processes.supervised import share_gauges
 from service.calls import CallHandler
 from service.committer import Committer
 from service.database import Database, Timeouts
@@ -31,7 +32,6 @@ from service.servicer import AppointmentServicer
 from service.settings import Settings
 from service.unary import unary_handlers
 from service.writes import WriteStore
-from workers.worker import share_gauges
 
 APPOINTMENTS = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentService"]
 SERVICE = APPOINTMENTS.full_name
@@ -114,8 +114,8 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         server = grpc.aio.server(
             options=[
                 # A process of its own must fail to start on a port in use, not share it
-                # silently; workers share the one that their supervisor holds for them.
-                ("grpc.so_reuseport", int(settings.workers > 1)),
+                # silently; several processes share the one that their supervisor holds for them.
+                ("grpc.so_reuseport", int(settings.processes > 1)),
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 # Beyond a thousand calls that wait to be taken gRPC would cancel some without a
                 # word; they are to be refused by us, as overload.
@@ -154,7 +154,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             _watch_readiness(reads, health_servicer, patience=settings.connection_timeout)
         )
         stack.callback(watch.cancel)
-        if settings.workers > 1:
+        if settings.processes > 1:
             gauges = (metrics.queued_writes, metrics.pool_connections, metrics.pool_waiting)
             sharing = asyncio.create_task(share_gauges(*gauges))
             stack.callback(sharing.cancel)

@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 
-    workers: Count = 1
+    processes: Count = 1
     write_connections: Count = 4
     read_connections: Count = 4
     # 1: none shares a call, as a database needs that is distributed by organization.
@@ -54,8 +54,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _channelz_shows_one_process(self) -> Self:
-        if self.channelz_port is not None and self.workers > 1:
-            raise ValueError("CHANNELZ_PORT shows one process: it needs WORKERS=1")
+        if self.channelz_port is not None and self.processes > 1:
+            raise ValueError("CHANNELZ_PORT shows one process: it needs PROCESSES=1")
         return self
 
 

@@ -13,7 +13,7 @@ from scripts.programs import Program
 from tests.api import Organization
 from tests.rest_client import Client
 
-# Channels share one connection otherwise, and a connection has one worker.
+# Channels share one connection otherwise, and a connection has one process.
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 Failure = TypeVar("Failure")

@@ -20,19 +20,19 @@ from tests.load import OWN_CONNECTION, Load
 from tests.observing import metric, metrics, until
 from tests.test_operation import http_status
 
-CONNECTIONS = 24  # all of them go to one of two workers once in eight million times
+CONNECTIONS = 24  # all of them go to one of two processes once in eight million times
 WRITES = 10
 
 
-def workers(program: Program) -> list[psutil.Process]:
+def processes_of(program: Program) -> list[psutil.Process]:
     return psutil.Process(program.process.pid).children()
 
 
-def connections(program: Program, worker: psutil.Process) -> int:
-    """How many callers a worker has."""
+def connections(program: Program, process: psutil.Process) -> int:
+    """How many callers a process has."""
     return sum(
         each.status == psutil.CONN_ESTABLISHED and each.laddr.port == program.port
-        for each in worker.net_connections("tcp")
+        for each in process.net_connections("tcp")
     )
 
 
@@ -59,10 +59,10 @@ class NeverBack:
         self.counted = seen
 
 
-def test_two_workers_share_one_organization_and_add_up(
+def test_two_processes_share_one_organization_and_add_up(
     start_service: StartProgram, organization: str
 ) -> None:
-    service = start_service(WORKERS="2")
+    service = start_service(PROCESSES="2")
 
     def write(caller: int) -> list[str]:
         """Write ranges that touch this caller's own and are those of every other."""
@@ -82,7 +82,7 @@ def test_two_workers_share_one_organization_and_add_up(
         ]
         callers = [Organization(AppointmentServiceStub(each), organization) for each in channels]
         outcomes = [code for codes in pool.map(write, range(CONNECTIONS)) for code in codes]
-        assert all(connections(service, worker) for worker in workers(service))
+        assert all(connections(service, process) for process in processes_of(service))
         callers[0].check_history()
         assert len(callers[0].changes()) == WRITES
     assert outcomes.count("OK") == WRITES
@@ -94,14 +94,14 @@ def test_two_workers_share_one_organization_and_add_up(
     assert samples[name("count", "ALREADY_EXISTS", "")] == CONNECTIONS * WRITES - WRITES
     assert samples["appointments_batch_writes_sum"] == CONNECTIONS * WRITES
     until(lambda: metric(service, 'appointments_pool_connections{pool="write",state="idle"}') == 8)
-    assert samples['process_cpu_seconds_total{worker="0"}'] > 0
-    assert samples['process_cpu_seconds_total{worker="1"}'] > 0
+    assert samples['process_cpu_seconds_total{process="0"}'] > 0
+    assert samples['process_cpu_seconds_total{process="1"}'] > 0
 
 
 def test_a_killed_worker_is_replaced_and_what_it_counted_stays(
     start_service: StartProgram, stub: AppointmentServiceStub, organization: str
 ) -> None:
-    service = start_service(WORKERS="2")
+    service = start_service(PROCESSES="2")
     watch = NeverBack(service)
 
     def look_until(wanted: Callable[[], bool]) -> None:
@@ -113,12 +113,12 @@ def test_a_killed_worker_is_replaced_and_what_it_counted_stays(
 
     with Load(service.address, organization) as load:
         look_until(lambda: len(load.accepted) > 200)
-        victim = max(workers(service), key=lambda worker: connections(service, worker))
+        victim = max(processes_of(service), key=lambda process: connections(service, process))
         victim.kill()
-        ended = service.wait_for_event(lambda event: event.get("event") == "worker ended")
+        ended = service.wait_for_event(lambda event: event.get("event") == "process ended")
         assert (ended["pid"], ended["code"]) == (victim.pid, -signal.SIGKILL)
-        began = service.wait_for_event(lambda event: event.get("event") == "worker listening")
-        assert began["pid"] in {worker.pid for worker in workers(service)}
+        began = service.wait_for_event(lambda event: event.get("event") == "process listening")
+        assert began["pid"] in {process.pid for process in processes_of(service)}
         before = len(load.accepted)
         look_until(lambda: len(load.accepted) > before + 200)
         load.stop()
@@ -131,12 +131,12 @@ def test_a_killed_worker_is_replaced_and_what_it_counted_stays(
     org.check_history()
 
 
-def test_sigterm_under_load_ends_all_workers_and_loses_nothing(
+def test_sigterm_under_load_ends_all_processes_and_loses_nothing(
     start_service: StartProgram, stub: AppointmentServiceStub, organization: str, tmp_path: Path
 ) -> None:
-    service = start_service(WORKERS="2", TMPDIR=str(tmp_path))
+    service = start_service(PROCESSES="2", TMPDIR=str(tmp_path))
     assert list(tmp_path.iterdir())
-    processes = workers(service)
+    processes = processes_of(service)
     with Load(service.address, organization) as load:
         until(lambda: len(load.accepted) > 300)
         service.process.send_signal(signal.SIGTERM)
@@ -154,11 +154,11 @@ def test_sigterm_under_load_ends_all_workers_and_loses_nothing(
     assert [event for event in events if event != "request"] == ["listening", "stopping", "stopped"]
 
 
-def test_a_killed_supervisor_takes_its_workers_along(
+def test_a_killed_supervisor_takes_its_processes_along(
     start_service: StartProgram, tmp_path: Path
 ) -> None:
-    service = start_service(WORKERS="2", TMPDIR=str(tmp_path))
-    processes = workers(service)
+    service = start_service(PROCESSES="2", TMPDIR=str(tmp_path))
+    processes = processes_of(service)
     assert len(processes) == 2
     service.kill()
     assert gone(processes)
@@ -177,12 +177,12 @@ def test_no_two_programs_share_a_port(
     request: pytest.FixtureRequest, program: str, name: str, metrics_name: str
 ) -> None:
     start = request.getfixturevalue(f"start_{program}")
-    one, several = start(), start(WORKERS="2")
+    one, several = start(), start(PROCESSES="2")
     taken = [
-        {name: str(one.port), "WORKERS": "2"},
-        {name: str(several.port), "WORKERS": "2"},
+        {name: str(one.port), "PROCESSES": "2"},
+        {name: str(several.port), "PROCESSES": "2"},
         {name: str(several.port)},
-        {metrics_name: str(one.metrics_port), "WORKERS": "2"},
+        {metrics_name: str(one.metrics_port), "PROCESSES": "2"},
     ]
     for settings in taken:
         with pytest.raises(StartError, match=r"cannot listen on 127.0.0.1:\d+.*\(exit code 1\)"):
@@ -193,11 +193,11 @@ def test_no_two_programs_share_a_port(
     ("settings", "said"),
     [
         ({"DATABASE_URL": "postgresql://x@127.0.0.1:1/none"}, "DATABASE_URL"),
-        ({"CHANNELZ_PORT": "0"}, "WORKERS=1"),
-        ({"WORKERS": "0"}, "WORKERS: "),
+        ({"CHANNELZ_PORT": "0"}, "PROCESSES=1"),
+        ({"PROCESSES": "0"}, "PROCESSES: "),
     ],
 )
-def test_what_keeps_workers_from_starting_is_told_once(
+def test_what_keeps_processes_from_starting_is_told_once(
     database_url: str, settings: dict[str, str], said: str
 ) -> None:
     program = Program(
@@ -206,7 +206,7 @@ def test_what_keeps_workers_from_starting_is_told_once(
             **base_environment(),
             **ANY_PORT,
             "DATABASE_URL": database_url,
-            "WORKERS": "2",
+            "PROCESSES": "2",
             **settings,
         },
     )
@@ -220,24 +220,24 @@ def test_a_worker_that_cannot_start_again_is_tried_less_and_less_often(
     own_postgres: OwnPostgres, start_service: StartProgram
 ) -> None:
     postgres = own_postgres()
-    service = start_service(WORKERS="2", DATABASE_URL=postgres.url(DATABASE))
+    service = start_service(PROCESSES="2", DATABASE_URL=postgres.url(DATABASE))
     postgres.stop(immediate=True)
-    workers(service)[0].kill()
+    processes_of(service)[0].kill()
 
     def code_after(delay: float) -> int:
         event = service.wait_for_event(
-            lambda event: event.get("event") == "worker ended" and event["delay"] == delay
+            lambda event: event.get("event") == "process ended" and event["delay"] == delay
         )
         return int(event["code"])
 
     assert [code_after(delay) for delay in (0.1, 0.2, 0.4)] == [-signal.SIGKILL, 1, 1]
     postgres.start()
-    service.wait_for_event(lambda event: event.get("event") == "worker listening")
-    assert len(workers(service)) == 2
+    service.wait_for_event(lambda event: event.get("event") == "process listening")
+    assert len(processes_of(service)) == 2
 
 
-def test_a_gateway_of_two_workers_adds_up_and_outlives_one(start_gateway: StartProgram) -> None:
-    gateway = start_gateway(WORKERS="2")
+def test_a_gateway_of_two_processes_adds_up_and_outlives_one(start_gateway: StartProgram) -> None:
+    gateway = start_gateway(PROCESSES="2")
     watch = NeverBack(gateway)
     name = 'gateway_request_seconds_count{method="ListChanges",status="200"}'
 
@@ -248,9 +248,9 @@ def test_a_gateway_of_two_workers_adds_up_and_outlives_one(start_gateway: StartP
     ask(20)
     watch.look()
     assert watch.counted[name] == 20
-    victim = workers(gateway)[0]
+    victim = processes_of(gateway)[0]
     victim.kill()
-    gateway.wait_for_event(lambda event: event.get("event") == "worker listening")
+    gateway.wait_for_event(lambda event: event.get("event") == "process listening")
     ask(20)
     watch.look()
     assert watch.counted[name] == 40
@@ -258,13 +258,13 @@ def test_a_gateway_of_two_workers_adds_up_and_outlives_one(start_gateway: StartP
     assert gateway.stop() == 0
 
 
-def test_a_gateway_reaches_all_workers_of_the_service(
+def test_a_gateway_reaches_all_processes_of_the_service(
     start_service: StartProgram, start_gateway: StartProgram, organization: str
 ) -> None:
-    service = start_service(WORKERS="2")
+    service = start_service(PROCESSES="2")
     gateway = start_gateway(SERVICE_ADDRESS=service.address, SERVICE_CONNECTIONS=str(CONNECTIONS))
     for number in range(20 * CONNECTIONS):  # organizations enough for every connection
         assert http_status(f"{gateway.url}/api/changes?organizationId={number}") == 200
-    reached = [connections(service, worker) for worker in workers(service)]
+    reached = [connections(service, process) for process in processes_of(service)]
     assert sum(reached) == CONNECTIONS
     assert all(reached)

@@ -1,4 +1,4 @@
-"""A worker's side: what its supervisor wants of it, and its end when the supervisor ends."""
+"""One of several processes: what its supervisor wants of it, and its end when that ends."""
 
 import asyncio
 import contextlib
@@ -11,14 +11,14 @@ from typing import Any, NoReturn, Self
 
 from prometheus_client import Gauge, values
 
-_VARIABLE = "SUPERVISED_WORKER"
+_VARIABLE = "SUPERVISED_PROCESS"
 _SHARING_INTERVAL = 1.0
 # Standard input is a socket to the supervisor; it breaks when either of the two ends.
 _SUPERVISOR = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Worker:
+class Supervised:
     """One of several processes; its place among them is `index`, whoever held it before."""
 
     index: int
@@ -37,16 +37,18 @@ class Worker:
         given = os.environ.get(_VARIABLE)
         if not given:
             return None
-        worker = cls(**json.loads(given))
-        if worker.metrics_directory is not None:
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = worker.metrics_directory
+        supervised = cls(**json.loads(given))
+        if supervised.metrics_directory is not None:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = supervised.metrics_directory
             # Files by place, not by process id: who follows a dead one counts on from there.
-            values.ValueClass = values.MultiProcessValue(lambda: worker.index)  # type: ignore[no-untyped-call]
-        threading.Thread(target=worker._end_with_supervisor, name="supervisor", daemon=True).start()
-        return worker
+            values.ValueClass = values.MultiProcessValue(lambda: supervised.index)  # type: ignore[no-untyped-call]
+        threading.Thread(
+            target=supervised._end_with_supervisor, name="supervisor", daemon=True
+        ).start()
+        return supervised
 
     def environment(self) -> dict[str, str]:
-        """Return what makes a process this worker."""
+        """Return what makes a new process this one."""
         return {_VARIABLE: json.dumps(asdict(self))}
 
     def tell(self, event: str, **fields: object) -> None:

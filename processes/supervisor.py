@@ -1,6 +1,6 @@
-"""Starts workers on one port, starts those again that die, and adds up their metrics.
+"""Starts processes on one port, starts those again that die, and adds up their metrics.
 
-The workers are fresh processes, not forks, and share nothing but the port: each listens
+They are fresh processes, not forks, and share nothing but the port: each listens
 with SO_REUSEPORT, and the kernel deals the connections out among them.
 """
 
@@ -24,37 +24,37 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from workers.worker import Worker
+from processes.supervised import Supervised
 
-# In seconds: a worker that ended sooner is started again later, and later each time.
+# In seconds: a process that ended sooner is started again later, and later each time.
 SHORT_LIFE = 10.0
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
 
-# Exit codes of a worker that was told to end: SIGTERM may come before it handles it.
+# Exit codes of a process that was told to end: SIGTERM may come before it handles it.
 _ENDED_AS_TOLD = (0, -signal.SIGTERM)
 
 
 class CannotStart(Exception):
-    """A port is taken, or a worker did not start; empty if the worker has said why."""
+    """A port is taken, or a process did not start; empty if the process has said why."""
 
 
 def supervise(
     module: str,
     *,
-    workers: int,
+    processes: int,
     host: str,
     port: int,
     metrics_port: int | None,
     settings: Callable[[int], dict[str, Any]],
     log: structlog.BoundLogger,
 ) -> None:
-    """Run `python -m module` as workers until SIGTERM or SIGINT, then let them finish.
+    """Run `python -m module` as processes until SIGTERM or SIGINT, then let them finish.
 
-    `settings` makes what the workers have to take in place of the environment's settings,
+    `settings` makes what the processes have to take in place of the environment's settings,
     from the port that all of them listen on. `log` is told what a single process tells it.
 
-    Raises CannotStart; SystemExit if a worker failed to end well.
+    Raises CannotStart; SystemExit if a process failed to end well.
     """
     with ExitStack() as stack:
         port = stack.enter_context(_reserved(host, port))
@@ -64,15 +64,15 @@ def supervise(
             directory = stack.enter_context(_temporary_directory())
             metrics_port = stack.enter_context(_metrics(host, metrics_port, directory, pids))
         places = [
-            Worker(index=index, settings=settings(port), metrics_directory=directory)
-            for index in range(workers)
+            Supervised(index=index, settings=settings(port), metrics_directory=directory)
+            for index in range(processes)
         ]
         asyncio.run(_run(module, places, pids, log, metrics_port))
 
 
 async def _run(
     module: str,
-    workers: list[Worker],
+    processes: list[Supervised],
     pids: dict[int, int],
     log: structlog.BoundLogger,
     metrics_port: int | None,
@@ -83,15 +83,15 @@ async def _run(
     stopping = asyncio.create_task(stop.wait())
     keepers: list[asyncio.Task[int]] = []
 
-    async def start(some: list[Worker]) -> list[dict[str, Any]]:
-        places = [_Place(module, worker, pids) for worker in some]
+    async def start(some: list[Supervised]) -> list[dict[str, Any]]:
+        places = [_Place(module, supervised, pids) for supervised in some]
         keepers.extend(asyncio.create_task(place.keep()) for place in places)
         return await asyncio.gather(*(place.listening for place in places))
 
     async def start_all() -> dict[str, Any]:
         # The first by itself: what keeps it from starting is then told once, not by each.
-        (told,) = await start(workers[:1])
-        await start(workers[1:])
+        (told,) = await start(processes[:1])
+        await start(processes[1:])
         return told
 
     starting = asyncio.create_task(start_all())
@@ -99,7 +99,7 @@ async def _run(
         await asyncio.wait({stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             told = {**starting.result(), "metrics_port": metrics_port}
-            log.info(**told, workers=len(workers))
+            log.info(**told, processes=len(processes))
             await asyncio.wait({stopping, *keepers}, return_when=asyncio.FIRST_COMPLETED)
         log.info("stopping")
     finally:
@@ -110,18 +110,18 @@ async def _run(
         if isinstance(end, Exception):
             raise end
         if isinstance(end, int) and end not in _ENDED_AS_TOLD:
-            sys.exit(f"error: a worker did not end well (exit code {end})")
+            sys.exit(f"error: a process did not end well (exit code {end})")
     log.info("stopped")
 
 
 class _Place:
-    """A worker's place, and the processes that hold it one after another."""
+    """A process's place, and the processes that hold it one after another."""
 
-    def __init__(self, module: str, worker: Worker, pids: dict[int, int]) -> None:
+    def __init__(self, module: str, supervised: Supervised, pids: dict[int, int]) -> None:
         # What the first process tells when it listens, or CannotStart.
         self.listening: asyncio.Future[dict[str, Any]] = asyncio.Future()
         self._module = module
-        self._worker = worker
+        self._supervised = supervised
         self._pids = pids
         self._log = structlog.get_logger()
 
@@ -134,10 +134,12 @@ class _Place:
                 process, connection = self._start()
             except OSError as error:
                 if not self.listening.done():
-                    self.listening.set_exception(CannotStart(f"no process for a worker: {error}"))
+                    self.listening.set_exception(
+                        CannotStart(f"a process could not be started: {error}")
+                    )
                     return 1
                 delay = min(max(2 * delay, FIRST_DELAY), LONGEST_DELAY)
-                self._log.error("no process for a worker", error=str(error), delay=delay)
+                self._log.error("process not started", error=str(error), delay=delay)
                 await asyncio.sleep(delay)
                 continue
             with connection:
@@ -151,13 +153,17 @@ class _Place:
             self._forget()
             if not self.listening.done():
                 # With a positive code it has told why on standard error, as one process does.
-                why = "" if code > 0 else f"a worker ended before it listened (exit code {code})"
+                why = "" if code > 0 else f"a process ended before it listened (exit code {code})"
                 self.listening.set_exception(CannotStart(why))
                 return code
             short = time.monotonic() - began < SHORT_LIFE
             delay = min(max(2 * delay, FIRST_DELAY), LONGEST_DELAY) if short else 0.0
             self._log.error(
-                "worker ended", worker=self._worker.index, pid=process.pid, code=code, delay=delay
+                "process ended",
+                process=self._supervised.index,
+                pid=process.pid,
+                code=code,
+                delay=delay,
             )
             await asyncio.sleep(delay)
 
@@ -168,28 +174,28 @@ class _Place:
         with theirs:
             process = subprocess.Popen(  # noqa: S603  our own program
                 [sys.executable, "-m", self._module],
-                env={**os.environ, **self._worker.environment()},
+                env={**os.environ, **self._supervised.environment()},
                 stdin=theirs.fileno(),
-                # A Ctrl-C at the terminal is for the supervisor, which stops the workers.
+                # A Ctrl-C at the terminal is for the supervisor, which stops the processes.
                 process_group=0,
             )
-        self._pids[self._worker.index] = process.pid
+        self._pids[self._supervised.index] = process.pid
         return process, ours
 
     async def _hear(self, pid: int, connection: socket.socket) -> None:
         """Take note when the process listens; return when it has ended."""
         told = await asyncio.get_running_loop().sock_recv(connection, 65536)
         if told and self.listening.done():
-            self._log.info("worker listening", worker=self._worker.index, pid=pid)
+            self._log.info("process listening", process=self._supervised.index, pid=pid)
         elif told:
             self.listening.set_result(orjson.loads(told.splitlines()[0]))
         await _end_of(connection)
 
     def _forget(self) -> None:
         """What the process had at the moment is no more; what it counted stays."""
-        self._pids.pop(self._worker.index, None)
-        if self._worker.metrics_directory is not None:
-            mark_process_dead(self._worker.index, self._worker.metrics_directory)  # type: ignore[no-untyped-call]
+        self._pids.pop(self._supervised.index, None)
+        if self._supervised.metrics_directory is not None:
+            mark_process_dead(self._supervised.index, self._supervised.metrics_directory)  # type: ignore[no-untyped-call]
 
 
 async def _end_of(connection: socket.socket) -> None:
@@ -203,7 +209,7 @@ def _reserved(host: str, port: int) -> Iterator[int]:
 
     The kernel would let strangers of the same user share it as well; they are refused by
     listening without sharing for a moment. A supervisor that does so later meets the
-    socket that is held, which allows no reuse, even while no worker listens yet.
+    socket that is held, which allows no reuse, even while no process listens yet.
     """
     with _naming_port(host, port):
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -239,7 +245,7 @@ def _temporary_directory() -> Iterator[str]:
         directory = TemporaryDirectory(prefix="appointments-metrics-", ignore_cleanup_errors=True)
     except OSError as error:
         raise CannotStart(
-            f"metrics of several workers need a temporary directory: {error.strerror}"
+            f"metrics of several processes need a temporary directory: {error.strerror}"
         ) from error
     with directory as path:
         yield path
@@ -247,7 +253,7 @@ def _temporary_directory() -> Iterator[str]:
 
 @contextmanager
 def _metrics(host: str, port: int, directory: str, pids: dict[int, int]) -> Iterator[int]:
-    """Serve the sum of what all workers have counted, dead ones included."""
+    """Serve the sum of what all processes have counted, dead ones included."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
     registry.register(_Processes(pids))
@@ -262,7 +268,7 @@ def _metrics(host: str, port: int, directory: str, pids: dict[int, int]) -> Iter
 
 
 class _Processes(Collector):
-    """What the kernel says of each worker: memory, CPU time, open files."""
+    """What the kernel says of each process: memory, CPU time, open files."""
 
     def __init__(self, pids: dict[int, int]) -> None:
         self._pids = pids
@@ -273,6 +279,6 @@ class _Processes(Collector):
             for one in ProcessCollector(pid=partial(str, pid), registry=None).collect():
                 every = families.setdefault(one.name, Metric(one.name, one.documentation, one.type))
                 for sample in one.samples:
-                    labels = {**sample.labels, "worker": str(index)}
+                    labels = {**sample.labels, "process": str(index)}
                     every.add_sample(sample.name, labels, sample.value)
         return families.values()
