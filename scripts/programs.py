@@ -1,4 +1,4 @@
-"""The service and the gateway as child processes, for `make run`, the demo and the tests."""
+"""The service, its worker and the gateway as child processes, for `make run`, the demo and the tests."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def tethered(command: list[str], *, on_death: signal.Signals, user: str = "") ->
 
 
 class Program:
-    """`python -m service` or `python -m gateway`, and the log lines it has written.
+    """`python -m service`, say, and the log lines it has written.
 
     It runs in a session of its own, so a Ctrl-C at the terminal reaches only this
     process, which decides what stops first. Give it a whole environment: nothing is
@@ -39,11 +39,11 @@ class Program:
         self,
         module: str,
         environment: Mapping[str, str],
-        *,
+        *arguments: str,
         on_line: Callable[[str], None] | None = None,
         on_exit: Callable[["Program"], None] | None = None,
     ) -> None:
-        self.name = module
+        self.name = arguments[0] if arguments else module
         self._on_line = on_line
         self._on_exit = on_exit
         self._changed = threading.Condition()
@@ -52,7 +52,7 @@ class Program:
         self._listening: dict[str, Any] | None = None
         self._ended = False
         self.process = subprocess.Popen(
-            tethered([sys.executable, "-m", module], on_death=signal.SIGTERM),
+            tethered([sys.executable, "-m", module, *arguments], on_death=signal.SIGTERM),
             cwd=ROOT,
             env={**environment, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
@@ -63,7 +63,7 @@ class Program:
             errors="replace",
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=self._read, name=f"{module}-output", daemon=True)
+        self._reader = threading.Thread(target=self._read, name=f"{self.name}-output", daemon=True)
         self._reader.start()
 
     @property

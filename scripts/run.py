@@ -23,7 +23,7 @@ from scripts.postgres import EmbeddedPostgres
 from scripts.programs import ROOT, Program, StartError
 from scripts.stack import Stack, running
 
-STYLES = {"service": "cyan", "gateway": "magenta"}
+STYLES = {"service": "cyan", "worker": "blue", "gateway": "magenta"}
 LEVELS = {"debug": "dim", "warning": "yellow", "error": "red", "critical": "bold red"}
 NOT_WORTH_SHOWING = {"event", "level", "timestamp", "logger", "service"}
 
@@ -123,6 +123,7 @@ def welcome(stack: Stack) -> str:
   API docs   {rest}/api/docs
   gRPC       {grpc}, with reflection
   metrics    {metrics(stack.service)}
+             {metrics(stack.worker)}
              {metrics(stack.gateway)}
   database   psql {url}
 

@@ -1,4 +1,4 @@
-"""PostgreSQL, the service and the gateway together, on this machine."""
+"""PostgreSQL, the service, a worker and the gateway together, on this machine."""
 
 import errno
 import os
@@ -24,6 +24,7 @@ ANY_PORT = {
     "GATEWAY_HOST": "127.0.0.1",
     "GATEWAY_PORT": "0",
     "GATEWAY_METRICS_PORT": "0",
+    "WORKER_METRICS_PORT": "0",
 }
 
 # What a child process gets from the shell besides its settings.
@@ -36,6 +37,7 @@ class Stack:
 
     database_url: str
     service: Program
+    worker: Program
     gateway: Program
 
 
@@ -69,10 +71,15 @@ def running(
         on_step("applying the migrations")
         migrate(environment["DATABASE_URL"])
 
-        def start(name: str) -> Program:
-            on_step(f"starting the {name}")
+        def start(name: str, *arguments: str) -> Program:
+            part = arguments[0] if arguments else name
+            on_step(f"starting the {part}")
             program = Program(
-                name, environment, on_line=lambda line: on_line(name, line), on_exit=on_exit
+                name,
+                environment,
+                *arguments,
+                on_line=lambda line: on_line(part, line),
+                on_exit=on_exit,
             )
             stack.callback(_stop, program)
             return program.wait_until_listening()
@@ -81,10 +88,12 @@ def running(
         host = environment.get("GRPC_HOST", "")
         host = "localhost" if host in EVERY_HOST else host
         environment["SERVICE_ADDRESS"] = f"{host}:{service.port}"
+        worker = start("service", "worker")
         gateway = start("gateway")
         yield Stack(
             database_url=environment["DATABASE_URL"],
             service=service,
+            worker=worker,
             gateway=gateway,
         )
 
@@ -101,6 +110,7 @@ def check_ports(environment: Mapping[str, str]) -> None:
         ("GATEWAY_HOST", "GATEWAY_PORT", "3000"),
         ("GRPC_HOST", "METRICS_PORT", "9464"),
         ("GATEWAY_HOST", "GATEWAY_METRICS_PORT", "9465"),
+        ("GRPC_HOST", "WORKER_METRICS_PORT", "9466"),
     ):
         text = environment.get(port_name, default)
         if not text:  # not served at all, or not allowed: for the program to say

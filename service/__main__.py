@@ -1,4 +1,7 @@
-"""`python -m service`: run the gRPC service until SIGTERM or SIGINT."""
+"""`python -m service`: run the gRPC service until SIGTERM or SIGINT.
+
+`python -m service worker`: run a worker, which does what callers do not wait for.
+"""
 
 import asyncio
 import signal
@@ -13,18 +16,27 @@ from pydantic import ValidationError
 from processes.supervised import Supervised
 from processes.supervisor import CannotStart, supervise
 from service.logs import configure_logs, lifecycle_logger
+from service.metrics import CannotListen
 from service.schema import SchemaOutdated
-from service.server import CannotListen, serving
+from service.server import serving
 from service.settings import Settings, describe
+from service.worker import working
+
+USAGE = "usage: python -m service [worker]"
 
 
 def main() -> None:
     """Run; what keeps it from starting is one line on standard error and exit code 1."""
+    arguments = sys.argv[1:]
+    if arguments not in ([], ["worker"]):
+        sys.exit(USAGE)
     try:
         supervised = Supervised.current()
         settings = Settings(**supervised.settings) if supervised else Settings()
         configure_logs(settings.log_level, settings.log_format)
-        if supervised or settings.processes == 1:
+        if arguments == ["worker"]:
+            uvloop.run(_work(settings))
+        elif supervised or settings.processes == 1:
             uvloop.run(_serve(settings, supervised))
         else:
             supervise(
@@ -49,10 +61,7 @@ def main() -> None:
 
 async def _serve(settings: Settings, supervised: Supervised | None) -> None:
     tell: Callable[..., Any] = supervised.tell if supervised else lifecycle_logger().info
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = _told_to_stop()
     async with serving(settings) as ports:
         tell(
             "listening",
@@ -64,6 +73,24 @@ async def _serve(settings: Settings, supervised: Supervised | None) -> None:
         await stop.wait()
         tell("stopping")
     tell("stopped")
+
+
+async def _work(settings: Settings) -> None:
+    log = lifecycle_logger()
+    stop = _told_to_stop()
+    async with working(settings) as metrics_port:
+        log.info("listening", metrics_port=metrics_port)
+        await stop.wait()
+        log.info("stopping")
+    log.info("stopped")
+
+
+def _told_to_stop() -> asyncio.Event:
+    """Return what is set by SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
 
 
 if __name__ == "__main__":

@@ -15,14 +15,13 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
-from prometheus_client import start_http_server
 
 from processes.supervised import share_gauges
 from service.calls import CallHandler
 from service.committer import Committer
 from service.database import Database, Timeouts
 from service.errors import Overloaded
-from service.metrics import Metrics
+from service.metrics import CannotListen, Metrics, serve_metrics
 from service.moments import Moments
 from service.page_cache import PageCache
 from service.reads import ReadStore
@@ -39,10 +38,6 @@ RELAY = relay_pb2.DESCRIPTOR.services_by_name["RelayService"].full_name
 READINESS_INTERVAL = 1.0
 
 log = structlog.get_logger()
-
-
-class CannotListen(Exception):
-    """A port is taken, or an address is not ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +61,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         await check_schema(settings.database_url)
-        metrics_port = _serve_metrics(settings, metrics, stack)
+        metrics_port = serve_metrics(settings.grpc_host, settings.metrics_port, metrics, stack)
         channelz_port = await _serve_channelz(settings, stack)
 
         timeouts = Timeouts(
@@ -163,18 +158,6 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         gc.freeze()
         gc.set_threshold(10_000, 20, 20)
         yield Ports(grpc=port, metrics=metrics_port, channelz=channelz_port)
-
-
-def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> int | None:
-    if settings.metrics_port is None:
-        return None
-    host, port = settings.grpc_host, settings.metrics_port
-    try:
-        server, _ = start_http_server(port, addr=host, registry=metrics.registry)
-    except OSError as error:
-        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from error
-    stack.callback(server.shutdown)
-    return server.server_port
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int) -> int:

@@ -28,6 +28,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 
+    worker_metrics_port: Port | None = 9466
+    worker_connections: Count = 4
+
     processes: Count = 1
     write_connections: Count = 4
     read_connections: Count = 4

@@ -114,6 +114,21 @@ def start_service(database_url: str) -> Iterator[StartProgram]:
         yield lambda **env: _start(stack, "service", {**settings, **env})
 
 
+@pytest.fixture(scope="session")
+def worker(database_url: str) -> Iterator[Program]:
+    """`python -m service worker` beside `service`, for every test that does not harm it."""
+    with ExitStack() as stack:
+        yield _start(stack, "service", {**ANY_PORT, "DATABASE_URL": database_url}, "worker")
+
+
+@pytest.fixture
+def start_worker(database_url: str) -> Iterator[StartProgram]:
+    """Start another worker; it ends with the test."""
+    with ExitStack() as stack:
+        settings = {**ANY_PORT, "DATABASE_URL": database_url}
+        yield lambda **env: _start(stack, "service", {**settings, **env}, "worker")
+
+
 @pytest.fixture
 def start_gateway(request: pytest.FixtureRequest) -> Iterator[StartProgram]:
     """Start another gateway, in front of `service` unless given a SERVICE_ADDRESS."""
@@ -174,8 +189,8 @@ def org(stub: AppointmentServiceStub, organization: str) -> Organization:
     return Organization(stub, organization)
 
 
-def _start(stack: ExitStack, module: str, settings: dict[str, str]) -> Program:
-    program = Program(module, {**base_environment(), **settings})
+def _start(stack: ExitStack, module: str, settings: dict[str, str], *arguments: str) -> Program:
+    program = Program(module, {**base_environment(), **settings}, *arguments)
     _programs.append(program)
     stack.callback(program.stop)
     return program.wait_until_listening()

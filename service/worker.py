@@ -1,0 +1,68 @@
+"""A worker: what is done behind the answers, by any number of processes side by side."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NoReturn
+
+import structlog
+
+from service.database import Database, Timeouts
+from service.metrics import Metrics, serve_metrics
+from service.schema import check_schema
+from service.settings import Settings
+
+# Runs until it is cancelled, and leaves things in order then.
+Duty = Callable[[], Awaitable[None]]
+
+# Seconds before a duty that failed is taken up again.
+RESTART_DELAY = 1.0
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def working(settings: Settings) -> AsyncIterator[int | None]:
+    """Do every duty as long as the block runs; gives the port of the metrics.
+
+    Raises SchemaOutdated, psycopg.Error or CannotListen if it cannot start.
+    """
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        await check_schema(settings.database_url)
+        port = serve_metrics(settings.grpc_host, settings.worker_metrics_port, metrics, stack)
+        database = await stack.enter_async_context(
+            Database(
+                settings.database_url,
+                name="worker",
+                connections=settings.worker_connections,
+                max_waiting=settings.max_queued_reads,
+                timeouts=Timeouts(
+                    connection=settings.connection_timeout,
+                    lock=settings.lock_timeout,
+                    statement=settings.statement_timeout,
+                ),
+                replica=False,
+                metrics=metrics,
+            )
+        )
+        duties: dict[str, Duty] = {}
+        for name, duty in duties.items():
+            task = asyncio.create_task(_keep(name, duty))
+            stack.push_async_callback(_end, task)
+        yield port
+
+
+async def _keep(name: str, duty: Duty) -> NoReturn:
+    """Do a duty again and again: a fault in it is logged and does not end the others."""
+    while True:
+        try:
+            await duty()
+        except Exception:  # every other duty goes on
+            log.exception("a duty failed", duty=name)
+        await asyncio.sleep(RESTART_DELAY)
+
+
+async def _end(task: asyncio.Task[NoReturn]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
