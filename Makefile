@@ -63,7 +63,9 @@ format: .venv/installed ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos -I $(SITE)
+# One file of googleapis-common-protos lies under another name than it is imported by.
+LONGRUNNING = google/longrunning/operations.proto=$(SITE)/google/longrunning/operations_proto.proto
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos -I $(SITE) -I $(LONGRUNNING)
 OUT := protos
 
 protos: .venv/installed ## Generate the stubs from the .proto files

@@ -1,4 +1,4 @@
-"""The service, its worker and the gateway as child processes, for `make run`, the demo and the tests."""
+"""Our programs as child processes, for `make run`, the demo and the tests."""
 
 import json
 import os

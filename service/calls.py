@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -60,20 +60,23 @@ class _Method:
 
 
 class CallHandler:
-    """Handles calls of the methods of `service`, which are `servicer`'s, by name.
+    """Handles calls of the methods of services, each by its name alone.
 
     `timeout` (seconds) bounds calls whose caller set no deadline or a later one.
     """
 
     def __init__(
-        self, service: ServiceDescriptor, servicer: object, metrics: Metrics, *, timeout: float
+        self, servicers: Mapping[ServiceDescriptor, object], metrics: Metrics, *, timeout: float
     ) -> None:
-        self._methods = {
-            method.name: _Method(
-                GetMessageClass(method.input_type).FromString, getattr(servicer, method.name)
-            )
-            for method in service.methods
-        }
+        self._methods: dict[str, _Method] = {}
+        for service, servicer in servicers.items():
+            for method in service.methods:
+                if method.name in self._methods:
+                    raise ValueError(f"two services have a method {method.name}")
+                # What a servicer of somebody else's service leaves out is not implemented.
+                if answer := getattr(servicer, method.name, None):
+                    read = GetMessageClass(method.input_type).FromString
+                    self._methods[method.name] = _Method(read, answer)
         self._seconds_of = cache(
             lambda method, code: metrics.request_seconds.labels(method, code.name)
         )

@@ -163,7 +163,7 @@ class Database:
         try:
             cursor = connection.statements
             await cursor.execute(statement, parameters)
-            rows = await cursor.fetchall()
+            rows = await cursor.fetchall() if cursor.description else []
             if connection.warning is not None:
                 raise DatabaseUnavailable(
                     f"the database is not sure of its commit ({connection.warning}); {_NOT_KNOWN}"

@@ -80,6 +80,16 @@ class AppointmentNotFound(ServiceError):
     reason = "APPOINTMENT_NOT_FOUND"
 
 
+class OperationNotFound(ServiceError):
+    reason = "OPERATION_NOT_FOUND"
+
+
+class OperationFailed(ServiceError):
+    """An accepted operation could not be applied; the message says why."""
+
+    reason = "OPERATION_FAILED"
+
+
 class Overloaded(ServiceError):
     """Too much waits already; nothing was written."""
 

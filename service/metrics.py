@@ -47,6 +47,24 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.accepted_together = Histogram(
+            "appointments_accepted_operations",
+            "Operations that were appended to the queue together",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+            registry=self.registry,
+        )
+        self.applied_together = Histogram(
+            "appointments_applied_operations",
+            "Operations that a worker applied in one call",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+            registry=self.registry,
+        )
+        self.operation_delay_seconds = Histogram(
+            "appointments_operation_delay_seconds",
+            "Time from the acceptance of the oldest operation of a batch to its end",
+            buckets=(*_SECONDS, 60, 300, 3600),
+            registry=self.registry,
+        )
         # livesum: of several processes, those that live are added up.
         self.queued_writes = Gauge(
             "appointments_queued_writes",

@@ -5,12 +5,14 @@ import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import grpc
 import structlog
 from appointments.relay.v1 import relay_pb2, relay_pb2_grpc
 from appointments.v1 import appointment_service_pb2
+from google.longrunning import operations_pb2
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
@@ -23,6 +25,10 @@ from service.database import Database, Timeouts
 from service.errors import Overloaded
 from service.metrics import CannotListen, Metrics, serve_metrics
 from service.moments import Moments
+from service.operations.accepter import Accepter
+from service.operations.postgres_queue import PostgresQueue
+from service.operations.results import OperationResults
+from service.operations.servicer import OperationsServicer
 from service.page_cache import PageCache
 from service.reads import ReadStore
 from service.relay import RelayServicer
@@ -32,6 +38,7 @@ from service.settings import Settings
 from service.unary import unary_handlers
 from service.writes import WriteStore
 
+OPERATIONS = operations_pb2.DESCRIPTOR.services_by_name["Operations"]
 APPOINTMENTS = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentService"]
 SERVICE = APPOINTMENTS.full_name
 RELAY = relay_pb2.DESCRIPTOR.services_by_name["RelayService"].full_name
@@ -73,7 +80,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             settings.database_url,
             name="write",
             connections=settings.write_connections,
-            # The committer has one call in flight for each connection at most.
+            # The committer has one call in flight for each connection at most, the accepter one.
             max_waiting=settings.write_connections,
             timeouts=timeouts,
             replica=False,
@@ -120,27 +127,42 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ],
         )
+        accepter = Accepter(PostgresQueue(writes), metrics, max_waiting=settings.max_queued_writes)
         calls = CallHandler(
-            APPOINTMENTS,
-            AppointmentServicer(
-                committer,
-                ReadStore(reads, replica),
-                PageCache(Moments(reads, max_waiting=settings.max_queued_reads)),
-            ),
+            {
+                APPOINTMENTS: AppointmentServicer(
+                    committer,
+                    accepter,
+                    ReadStore(reads, replica),
+                    PageCache(Moments(reads, max_waiting=settings.max_queued_reads)),
+                ),
+                OPERATIONS: OperationsServicer(
+                    OperationResults(
+                        reads,
+                        retention=timedelta(days=settings.operation_retention_days),
+                        poll_interval=settings.operation_poll_interval,
+                        queued_elsewhere=False,
+                    ),
+                    timeout=settings.request_timeout,
+                ),
+            },
             metrics,
             timeout=settings.request_timeout,
         )
         relay = RelayServicer(calls.handle, metrics)
-        server.add_generic_rpc_handlers((unary_handlers(APPOINTMENTS, calls.handle),))
+        server.add_generic_rpc_handlers(
+            tuple(unary_handlers(service, calls.handle) for service in (APPOINTMENTS, OPERATIONS))
+        )
         relay_pb2_grpc.add_RelayServiceServicer_to_server(relay, server)
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-        _add_reflection(server, SERVICE, RELAY, health.SERVICE_NAME)
+        _add_reflection(server, SERVICE, OPERATIONS.full_name, RELAY, health.SERVICE_NAME)
         port = _bind(server, settings.grpc_host, settings.grpc_port)
 
         for database in (writes, reads, replica):
             if database is not None:
                 await stack.enter_async_context(database)
         stack.push_async_callback(committer.drain)
+        stack.push_async_callback(accepter.drain)
         await server.start()
         stack.push_async_callback(server.stop, settings.shutdown_grace)
         stack.callback(relay.close)

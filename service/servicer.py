@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import structlog
 from appointments.v1 import appointment_service_pb2 as rpc
+from google.longrunning import operations_pb2
 from google.protobuf.message import Message
 
 from service import messages, page_tokens
@@ -13,6 +14,8 @@ from service.calls import Call
 from service.committer import Committer
 from service.domain import Appointment, HistoryEntry, Upsert, Write, WriteResult
 from service.errors import InvalidFields, ServiceError
+from service.operations.accepter import Accepter
+from service.operations.servicer import submit
 from service.page_cache import PageCache
 from service.reads import ReadStore, Window
 from service.status import status_of
@@ -32,8 +35,11 @@ ItemMessage = TypeVar("ItemMessage", bound=Message)
 
 
 class AppointmentServicer:
-    def __init__(self, committer: Committer, reads: ReadStore, pages: PageCache) -> None:
+    def __init__(
+        self, committer: Committer, accepter: Accepter, reads: ReadStore, pages: PageCache
+    ) -> None:
         self._committer = committer
+        self._accepter = accepter
         self._reads = reads
         self._pages = pages
 
@@ -65,6 +71,11 @@ class AppointmentServicer:
         call.outcome = result.outcome
         call.organization_revision = result.organization_revision
         return result
+
+    async def SubmitAppointment(
+        self, request: rpc.SubmitAppointmentRequest, call: Call
+    ) -> operations_pb2.Operation:
+        return await submit(self._accepter, request, call)
 
     async def BatchUpsertAppointments(
         self, request: rpc.BatchUpsertAppointmentsRequest, call: Call

@@ -3,12 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from typing import NoReturn
 
 import structlog
 
 from service.database import Database, Timeouts
 from service.metrics import Metrics, serve_metrics
+from service.operations.postgres_queue import PostgresQueueWorker
+from service.operations.results import OperationResults
 from service.schema import check_schema
 from service.settings import Settings
 
@@ -46,7 +49,26 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
                 metrics=metrics,
             )
         )
-        duties: dict[str, Duty] = {}
+        operations = PostgresQueueWorker(
+            database,
+            metrics,
+            # One connection is left to the other duties.
+            lanes=settings.worker_connections - 1,
+            max_organizations=settings.max_call_organizations,
+            max_batch=settings.max_batch_writes,
+            lease=settings.operation_lease,
+            poll_interval=settings.operation_poll_interval,
+        )
+        results = OperationResults(
+            database,
+            retention=timedelta(days=settings.operation_retention_days),
+            poll_interval=settings.operation_poll_interval,
+            queued_elsewhere=False,
+        )
+        duties: dict[str, Duty] = {
+            "operations": operations.run,
+            "purge": results.keep_purged,
+        }
         for name, duty in duties.items():
             task = asyncio.create_task(_keep(name, duty))
             stack.push_async_callback(_end, task)

@@ -164,14 +164,15 @@ class WriteStore:
 
 
 def _parameters(writes: Sequence[Write]) -> list[dict[str, Any]]:
-    return [_parameter(write) for write in writes]
+    return [write_parameter(write) for write in writes]
 
 
 def _json(value: list[dict[str, Any]]) -> str:
     return orjson.dumps(value).decode()
 
 
-def _parameter(write: Write) -> dict[str, Any]:
+def write_parameter(write: Write) -> dict[str, Any]:
+    """Return a write as apply_writes takes it, for orjson."""
     parameter: dict[str, Any] = {
         "id": write.id,
         "expected_revision": write.expected_revision,
@@ -207,10 +208,11 @@ def _result(organization_id: str, row: Row) -> WriteResult | ServiceError:
             organization_revision=revision,
             appointment=rows.appointment(organization_id, row[4:]),
         )
-    return _refusal(outcome, revision, row[3])
+    return refusal(outcome, revision, row[3])
 
 
-def _refusal(outcome: str, revision: int, conflicts: list[dict[str, Any]] | None) -> ServiceError:
+def refusal(outcome: str, revision: int, conflicts: list[dict[str, Any]] | None) -> ServiceError:
+    """Return the error that an outcome of apply_writes is, if it is one."""
     match outcome:
         case "TIME_RANGE_CONFLICT":
             return TimeRangeTaken(_conflicts(conflicts), organization_revision=revision)

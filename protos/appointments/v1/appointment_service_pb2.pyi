@@ -586,3 +586,72 @@ class BatchUpsertAppointmentsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchUpsertAppointmentsResponse: _TypeAlias = BatchUpsertAppointmentsResponse  # noqa: Y015
+
+@_typing.final
+class SubmitAppointmentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPSERT_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def upsert(self) -> Global___UpsertAppointmentRequest: ...
+    @_builtins.property
+    def cancel(self) -> Global___CancelAppointmentRequest: ...
+    def __init__(
+        self,
+        *,
+        upsert: Global___UpsertAppointmentRequest | None = ...,
+        cancel: Global___CancelAppointmentRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "upsert", b"upsert", "write", b"write"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "upsert", b"upsert", "write", b"write"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_write: _TypeAlias = _typing.Literal["upsert", "cancel"]  # noqa: Y015
+    _WhichOneofArgType_write: _TypeAlias = _typing.Literal["write", b"write"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_write) -> _WhichOneofReturnType_write | None: ...
+
+Global___SubmitAppointmentRequest: _TypeAlias = SubmitAppointmentRequest  # noqa: Y015
+
+@_typing.final
+class OperationMetadata(_message.Message):
+    """`metadata` of an operation, whose `response` is the `Appointment` as stored after it. Its
+    name is `organizations/{organization}/operations/{id}`, the organization percent-encoded.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    APPOINTMENT_ID_FIELD_NUMBER: _builtins.int
+    ACCEPTED_AT_FIELD_NUMBER: _builtins.int
+    FINISHED_AT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    appointment_id: _builtins.str
+    """As given, or as made for a write without an id."""
+    outcome: _appointment_pb2.Outcome.ValueType
+    """Absent until it is done, and with an error."""
+    @_builtins.property
+    def accepted_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def finished_at(self) -> _timestamp_pb2.Timestamp:
+        """Absent until it is done."""
+
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        appointment_id: _builtins.str = ...,
+        accepted_at: _timestamp_pb2.Timestamp | None = ...,
+        finished_at: _timestamp_pb2.Timestamp | None = ...,
+        outcome: _appointment_pb2.Outcome.ValueType | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_outcome", b"_outcome", "accepted_at", b"accepted_at", "finished_at", b"finished_at", "outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_outcome", b"_outcome", "accepted_at", b"accepted_at", "appointment_id", b"appointment_id", "finished_at", b"finished_at", "organization_id", b"organization_id", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__outcome: _TypeAlias = _typing.Literal["outcome"]  # noqa: Y015
+    _WhichOneofArgType__outcome: _TypeAlias = _typing.Literal["_outcome", b"_outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__outcome) -> _WhichOneofReturnType__outcome | None: ...
+
+Global___OperationMetadata: _TypeAlias = OperationMetadata  # noqa: Y015

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from appointments.v1 import appointment_service_pb2 as appointments_dot_v1_dot_appointment__service__pb2
+from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -86,6 +87,11 @@ class AppointmentServiceStub:
                 request_serializer=appointments_dot_v1_dot_appointment__service__pb2.BatchUpsertAppointmentsRequest.SerializeToString,
                 response_deserializer=appointments_dot_v1_dot_appointment__service__pb2.BatchUpsertAppointmentsResponse.FromString,
                 _registered_method=True)
+        self.SubmitAppointment = channel.unary_unary(
+                '/appointments.v1.AppointmentService/SubmitAppointment',
+                request_serializer=appointments_dot_v1_dot_appointment__service__pb2.SubmitAppointmentRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
 
 
 class AppointmentServiceServicer:
@@ -166,6 +172,24 @@ class AppointmentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubmitAppointment(self, request, context):
+        """Accepts one write, which is applied soon: an operation that is answered is durable and
+        ends, once, with the result or the error that the synchronous call would have had.
+
+        The fields' rules are checked before it is accepted, all else when it is applied.
+        Operations of one organization are applied in the order in which they were accepted;
+        synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
+        appointments with `Prefer: respond-async`.
+
+        Where it stands tell `GetOperation` and `WaitOperation` of
+        `google.longrunning.Operations`.
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AppointmentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -203,6 +227,11 @@ def add_AppointmentServiceServicer_to_server(servicer, server):
                     servicer.BatchUpsertAppointments,
                     request_deserializer=appointments_dot_v1_dot_appointment__service__pb2.BatchUpsertAppointmentsRequest.FromString,
                     response_serializer=appointments_dot_v1_dot_appointment__service__pb2.BatchUpsertAppointmentsResponse.SerializeToString,
+            ),
+            'SubmitAppointment': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitAppointment,
+                    request_deserializer=appointments_dot_v1_dot_appointment__service__pb2.SubmitAppointmentRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -411,6 +440,33 @@ class AppointmentService:
             '/appointments.v1.AppointmentService/BatchUpsertAppointments',
             appointments_dot_v1_dot_appointment__service__pb2.BatchUpsertAppointmentsRequest.SerializeToString,
             appointments_dot_v1_dot_appointment__service__pb2.BatchUpsertAppointmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitAppointment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appointments.v1.AppointmentService/SubmitAppointment',
+            appointments_dot_v1_dot_appointment__service__pb2.SubmitAppointmentRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ isort:skip_file
 
 from appointments.v1 import appointment_service_pb2 as _appointment_service_pb2
 from collections import abc as _abc
+from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -77,6 +78,20 @@ class AppointmentServiceStub:
     those before it. Each is decided by itself: some may be refused while others
     are written.
     """
+    SubmitAppointment: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.SubmitAppointmentRequest, _operations_pb2.Operation]
+    """Accepts one write, which is applied soon: an operation that is answered is durable and
+    ends, once, with the result or the error that the synchronous call would have had.
+
+    The fields' rules are checked before it is accepted, all else when it is applied.
+    Operations of one organization are applied in the order in which they were accepted;
+    synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
+    appointments with `Prefer: respond-async`.
+
+    Where it stands tell `GetOperation` and `WaitOperation` of
+    `google.longrunning.Operations`.
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    """
 
 @_typing.type_check_only
 class AppointmentServiceAsyncStub(AppointmentServiceStub):
@@ -126,6 +141,20 @@ class AppointmentServiceAsyncStub(AppointmentServiceStub):
     """Upserts up to 1,000 appointments of one organization, in order, each seeing
     those before it. Each is decided by itself: some may be refused while others
     are written.
+    """
+    SubmitAppointment: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.SubmitAppointmentRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Accepts one write, which is applied soon: an operation that is answered is durable and
+    ends, once, with the result or the error that the synchronous call would have had.
+
+    The fields' rules are checked before it is accepted, all else when it is applied.
+    Operations of one organization are applied in the order in which they were accepted;
+    synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
+    appointments with `Prefer: respond-async`.
+
+    Where it stands tell `GetOperation` and `WaitOperation` of
+    `google.longrunning.Operations`.
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     """
 
 class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -215,6 +244,26 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Upserts up to 1,000 appointments of one organization, in order, each seeing
         those before it. Each is decided by itself: some may be refused while others
         are written.
+        """
+
+    @_abc_1.abstractmethod
+    def SubmitAppointment(
+        self,
+        request: _appointment_service_pb2.SubmitAppointmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Accepts one write, which is applied soon: an operation that is answered is durable and
+        ends, once, with the result or the error that the synchronous call would have had.
+
+        The fields' rules are checked before it is accepted, all else when it is applied.
+        Operations of one organization are applied in the order in which they were accepted;
+        synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
+        appointments with `Prefer: respond-async`.
+
+        Where it stands tell `GetOperation` and `WaitOperation` of
+        `google.longrunning.Operations`.
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         """
 
 def add_AppointmentServiceServicer_to_server(servicer: AppointmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,1 @@
+"""Writes that are accepted now and applied soon."""

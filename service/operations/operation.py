@@ -1,0 +1,79 @@
+"""Operations: what was accepted, its name, and how it ended."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote, unquote
+from uuid import UUID
+
+from service.domain import Write, WriteResult, new_id
+from service.errors import InvalidFields, OperationNotFound, ServiceError
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """A write to be applied. The id tells the order of acceptance only to the millisecond."""
+
+    organization_id: str
+    id: UUID
+    accepted_at: datetime
+    write: Write
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationState:
+    """Where an operation stands: `result` and `finished_at` are None until it is done."""
+
+    organization_id: str
+    id: UUID
+    appointment_id: str
+    accepted_at: datetime
+    finished_at: datetime | None = None
+    result: WriteResult | ServiceError | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{parent_name(self.organization_id)}/operations/{self.id}"
+
+
+def new_operation(organization_id: str, write: Write) -> Operation:
+    """Accept a write."""
+    return Operation(
+        organization_id=organization_id,
+        id=UUID(new_id()),
+        accepted_at=datetime.now(UTC),
+        write=write,
+    )
+
+
+def time_of(id: UUID) -> datetime:
+    """Return when a UUIDv7 was made, to the millisecond."""
+    return _EPOCH + timedelta(milliseconds=id.int >> 80)
+
+
+def parent_name(organization_id: str) -> str:
+    return f"organizations/{quote(organization_id, safe='')}"
+
+
+def read_parent(name: str) -> str:
+    """Return the organization of `organizations/{organization}`. Raises InvalidFields."""
+    match name.split("/"):
+        case ["organizations", organization] if organization:
+            return unquote(organization)
+    raise InvalidFields([("name", "must be organizations/{organization}")])
+
+
+def read_name(name: str) -> tuple[str, UUID]:
+    """Return the organization and the id of an operation's name.
+
+    Raises InvalidFields for what is no such name, OperationNotFound for an id that no
+    operation can have.
+    """
+    match name.split("/"):
+        case ["organizations", organization, "operations", id] if organization and id:
+            try:
+                return unquote(organization), UUID(id)
+            except ValueError:
+                raise OperationNotFound("there is no such operation") from None
+    raise InvalidFields([("name", "must be organizations/{organization}/operations/{id}")])

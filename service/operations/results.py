@@ -1,0 +1,203 @@
+"""How operations ended: read, waited for, and purged when they are old."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import LiteralString, NoReturn
+from uuid import UUID
+
+from service import rows
+from service.database import Database
+from service.domain import Outcome, WriteResult
+from service.errors import (
+    DatabaseUnavailable,
+    OperationFailed,
+    OperationNotFound,
+    Overloaded,
+    ServiceError,
+)
+from service.operations.operation import OperationState, time_of
+from service.rows import Row
+from service.writes import refusal
+
+_HISTORY_APPOINTMENT: LiteralString = ", ".join(
+    f"h.{column.strip()}" for column in rows.APPOINTMENT.split(",")
+)
+
+# Those that are done and those that are not, at one moment.
+_OPERATIONS: LiteralString = f"""
+    SELECT o.operation_id, o.accepted_at, o.appointment_id AS wanted_id, o.finished_at,
+        o.outcome, o.organization_revision, o.conflicts, o.failure, {_HISTORY_APPOINTMENT}
+    FROM (
+        SELECT organization_id, operation_id, accepted_at, appointment_id, finished_at,
+            outcome, organization_revision, revision, conflicts, failure
+        FROM operations
+        WHERE organization_id = %(organization_id)s {{only}} {{done}}
+        UNION ALL
+        SELECT organization_id, operation_id, accepted_at, write ->> 'id', NULL,
+            NULL, NULL, NULL, NULL, NULL
+        FROM queued_operations
+        WHERE organization_id = %(organization_id)s {{only}} {{queued}}
+    ) AS o
+    LEFT JOIN appointment_history h
+        ON h.organization_id = o.organization_id AND h.revision = o.revision
+    ORDER BY o.operation_id DESC
+    LIMIT %(limit)s
+"""
+
+_DONE: LiteralString = """
+    SELECT o.organization_id, o.operation_id
+    FROM unnest(%s::text[], %s::uuid[]) AS wanted (organization_id, operation_id)
+    JOIN operations o USING (organization_id, operation_id)
+"""
+
+_PURGE: LiteralString = """
+    DELETE FROM operations
+    WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM operations WHERE finished_at < %s LIMIT %s
+    ))
+    RETURNING 1
+"""
+PURGED_AT_ONCE = 1000
+# Seconds.
+PURGE_INTERVAL = 10.0
+
+# Which operations a list shows, by its filter.
+FILTERS: dict[str, tuple[LiteralString, LiteralString]] = {
+    "": ("", ""),
+    "done=true": ("", "AND false"),
+    "done=false": ("AND false", ""),
+    "error:*": ("AND revision IS NULL", "AND false"),
+}
+
+
+class OperationResults:
+    """Reads operations. A finished one is kept for `retention` at least.
+
+    `queued_elsewhere`: an operation that waits in a broker is not seen here, so one that
+    is not found counts as not done, if its id was made within `retention`.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        retention: timedelta,
+        poll_interval: float,
+        queued_elsewhere: bool,
+    ) -> None:
+        self._database = database
+        self._retention = retention
+        self._poll_interval = poll_interval
+        self._queued_elsewhere = queued_elsewhere
+        # Whom to tell, by organization and operation.
+        self._waiting: dict[tuple[str, UUID], set[asyncio.Event]] = {}
+        self._watching: asyncio.Task[None] | None = None
+
+    async def get(self, organization_id: str, id: UUID) -> OperationState:
+        """Return where an operation stands. Raises OperationNotFound."""
+        found = await self._database.fetch(
+            _OPERATIONS.format(only="AND operation_id = %(id)s", done="", queued=""),
+            {"organization_id": organization_id, "id": id, "limit": 1},
+        )
+        if found:
+            return _state(organization_id, found[0])
+        age = datetime.now(UTC) - time_of(id) if id.version == 7 else None
+        if not self._queued_elsewhere or age is None or not timedelta() <= age < self._retention:
+            raise OperationNotFound("there is no such operation, or its result is no longer kept")
+        return OperationState(
+            organization_id=organization_id, id=id, appointment_id="", accepted_at=time_of(id)
+        )
+
+    async def list(
+        self, organization_id: str, *, filter: str, before: UUID | None, limit: int
+    ) -> Sequence[OperationState]:
+        """Return operations, the latest first, that are older than `before`."""
+        done, queued = FILTERS[filter]
+        only: LiteralString = "" if before is None else "AND operation_id < %(before)s"
+        found = await self._database.fetch(
+            _OPERATIONS.format(only=only, done=done, queued=queued),
+            {"organization_id": organization_id, "before": before, "limit": limit},
+        )
+        return [_state(organization_id, row) for row in found]
+
+    async def wait(self, organization_id: str, id: UUID, *, at_most: float) -> OperationState:
+        """Return where an operation stands once it is done, or after `at_most` seconds."""
+        state = await self.get(organization_id, id)
+        if state.result is not None or at_most <= 0:
+            return state
+        key = (organization_id, id)
+        done = asyncio.Event()
+        self._waiting.setdefault(key, set()).add(done)
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
+        try:
+            async with asyncio.timeout(at_most):
+                await done.wait()
+        except TimeoutError:
+            return state
+        finally:
+            self._forget(key, done)
+        return await self.get(organization_id, id)
+
+    async def keep_purged(self) -> NoReturn:
+        """Delete what is older than the retention, until cancelled."""
+        while True:
+            try:
+                purged = await self._database.fetch(
+                    _PURGE, (datetime.now(UTC) - self._retention, PURGED_AT_ONCE)
+                )
+            except (DatabaseUnavailable, Overloaded):
+                purged = []
+            if len(purged) < PURGED_AT_ONCE:
+                await asyncio.sleep(PURGE_INTERVAL)
+
+    async def _watch(self) -> None:
+        """Ask for all that is waited for at once, as long as anything is."""
+        try:
+            while self._waiting:
+                await asyncio.sleep(self._poll_interval)
+                if not self._waiting:
+                    break
+                organizations, ids = zip(*self._waiting, strict=True)
+                try:
+                    found = await self._database.fetch(_DONE, (list(organizations), list(ids)))
+                except (DatabaseUnavailable, Overloaded):
+                    continue  # who waits does so no longer than it wants
+                for key in found:
+                    for done in self._waiting.get((key[0], key[1]), ()):
+                        done.set()
+        finally:
+            self._watching = None
+
+    def _forget(self, key: tuple[str, UUID], done: asyncio.Event) -> None:
+        self._waiting[key].discard(done)
+        if not self._waiting[key]:
+            del self._waiting[key]
+
+
+def _state(organization_id: str, row: Row) -> OperationState:
+    return OperationState(
+        organization_id=organization_id,
+        id=row[0],
+        accepted_at=row[1],
+        appointment_id=row[2],
+        finished_at=row[3],
+        result=_result(organization_id, row[4:]) if row[4] is not None else None,
+    )
+
+
+def _result(organization_id: str, row: Row) -> WriteResult | ServiceError:
+    outcome, revision, conflicts, failure, *appointment = row
+    if failure is not None:
+        return OperationFailed(
+            f"it could not be applied, nothing was written: {failure}",
+            organization_revision=revision,
+        )
+    if appointment[0] is None:
+        return refusal(outcome, revision, conflicts)
+    return WriteResult(
+        outcome=Outcome(outcome),
+        appointment=rows.appointment(organization_id, tuple(appointment)),
+        organization_revision=revision,
+    )
