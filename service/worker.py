@@ -56,7 +56,7 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
             lanes=settings.worker_connections - 1,
             max_organizations=settings.max_call_organizations,
             max_batch=settings.max_batch_writes,
-            lease=settings.operation_lease,
+            lease=max(settings.operation_lease, 2 * settings.statement_timeout),
             poll_interval=settings.operation_poll_interval,
         )
         results = OperationResults(
