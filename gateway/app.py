@@ -15,11 +15,19 @@ from google.rpc.status_pb2 import Status
 from grpc import aio
 
 from gateway.bodies import BodyReader
+from gateway.caller import ServiceCaller
 from gateway.calls import CallEndpoint, CallSettings, InFlight
 from gateway.http_server import Endpoint, HttpHandler, HttpServer
 from gateway.logs import lifecycle_logger
 from gateway.metrics import Metrics
 from gateway.openapi import openapi_document
+from gateway.operations import (
+    OPERATION_PATH,
+    OPERATIONS_PATH,
+    OperationAnswers,
+    OperationEndpoint,
+    OperationsEndpoint,
+)
 from gateway.pages import DOCUMENT_PATH, Alive, Ready, document_page, viewer_pages
 from gateway.problems import StatusReader
 from gateway.relay import Relay
@@ -64,21 +72,24 @@ def build_router(
     statuses = StatusReader(
         frozenset(route.body for route in routes if route.body not in {"", "*"})
     )
+    service = ServiceCaller(relays, statuses, max_message_bytes=settings.max_message_bytes)
+    operations = OperationAnswers(statuses)
     shared = CallSettings(
-        relays=relays,
-        max_message_bytes=settings.max_message_bytes,
+        service=service,
         bodies=BodyReader(
             max_bytes=settings.gateway_max_body_bytes, timeout=settings.gateway_body_timeout
         ),
         receiving=InFlight(BODIES_PER_CALL * settings.gateway_max_in_flight),
         in_flight=in_flight,
-        statuses=statuses,
+        operations=operations,
         special={Status.DESCRIPTOR.full_name: statuses.render},
     )
     router: Router[Endpoint] = Router()
     for route in routes:
         endpoint = CallEndpoint(route, shared, _location(route, routes))
         router.add(route.http_method, route.template, endpoint)
+    router.add("GET", OPERATION_PATH, OperationEndpoint(service, operations))
+    router.add("GET", OPERATIONS_PATH, OperationsEndpoint(service, operations))
     router.add("GET", "/healthz", Alive())
     router.add("GET", "/readyz", Ready(channel, SERVICE.full_name))
     router.add("GET", DOCUMENT_PATH, document_page(openapi_document(SERVICE, routes)))

@@ -1,13 +1,12 @@
 """The endpoint of an RPC: one HTTP request becomes one call of the service."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
-from zlib import crc32
 
 import orjson
 from aiohttp import hdrs
@@ -18,23 +17,16 @@ from google.protobuf.message_factory import GetMessageClass
 
 from gateway.answers import json_answer
 from gateway.bodies import BodyReader, refuse_body
+from gateway.caller import ServiceCaller, revision_header
 from gateway.exchange import Exchange
 from gateway.inputs import InputReader
-from gateway.problems import (
-    FieldError,
-    Problem,
-    ProblemError,
-    StatusReader,
-    invalid_fields,
-    too_large,
-)
-from gateway.relay import ENVELOPE_BYTES, CallError, Relay, Reply
+from gateway.operations import OperationAnswers, Submission, read_preferences, submission_kind
+from gateway.problems import FieldError, Problem, ProblemError, invalid_fields
 from gateway.rendering import MessageRenderer, Render
 from gateway.routes import Route
 
 ACTOR = "X-Actor"
 MAX_ACTOR_LENGTH = 256
-REVISION = "Organization-Revision"
 OUTCOME = "Appointment-Outcome"
 ETAG = "ETag"
 DEFAULT_ORGANIZATION = "default"
@@ -77,14 +69,12 @@ class InFlight:
 class CallSettings:
     """What all endpoints share; sizes are in bytes."""
 
-    # One for each connection to the service.
-    relays: Sequence[Relay]
-    max_message_bytes: int
+    service: ServiceCaller
     bodies: BodyReader
     # Apart from the calls, so that callers who send slowly do not keep others out.
     receiving: InFlight
     in_flight: InFlight
-    statuses: StatusReader
+    operations: OperationAnswers
     special: Mapping[str, Render]
 
 
@@ -108,6 +98,10 @@ class CallEndpoint:
         # What is read again and again is often the same.
         self._reads = route.http_method == hdrs.METH_GET
         self._render_cached = lru_cache(CACHED_RESPONSES)(self._render_response)
+        kind = submission_kind(route.rpc.input_type)
+        self._submission = (
+            Submission(kind, settings.service, self._written, settings.operations) if kind else None
+        )
 
     async def __call__(self, exchange: Exchange) -> Response:
         """Make the call and render its answer. Raises `ProblemError` for every refusal."""
@@ -121,14 +115,12 @@ class CallEndpoint:
         with self._settings.in_flight:
             message = self._input.read(exchange, body)
             exchange.organization = self._organization_of(message)
-            encoded = message.SerializeToString()
-            if len(encoded) > self._settings.max_message_bytes - ENVELOPE_BYTES:
-                raise too_large(
-                    "As a message of the service the request is more than "
-                    f"{self._settings.max_message_bytes} bytes."
-                )
-            reply = await self._call(encoded, exchange, actor)
-        headers = {**_COMMON_HEADERS, **_revision(reply.organization_revision)}
+            if self._submission is not None:
+                preferences = read_preferences(exchange.request)
+                if preferences.respond_async:
+                    return await self._submission.answer(exchange, message, actor, preferences)
+            reply = await self._settings.service.call(self.name, message, exchange, actor=actor)
+        headers = {**_COMMON_HEADERS, **revision_header(reply.organization_revision)}
         if not self._has_outcome:
             if self._reads and len(reply.response) <= MAX_CACHED_BYTES:
                 body, further = self._render_cached(reply.response)
@@ -136,11 +128,20 @@ class CallEndpoint:
                 body, further = self._render_response(reply.response)
             return json_answer(HTTPStatus.OK, body, {**headers, **further})
         response = self._read_response(reply.response)
-        shown = self._shown(response)
-        exchange.outcome = _OUTCOMES[response.outcome]
-        headers[OUTCOME] = exchange.outcome
         dry_run = getattr(message, "validate_only", False)
-        created = response.outcome == Outcome.CREATED and not dry_run
+        return self._written(exchange, self._shown(response), response.outcome, headers, dry_run)
+
+    def _written(
+        self,
+        exchange: Exchange,
+        shown: Any,  # noqa: ANN401  messages of any type
+        outcome: Outcome.ValueType,
+        headers: dict[str, str],
+        dry_run: bool = False,
+    ) -> Response:
+        """Answer a write that was made, or that would have been."""
+        headers[OUTCOME] = exchange.outcome = _OUTCOMES[outcome]
+        created = outcome == Outcome.CREATED and not dry_run
         if self._location is not None and not dry_run:
             headers[hdrs.LOCATION] = location_of(self._location, shown)
         body, further = self._body(shown)
@@ -157,20 +158,6 @@ class CallEndpoint:
         """Give the body, and the headers that belong to it."""
         etag = shown.etag if self._has_etag else ""
         return orjson.dumps(self._render(shown)), {ETAG: f'"{etag}"'} if etag else {}
-
-    async def _call(self, encoded: bytes, exchange: Exchange, actor: str) -> Reply:
-        # The calls of an organization stay together, so that its writes make one batch.
-        relays = self._settings.relays
-        organization = (exchange.organization or "").encode()
-        relay = relays[crc32(organization) % len(relays)]
-        try:
-            # Cancelled with this request, if its caller goes away.
-            return await relay.call(self.name, encoded, request_id=exchange.request_id, actor=actor)
-        except CallError as error:
-            raise ProblemError(
-                self._settings.statuses.of_status(error.status),
-                _revision(error.organization_revision),
-            ) from error
 
 
 def organization_reader(input_type: Descriptor) -> Callable[[Any], str | None]:
@@ -213,7 +200,3 @@ def _actor(exchange: Exchange) -> str:
     if len(actor) > MAX_ACTOR_LENGTH:
         raise invalid_fields([FieldError(ACTOR, f"must be at most {MAX_ACTOR_LENGTH} characters")])
     return actor
-
-
-def _revision(revision: int | None) -> dict[str, str]:
-    return {REVISION: str(revision)} if revision is not None else {}

@@ -84,10 +84,45 @@ def query_fields(route: Route) -> tuple[FieldDescriptor, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Parameter:
+class QueryParameter:
+    """A query parameter: the field that it is read into, and how."""
+
     name: str
     repeated: bool
     read: Read
+
+
+def read_query(
+    query: str, parameters: Mapping[str, QueryParameter], fields: dict[str, Any], errors: Errors
+) -> None:
+    """Read the query of a URL, still encoded, into fields; every fault is added to the errors."""
+    if not query:
+        return
+    for pair in query.split("&"):
+        if not pair:
+            continue
+        raw_name, _, raw_value = pair.partition("=")
+        try:
+            name = decode_percent(raw_name.replace("+", " "))
+        except ValueError as error:
+            errors.append(FieldError("query", str(error)))
+            continue
+        parameter = parameters.get(name)
+        if parameter is None:
+            errors.append(FieldError(name, "is not a query parameter of this method"))
+            continue
+        try:
+            value = decode_percent(raw_value.replace("+", " "))
+        except ValueError as error:
+            errors.append(FieldError(name, str(error)))
+            continue
+        read = parameter.read(value, name, errors)
+        if parameter.repeated:
+            fields.setdefault(parameter.name, []).append(read)
+        elif parameter.name in fields:
+            errors.append(FieldError(name, "must be there only once"))
+        else:
+            fields[parameter.name] = read
 
 
 class InputReader:
@@ -103,7 +138,7 @@ class InputReader:
             name: (fields[name].json_name, query_reader(fields[name])) for name in route.variables
         }
         self._parameters = {
-            field.json_name: _Parameter(field.name, field.is_repeated, query_reader(field))
+            field.json_name: QueryParameter(field.name, field.is_repeated, query_reader(field))
             for field in query_fields(route)
         }
         self._headers = tuple(header_fields(route).values())
@@ -127,7 +162,7 @@ class InputReader:
         fields: dict[str, Any] = {}
         message: Message | None = None
         self._read_variables(exchange.variables, fields, errors)
-        self._read_query(exchange.query, fields, errors)
+        read_query(exchange.query, self._parameters, fields, errors)
         self._read_headers(exchange.request, fields, errors)
         if self._body_reader is not None:
             message = self._body_reader.read(parse_json(body), "", errors)
@@ -148,35 +183,6 @@ class InputReader:
                 fields[name] = read(decode_percent(raw), json_name, errors)
             except ValueError as error:
                 errors.append(FieldError(json_name, str(error)))
-
-    def _read_query(self, query: str, fields: dict[str, Any], errors: Errors) -> None:
-        if not query:
-            return
-        for pair in query.split("&"):
-            if not pair:
-                continue
-            raw_name, _, raw_value = pair.partition("=")
-            try:
-                name = decode_percent(raw_name.replace("+", " "))
-            except ValueError as error:
-                errors.append(FieldError("query", str(error)))
-                continue
-            parameter = self._parameters.get(name)
-            if parameter is None:
-                errors.append(FieldError(name, "is not a query parameter of this method"))
-                continue
-            try:
-                value = decode_percent(raw_value.replace("+", " "))
-            except ValueError as error:
-                errors.append(FieldError(name, str(error)))
-                continue
-            read = parameter.read(value, name, errors)
-            if parameter.repeated:
-                fields.setdefault(parameter.name, []).append(read)
-            elif parameter.name in fields:
-                errors.append(FieldError(name, "must be there only once"))
-            else:
-                fields[parameter.name] = read
 
     def _read_headers(self, request: BaseRequest, fields: dict[str, Any], errors: Errors) -> None:
         for header in self._headers:

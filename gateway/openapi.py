@@ -5,13 +5,23 @@ from http import HTTPStatus
 from importlib import metadata
 from typing import Any
 
-from appointments.v1.appointment_pb2 import Outcome, TimeRangeConflict
+from appointments.v1.appointment_pb2 import Appointment, Outcome, TimeRangeConflict
+from appointments.v1.appointment_service_pb2 import OperationMetadata
 from google.protobuf.descriptor import ServiceDescriptor
 
 from gateway.answers import REQUEST_ID
-from gateway.calls import ACTOR, MAX_ACTOR_LENGTH, OUTCOME, REVISION
+from gateway.caller import REVISION
+from gateway.calls import ACTOR, MAX_ACTOR_LENGTH, OUTCOME
 from gateway.comments import read_comments
 from gateway.inputs import header_fields, query_fields
+from gateway.operations import (
+    MAX_WAIT,
+    OPERATION_PATH,
+    OPERATIONS_PATH,
+    PREFER,
+    PREFERENCE_APPLIED,
+    submission_kind,
+)
 from gateway.problems import MEDIA_TYPE
 from gateway.routes import Route
 from gateway.schemas import Schema, Schemas
@@ -41,6 +51,14 @@ _PARAMETERS: dict[str, Schema] = {
         "description": "Who makes the change, recorded in the history; not verified.",
         "schema": {"type": "string", "pattern": "^[ -~]*$", "maxLength": MAX_ACTOR_LENGTH},
     },
+    "Prefer": {
+        "name": PREFER,
+        "in": "header",
+        "description": "`respond-async`: accept the write and answer 202 with an operation that"
+        " ends as the write does. `respond-async, wait=5`: only if it does not end within so"
+        f" many seconds, at most {MAX_WAIT:g}. Anything else is ignored (RFC 7240).",
+        "schema": {"type": "string", "pattern": "^[ -~]*$"},
+    },
 }
 _HEADERS: dict[str, Schema] = {
     REQUEST_ID: {"description": "Names this request in the logs.", "schema": _TEXT},
@@ -53,12 +71,16 @@ _HEADERS: dict[str, Schema] = {
         "schema": _TEXT,
     },
     "Location": {
-        "description": "Where the appointment is read; not with `validateOnly`.",
+        "description": "Where the appointment, or the operation, is read; not with `validateOnly`.",
         "schema": {"type": "string", "format": "uri-reference"},
     },
     OUTCOME: {
         "description": "What the write did.",
         "schema": {"$ref": "#/components/schemas/Outcome"},
+    },
+    PREFERENCE_APPLIED: {
+        "description": "`respond-async`, or `wait=5` if the end came within the time to wait.",
+        "schema": _TEXT,
     },
     "Retry-After": {
         "description": "Whole seconds after which trying again may help.",
@@ -73,7 +95,7 @@ _PROBLEM_HEADERS: dict[HTTPStatus, tuple[str, ...]] = {
 }
 _PROBLEM_MEANINGS: dict[HTTPStatus, str] = {
     HTTPStatus.BAD_REQUEST: "`INVALID_FIELD` names every fault; `MALFORMED_REQUEST` is not JSON.",
-    HTTPStatus.NOT_FOUND: "`APPOINTMENT_NOT_FOUND`, or `ROUTE_NOT_FOUND`.",
+    HTTPStatus.NOT_FOUND: "`APPOINTMENT_NOT_FOUND`, `OPERATION_NOT_FOUND`, `ROUTE_NOT_FOUND`.",
     HTTPStatus.METHOD_NOT_ALLOWED: "`METHOD_NOT_ALLOWED`.",
     HTTPStatus.REQUEST_TIMEOUT: "`REQUEST_TIMEOUT`: the body took too long.",
     HTTPStatus.CONFLICT: "`TIME_RANGE_CONFLICT`: the range is taken; `conflicts` lists by what.",
@@ -154,6 +176,7 @@ def openapi_document(service: ServiceDescriptor, routes: Sequence[Route]) -> dic
     for route in routes:
         operation = _operation(route, schemas, comments.get(route.rpc.full_name, ""))
         paths.setdefault(route.template, {})[route.http_method.lower()] = operation
+    paths.update(_operation_paths())
     paths.update(_health_paths())
     return {
         "openapi": "3.1.0",
@@ -164,7 +187,11 @@ def openapi_document(service: ServiceDescriptor, routes: Sequence[Route]) -> dic
         },
         "paths": paths,
         "components": {
-            "schemas": {**_problem_schemas(schemas), **schemas.components},
+            "schemas": {
+                **_problem_schemas(schemas),
+                **_operation_schemas(schemas),
+                **schemas.components,
+            },
             "parameters": _PARAMETERS,
             "headers": _HEADERS,
             "responses": {
@@ -223,6 +250,8 @@ def _parameters(route: Route, schemas: Schemas) -> Iterator[Schema]:
     yield {"$ref": "#/components/parameters/RequestId"}
     if route.writes:
         yield {"$ref": "#/components/parameters/Actor"}
+    if submission_kind(route.rpc.input_type):
+        yield {"$ref": "#/components/parameters/Prefer"}
 
 
 def _responses(route: Route, schemas: Schemas) -> Schema:
@@ -245,6 +274,12 @@ def _responses(route: Route, schemas: Schemas) -> Schema:
     responses: Schema = {"200": {"description": "Done.", **success}}
     if creates:
         responses["201"] = {"description": "Created.", **success}
+    if submission_kind(route.rpc.input_type):
+        responses["202"] = {
+            "description": "Accepted: it ends soon, once.",
+            "headers": _header_references([REQUEST_ID, "Location", PREFERENCE_APPLIED]),
+            "content": {"application/json": {"schema": _reference("Operation")}},
+        }
     for status in sorted(_refusals(route)):
         responses[str(status.value)] = {"$ref": f"#/components/responses/{_response_name(status)}"}
     responses["default"] = {"$ref": "#/components/responses/Problem"}
@@ -265,6 +300,116 @@ def _refusals(route: Route) -> set[HTTPStatus]:
     if route.writes:
         refusals.add(HTTPStatus.CONFLICT)
     return refusals
+
+
+def _operation_paths() -> dict[str, Schema]:
+    organization: Schema = {
+        "name": "organizationId",
+        "in": "query",
+        "description": "Absent: `default`.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+    }
+
+    def operation(
+        name: str, summary: str, parameters: list[Schema], answer: str, *refusals: HTTPStatus
+    ) -> Schema:
+        success: Schema = {
+            "description": "Done.",
+            "headers": _header_references([REQUEST_ID, REVISION]),
+            "content": {"application/json": {"schema": _reference(answer)}},
+        }
+        responses = {"200": success} | {
+            str(status.value): {"$ref": f"#/components/responses/{_response_name(status)}"}
+            for status in sorted({*_ALWAYS, *refusals})
+        }
+        return {
+            "get": {
+                "operationId": name,
+                "tags": ["Operations"],
+                "summary": summary,
+                "parameters": [
+                    *parameters,
+                    organization,
+                    {"$ref": "#/components/parameters/RequestId"},
+                ],
+                "responses": {**responses, "default": {"$ref": "#/components/responses/Problem"}},
+            }
+        }
+
+    def query(name: str, schema: Schema, description: str) -> Schema:
+        return {"name": name, "in": "query", "schema": schema, "description": description}
+
+    identifier: Schema = {"name": "id", "in": "path", "required": True, "schema": _TEXT}
+    wait = query(
+        "wait",
+        {"type": "string", "pattern": "^([0-9]|1[0-9]|20)s?$"},
+        f"Seconds to wait for its end, at most {MAX_WAIT:g}, such as `10s`.",
+    )
+    page = [
+        query(
+            "filter",
+            {"type": "string", "enum": ["", "done=true", "done=false", "error:*"]},
+            "Which operations; absent: all.",
+        ),
+        query(
+            "pageSize",
+            {"type": "integer", "minimum": 0, "maximum": 1000},
+            "Most operations in the answer; 0 or absent: 100.",
+        ),
+        query("pageToken", _TEXT, "`nextPageToken` of the page before, with the same filter."),
+    ]
+    return {
+        OPERATION_PATH: operation(
+            "GetOperation",
+            "Tells where an operation stands.",
+            [identifier, wait],
+            "Operation",
+            HTTPStatus.NOT_FOUND,
+        ),
+        OPERATIONS_PATH: operation(
+            "ListOperations",
+            "Lists the operations of one organization, the latest first.",
+            page,
+            "ListOperationsResponse",
+        ),
+    }
+
+
+def _operation_schemas(schemas: Schemas) -> dict[str, Schema]:
+    def packed(message: Schema) -> Schema:
+        kind = {"type": "object", "properties": {"@type": _TEXT}, "required": ["@type"]}
+        return {"allOf": [kind, message]}
+
+    return {
+        "Operation": {
+            "type": "object",
+            "description": "A write that was accepted. Once it is `done` it has either a"
+            " `response` or an `error`, the one that the write at once would have had.",
+            "properties": {
+                "name": {
+                    "type": "string",
+                    "description": "`organizations/{organization}/operations/{id}`.",
+                },
+                "metadata": packed(schemas.given(OperationMetadata.DESCRIPTOR)),
+                "done": {"type": "boolean"},
+                "response": packed(schemas.given(Appointment.DESCRIPTOR)),
+                "error": _reference("Problem"),
+            },
+            "required": ["name", "metadata", "done"],
+        },
+        "ListOperationsResponse": {
+            "type": "object",
+            "properties": {
+                "operations": {"type": "array", "items": _reference("Operation")},
+                "nextPageToken": {"type": "string", "description": "Empty on the last page."},
+            },
+            "required": ["operations", "nextPageToken"],
+        },
+    }
+
+
+def _reference(schema: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{schema}"}
 
 
 def _health_paths() -> dict[str, Schema]:

@@ -1,6 +1,7 @@
 """Problem bodies (RFC 9457), and the one table from gRPC status and reason to HTTP."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -189,11 +190,13 @@ class StatusReader:
 
     A fault of a field that REST callers send as the body itself is named without that
     field: `appointment.start` is their `start`. In an answer that holds a status, as a
-    batch's does, it is named as if the one write had come alone, too.
+    batch's does, it is named as if the one write had come alone, too; and a write that is
+    submitted as one that is made at once.
     """
 
     def __init__(self, body_fields: frozenset[str]) -> None:
-        self._prefixes = tuple(f"{name}." for name in body_fields)
+        fields = "|".join(sorted(body_fields))
+        self._wrapped = re.compile(rf"((upsert|cancel)\.)?(({fields})\.)?")
         self._render_conflicts: Callable[[Any], dict[str, Any]] = MessageRenderer(
             TimeRangeConflict.DESCRIPTOR
         ).render
@@ -229,7 +232,7 @@ class StatusReader:
                     retry_after = max(1, math.ceil(delay.seconds + delay.nanos / 1e9))
             except DecodeError:
                 continue
-        if fallback is _INTERNAL:
+        if fallback is _INTERNAL and reason != "OPERATION_FAILED":
             return internal()
         http = _BY_REASON.get((code, reason), fallback.http)
         if retry_after is None and http in _RETRIED:
@@ -252,7 +255,4 @@ class StatusReader:
         return self.of_status(status).body()
 
     def _rest_path(self, proto_path: str) -> str:
-        for prefix in self._prefixes:
-            if proto_path.startswith(prefix):
-                return camel_case(proto_path.removeprefix(prefix))
-        return camel_case(proto_path)
+        return camel_case(self._wrapped.sub("", proto_path, count=1))

@@ -49,22 +49,24 @@ class Relay:
         self._stream: _Stream | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def call(self, method: str, request: bytes, *, request_id: str, actor: str) -> Reply:
+    async def call(
+        self, method: str, request: bytes, *, request_id: str, actor: str, wait: float = 0
+    ) -> Reply:
         """Call a method by its RPC's name.
 
-        If nobody waits for the answer any more, or not in time, the call is cancelled.
-        Raises `CallError`: what the service answered, DEADLINE_EXCEEDED, or UNAVAILABLE
-        if the stream broke.
+        The answer may take `wait` seconds longer than usual. If nobody waits for it any
+        more, or it does not come in time, the call is cancelled. Raises `CallError`: what
+        the service answered, DEADLINE_EXCEEDED, or UNAVAILABLE if the stream broke.
         """
         stream = self._stream
         if stream is None or not stream.open:
-            stream = self._stream = _Stream(
-                self._stub.Relay(), self._timeout, self._max_message_bytes
-            )
+            stream = self._stream = _Stream(self._stub.Relay(), self._max_message_bytes)
             task = asyncio.create_task(stream.run())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        answer = await stream.call(method, request, request_id, actor)
+        answer = await stream.call(
+            _Unsent(method, request, request_id, actor, self._timeout + wait)
+        )
         revision = (
             answer.organization_revision if answer.HasField("organization_revision") else None
         )
@@ -84,6 +86,7 @@ class _Unsent(NamedTuple):
     request: bytes
     request_id: str
     actor: str
+    timeout: float
 
 
 class _Stream:
@@ -92,14 +95,11 @@ class _Stream:
     def __init__(
         self,
         stream: aio.StreamStreamCall[pb.RelayRequest, pb.RelayResponse],
-        timeout: float,
         max_message_bytes: int,
     ) -> None:
         self.open = True
         """Whether it takes further calls."""
         self._stream = stream
-        self._timeout = timeout
-        self._timeout_ms = int(timeout * 1000)
         self._max_message_bytes = max_message_bytes
         self._last_number = 0
         self._unsent: dict[int, _Unsent] = {}
@@ -107,14 +107,14 @@ class _Stream:
         self._cancelled: list[int] = []
         self._wake = asyncio.Event()
 
-    async def call(self, method: str, request: bytes, request_id: str, actor: str) -> pb.Answer:
+    async def call(self, call: _Unsent) -> pb.Answer:
         loop = asyncio.get_running_loop()
         self._last_number = number = self._last_number + 1
         answer: asyncio.Future[pb.Answer] = loop.create_future()
         self._unanswered[number] = answer
-        self._unsent[number] = _Unsent(method, request, request_id, actor)
+        self._unsent[number] = call
         self._wake.set()
-        deadline = loop.call_later(self._timeout, _fail, answer, StatusCode.DEADLINE_EXCEEDED)
+        deadline = loop.call_later(call.timeout, _fail, answer, StatusCode.DEADLINE_EXCEEDED)
         try:
             return await answer
         finally:
@@ -184,7 +184,7 @@ class _Stream:
                 request=call.request,
                 request_id=call.request_id,
                 actor=call.actor,
-                timeout_ms=self._timeout_ms,
+                timeout_ms=int(call.timeout * 1000),
             )
         for sent in message.calls:
             del self._unsent[sent.number]

@@ -1,1 +1,0 @@
-"""Writes that are accepted now and applied soon, by gRPC."""

@@ -1,0 +1,205 @@
+"""`Prefer: respond-async` and the operations that it makes, by REST."""
+
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pytest
+
+from scripts.programs import Program
+from tests.conftest import StartProgram
+from tests.observing import held_lock, until
+from tests.rest_client import Answer, Client
+
+ASYNC = "respond-async"
+OTHER = {"start": "2030-01-07T08:15:00Z", "end": "2030-01-07T08:45:00Z"}
+
+
+@pytest.fixture
+def client(gateway: Program, worker: Program, organization: str) -> Iterator[Client]:
+    """A client of a gateway whose operations are applied."""
+    client = Client(gateway, organization)
+    yield client
+    client.close()
+
+
+def path_of(accepted: Answer) -> str:
+    assert accepted.status == 202
+    assert accepted.headers["Preference-Applied"] == ASYNC
+    assert accepted.json["done"] is False
+    location = accepted.headers["Location"]
+    path, _, query = location.partition("?")
+    assert path.startswith("/api/operations/")
+    assert query.startswith("organizationId=")
+    return location
+
+
+def ended(client: Client, accepted: Answer) -> Answer:
+    answer = client.send("GET", path_of(accepted) + "&wait=10s")
+    assert answer.status == 200
+    assert answer.json["done"] is True
+    return answer
+
+
+def test_an_accepted_write_ends_with_the_appointment_as_stored(client: Client) -> None:
+    accepted = client.upsert("a", Prefer=ASYNC, title="Cut", attributes={"n": 1})
+    end = ended(client, accepted)
+    stored = client.call("GET", "/appointments/a")
+    response = end.json["response"]
+    assert response.pop("@type") == "type.googleapis.com/appointments.v1.Appointment"
+    assert response == stored.json
+    assert end.json["name"] == accepted.json["name"]
+    assert end.json["metadata"]["outcome"] == "CREATED"
+    assert end.json["metadata"]["appointmentId"] == "a"
+    assert end.headers["Organization-Revision"] == "1"
+    assert "error" not in end.json
+
+
+def test_an_accepted_cancel_ends_with_the_cancelled_appointment(client: Client) -> None:
+    client.upsert("a")
+    accepted = client.call("DELETE", "/appointments/a", Prefer=ASYNC)
+    end = ended(client, accepted)
+    assert end.json["response"]["state"] == "CANCELLED"
+    assert end.json["metadata"]["outcome"] == "CANCELLED"
+
+
+def test_a_refused_write_ends_with_the_problem_of_the_synchronous_call(client: Client) -> None:
+    client.upsert("a")
+    refused = client.upsert("b", **OTHER)
+    end = ended(client, client.upsert("b", Prefer=ASYNC, **OTHER))
+    problem = refused.json
+    del problem["requestId"]
+    assert end.json["error"] == problem
+    assert "response" not in end.json
+    assert [item["id"] for item in client.stored()] == ["a"]
+
+
+def test_fields_are_checked_before_acceptance_and_named_as_ever(client: Client) -> None:
+    body = {"start": "2030-01-07T09:00:00Z", "end": "2030-01-07T08:00:00Z", "title": "x" * 1025}
+    answer = client.upsert("a", Prefer=ASYNC, **body)
+    assert answer.status == 400
+    assert answer.fields == {"end", "title"}
+    answer = client.call("DELETE", "/appointments/" + "x" * 257, Prefer=ASYNC)
+    assert (answer.status, answer.fields) == (400, {"id"})
+    answer = client.post(
+        {"organizationId": client.organization, "id": "a", **OTHER},
+        "?validateOnly=true",
+        Prefer=ASYNC,
+    )
+    assert (answer.status, answer.fields) == (400, {"validateOnly"})
+    assert client.call("GET", "/operations").json == {"operations": [], "nextPageToken": ""}
+
+
+@pytest.mark.parametrize(
+    "prefer", ["respond-async, wait=5", "wait=5; x=y, Respond-Async", 'wait="5",respond-async=""']
+)
+def test_an_end_within_the_time_to_wait_is_answered_as_if_made_at_once(
+    client: Client, prefer: str
+) -> None:
+    created = client.upsert("a", Prefer=prefer)
+    assert created.status == 201
+    assert created.headers["Preference-Applied"] == "wait=5"
+    assert created.headers["Appointment-Outcome"] == "CREATED"
+    assert created.headers["ETag"] == '"1"'
+    assert created.headers["Location"].startswith("/api/appointments/a?")
+    assert created.json == client.call("GET", "/appointments/a").json
+    refused = client.upsert("b", Prefer=prefer, **OTHER)
+    assert refused.status == 409
+    assert [conflict["id"] for conflict in refused.json["conflicts"]] == ["a"]
+    cancelled = client.call("DELETE", "/appointments/a", Prefer=prefer)
+    assert (cancelled.status, cancelled.json["state"]) == (200, "CANCELLED")
+
+
+def test_no_end_within_the_time_to_wait_is_202(
+    client: Client, database_url: str, organization: str
+) -> None:
+    with held_lock(database_url, organization):
+        accepted = client.upsert("a", Prefer="respond-async, wait=1")
+        path_of(accepted)
+        assert client.send("GET", path_of(accepted) + "&wait=1").json["done"] is False
+    assert ended(client, accepted).json["response"]["id"] == "a"
+
+
+@pytest.mark.parametrize("prefer", ["wait=5", "respond-asynchronously", "return=minimal", ";;,="])
+def test_other_preferences_change_nothing(client: Client, prefer: str) -> None:
+    answer = client.upsert("a", Prefer=prefer)
+    assert answer.status == 201
+    assert "Preference-Applied" not in answer.headers
+
+
+def test_conditions_and_keys_hold_for_accepted_writes(client: Client) -> None:
+    etag = client.upsert("a").headers["ETag"]
+    client.upsert("a", title="changed")
+    end = ended(client, client.upsert("a", Prefer=ASYNC, If_Match=etag, title="late"))
+    assert end.json["error"]["status"] == 412
+    end = ended(client, client.upsert("a", Prefer=ASYNC, If_None_Match="*"))
+    assert end.json["error"]["code"] == "APPOINTMENT_EXISTS"
+    first = client.upsert("k", Idempotency_Key="key", **{**OTHER, "resourceId": "r"})
+    again = client.upsert("k", Prefer=ASYNC, Idempotency_Key="key", **{**OTHER, "resourceId": "r"})
+    response = ended(client, again).json["response"]
+    del response["@type"]
+    assert response == first.json
+    other = client.upsert("k", Prefer=ASYNC, Idempotency_Key="key", resourceId="other")
+    assert ended(client, other).json["error"]["status"] == 422
+
+
+def test_an_organization_of_any_letters_finds_its_operations(
+    gateway: Program, worker: Program, organization: str
+) -> None:
+    client = Client(gateway, f"a/b %25 ä {organization}")
+    accepted = client.upsert("a", Prefer=ASYNC)
+    assert quote(client.organization, safe="") in path_of(accepted)
+    assert ended(client, accepted).json["metadata"]["organizationId"] == client.organization
+    client.close()
+
+
+def test_operations_are_listed_the_latest_first(client: Client) -> None:
+    names: list[str] = []
+    for number in range(5):
+        accepted = client.upsert(str(number), Prefer=ASYNC)
+        ended(client, accepted)
+        names.insert(0, accepted.json["name"])
+    listed: list[str] = []
+    token = ""
+    while True:
+        page = client.call("GET", "/operations", pageSize=2, pageToken=token).json
+        listed += [operation["name"] for operation in page["operations"]]
+        token = page["nextPageToken"]
+        if not token:
+            break
+    assert listed == names
+    refused = client.call("GET", "/operations", filter="error:*").json["operations"]
+    assert [operation["name"] for operation in refused] == names[:4]
+
+
+def test_what_is_asked_of_operations_is_checked(client: Client) -> None:
+    unknown = "/operations/0192f0c8-0000-7000-8000-000000000000"
+    assert client.call("GET", unknown).json["code"] == "OPERATION_NOT_FOUND"
+    assert client.call("GET", unknown, wait="1s").status == 404
+    assert client.call("GET", "/operations/1").json["code"] == "OPERATION_NOT_FOUND"
+    assert client.call("GET", unknown, wait="21").fields == {"wait"}
+    assert client.call("GET", unknown, wait="-1").fields == {"wait"}
+    assert client.call("GET", unknown, organizationId="").fields == {"organizationId"}
+    assert client.call("GET", unknown, other=1).fields == {"other"}
+    assert client.call("GET", "/operations", filter="done").fields == {"filter"}
+    assert client.call("GET", "/operations", pageSize="1001").fields == {"pageSize"}
+    assert client.call("GET", "/operations", pageToken="x").fields == {"pageToken"}
+    assert client.call("DELETE", unknown).status == 405
+    assert client.send("GET", "/api/operations/%zz").status == 400
+
+
+def test_an_accepted_write_outlives_gateway_and_service(
+    start_service: StartProgram,
+    start_gateway: StartProgram,
+    start_worker: StartProgram,
+    gateway: Program,
+    organization: str,
+) -> None:
+    service = start_service()
+    short_lived = start_gateway(SERVICE_ADDRESS=service.address)
+    accepted = Client(short_lived, organization).upsert("a", Prefer=ASYNC)
+    service.kill()
+    short_lived.kill()
+    client = Client(gateway, organization)
+    start_worker()
+    until(lambda: client.send("GET", path_of(accepted)).json["done"])
+    assert [item["id"] for item in client.stored()] == ["a"]
