@@ -57,7 +57,7 @@ _PARAMETERS: dict[str, Schema] = {
         "description": "`respond-async`: accept the write and answer 202 with an operation that"
         " ends as the write does. `respond-async, wait=5`: only if it does not end within so"
         f" many seconds, at most {MAX_WAIT:g}. Anything else is ignored (RFC 7240).",
-        "schema": {"type": "string", "pattern": "^[ -~]*$"},
+        "schema": _TEXT,
     },
 }
 _HEADERS: dict[str, Schema] = {

@@ -189,7 +189,7 @@ class OperationEndpoint:
         except ValueError as error:
             raise invalid_fields([FieldError("id", str(error))]) from None
         if not _UUID.fullmatch(operation_id):
-            raise _NOT_FOUND
+            raise _not_found()
         exchange.organization = fields.get("organization_id", DEFAULT_ORGANIZATION)
         name = f"{_parent(exchange.organization)}/operations/{operation_id}"
         seconds = fields.get("wait", 0.0)
@@ -232,13 +232,14 @@ class OperationsEndpoint:
         )
 
 
-_NOT_FOUND = ProblemError(
-    Problem(
-        status=HTTPStatus.NOT_FOUND,
-        code="OPERATION_NOT_FOUND",
-        detail="there is no such operation",
+def _not_found() -> ProblemError:
+    return ProblemError(
+        Problem(
+            status=HTTPStatus.NOT_FOUND,
+            code="OPERATION_NOT_FOUND",
+            detail="there is no such operation",
+        )
     )
-)
 
 
 def _read_fields(
