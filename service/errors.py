@@ -112,6 +112,25 @@ class DatabaseUnavailable(ServiceError):
     retry_after = 1.0
 
 
+class BrokerUnavailable(ServiceError):
+    """RabbitMQ did not take a message, or did not confirm it in time.
+
+    `certain` tells that no queue has it; otherwise it may have been accepted.
+    """
+
+    reason = "BROKER_UNAVAILABLE"
+    retry_after = 1.0
+
+    def __init__(self, what: str, *, certain: bool) -> None:
+        meaning = (
+            "nothing was accepted, try again later"
+            if certain
+            else "whether the message was accepted is not known, it may be sent again"
+        )
+        super().__init__(f"{what}; {meaning}")
+        self.certain = certain
+
+
 class DeadlineExceeded(ServiceError):
     """The request took too long; a write that was already sent may still happen."""
 

@@ -44,6 +44,9 @@ def configure_logs(level: str, format: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    # Every lost connection is told several times there, and by ourselves.
+    for name in ("aio_pika", "aiormq"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def lifecycle_logger() -> structlog.BoundLogger:

@@ -2,8 +2,10 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.amqp import is_amqp_url
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
@@ -36,6 +38,12 @@ class Settings(BaseSettings):
     operation_poll_interval: Seconds = 0.05
     operation_retention_days: Annotated[float, Field(gt=0, le=3650)] = 7.0
 
+    # Without it nothing is published.
+    amqp_url: str | None = None
+    amqp_timeout: Seconds = 2.0
+    event_poll_interval: Seconds = 0.2
+    event_lease: Annotated[float, Field(ge=1, le=3600)] = 10.0
+
     processes: Count = 1
     write_connections: Count = 4
     read_connections: Count = 4
@@ -53,6 +61,14 @@ class Settings(BaseSettings):
     statement_timeout: Seconds = 5.0
     request_timeout: Seconds = 30.0
     shutdown_grace: Seconds = 15.0
+
+    @field_validator("amqp_url")
+    @classmethod
+    def _amqp_url_is_one(cls, url: str | None) -> str | None:
+        # None of the parser's own words, which may repeat a password.
+        if url is not None and not is_amqp_url(url):
+            raise ValueError("must be like amqp://user:password@host:5672/vhost, or amqps://...")
+        return url
 
     @model_validator(mode="after")
     def _lock_ends_before_statement(self) -> Self:

@@ -16,6 +16,7 @@ from service import messages
 from service.errors import (
     AppointmentExists,
     AppointmentNotFound,
+    BrokerUnavailable,
     DatabaseUnavailable,
     DeadlineExceeded,
     EtagMismatch,
@@ -50,6 +51,7 @@ _CODES: dict[type[ServiceError], grpc.StatusCode] = {
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     LockTimeout: grpc.StatusCode.UNAVAILABLE,
     DatabaseUnavailable: grpc.StatusCode.UNAVAILABLE,
+    BrokerUnavailable: grpc.StatusCode.UNAVAILABLE,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
