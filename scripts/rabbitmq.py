@@ -72,7 +72,8 @@ class RabbitMQ:
     @property
     def pid(self) -> int:
         """The process of the Erlang machine, while it runs."""
-        assert self._process is not None
+        if self._process is None:
+            raise StartError("RabbitMQ is not running")
         return self._process.pid
 
     def start(self) -> None:

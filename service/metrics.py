@@ -2,7 +2,7 @@
 
 from contextlib import AsyncExitStack
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -63,6 +63,16 @@ class Metrics:
             "appointments_operation_delay_seconds",
             "Time from the acceptance of the oldest operation of a batch to its end",
             buckets=(*_SECONDS, 60, 300, 3600),
+            registry=self.registry,
+        )
+        self.events_published = Counter(
+            "appointments_events_published",
+            "Changes that RabbitMQ has confirmed",
+            registry=self.registry,
+        )
+        self.events_behind = Gauge(
+            "appointments_events_behind",
+            "Changes that are not published yet, as last seen by the worker that publishes",
             registry=self.registry,
         )
         # livesum: of several processes, those that live are added up.

@@ -7,7 +7,7 @@ from typing import Any, Generic, LiteralString, TypeVar
 
 from service import rows
 from service.database import Database
-from service.domain import Appointment, HistoryEntry, Outcome
+from service.domain import Appointment, HistoryEntry
 from service.errors import AppointmentNotFound, DatabaseUnavailable, InvalidFields, Overloaded
 from service.moments import Moment
 from service.rows import Row
@@ -52,7 +52,7 @@ _ALL_AS_OF: LiteralString = f"""
 _BY_START: LiteralString = "start_time, appointment_id"
 
 _ENTRIES: LiteralString = f"""
-    SELECT {rows.APPOINTMENT}, change, recorded_at, actor, idempotency_key
+    SELECT {rows.HISTORY_ENTRY}
     FROM appointment_history
     WHERE organization_id = %(organization_id)s AND revision > %(after)s {{only}}
     ORDER BY revision
@@ -180,7 +180,10 @@ class ReadStore:
                 "the organization never had an appointment with this id",
                 organization_revision=page.revision,
             )
-        return Page(items=[_entry(organization_id, row) for row in page.items], moment=page.moment)
+        return Page(
+            items=[rows.history_entry(organization_id, row) for row in page.items],
+            moment=page.moment,
+        )
 
     async def _read(
         self,
@@ -273,14 +276,3 @@ def _page(found: list[Row]) -> Page[Row]:
     """Split the moment off; without a match there is one row that has only that."""
     items = [row[2:] for row in found if row[2] is not None]
     return Page(items=items, moment=found[0][:2])
-
-
-def _entry(organization_id: str, row: Row) -> HistoryEntry:
-    return HistoryEntry(
-        appointment=rows.appointment(organization_id, row),
-        revision=row[10],
-        change=Outcome(row[11]),
-        recorded_at=row[12],
-        actor=row[13],
-        idempotency_key=row[14],
-    )

@@ -8,7 +8,11 @@ from typing import NoReturn
 
 import structlog
 
+from service.amqp import Broker
 from service.database import Database, Timeouts
+from service.events.publisher import EventPublisher
+from service.events.rabbitmq import declare_exchange
+from service.events.store import EventStore
 from service.metrics import Metrics, serve_metrics
 from service.operations.postgres_queue import PostgresQueueWorker
 from service.operations.results import OperationResults
@@ -69,6 +73,21 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
             "operations": operations.run,
             "purge": results.keep_purged,
         }
+        if settings.amqp_url:
+            broker = Broker(
+                settings.amqp_url,
+                name="appointments-worker",
+                timeout=settings.amqp_timeout,
+                declare=declare_exchange,
+            )
+            stack.push_async_callback(broker.close)
+            duties["events"] = EventPublisher(
+                EventStore(database),
+                broker,
+                metrics,
+                interval=settings.event_poll_interval,
+                lease=settings.event_lease,
+            ).run
         for name, duty in duties.items():
             task = asyncio.create_task(_keep(name, duty))
             stack.push_async_callback(_end, task)

@@ -22,6 +22,7 @@ from psycopg import sql
 
 from scripts.postgres import NOT_DURABLE, EmbeddedPostgres, migrate
 from scripts.programs import Program
+from scripts.rabbitmq import RabbitMQ, server_script
 from scripts.stack import ANY_PORT, DATABASE, base_environment
 from tests.api import Organization
 
@@ -42,6 +43,36 @@ def pytest_report_header() -> str:
         return "PostgreSQL: embedded"
     host = urlsplit(url).hostname or "a Unix socket"
     return f"PostgreSQL: a new database on {host} (TEST_DATABASE_URL)"
+
+
+# Tests that were left out, since RabbitMQ is not installed.
+_LEFT_OUT = pytest.StashKey[list[pytest.Item]]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a RabbitMQ that is not there; where CI is set it fails instead."""
+    if server_script() is not None or os.environ.get("CI"):
+        return
+    left_out = [item for item in items if "rabbitmq" in getattr(item, "fixturenames", ())]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[_LEFT_OUT] = left_out
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say loudly what was not tested."""
+    left_out = config.stash.get(_LEFT_OUT, [])
+    if left_out:
+        terminalreporter.section("NOT TESTED", red=True, bold=True)
+        terminalreporter.line(
+            f"{len(left_out)} tests were LEFT OUT: they need RabbitMQ, which is not installed"
+            " (Debian and Ubuntu: apt install rabbitmq-server; its own node is not used).",
+            red=True,
+            bold=True,
+        )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -162,6 +193,18 @@ def own_postgres() -> Iterator[OwnPostgres]:
             return server
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """A node of RabbitMQ of the suite's own; a test that stops it starts it again."""
+    with tempfile.TemporaryDirectory(prefix="appointments-") as directory:
+        node = RabbitMQ(Path(directory) / "rabbitmq")
+        try:
+            node.start()
+            yield node
+        finally:
+            node.stop()
 
 
 @pytest.fixture

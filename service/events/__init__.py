@@ -1,0 +1,1 @@
+"""Every change of every organization as a message for others."""

@@ -1,0 +1,154 @@
+"""What is to be published, how far it has been, and whose turn it is to do it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import LiteralString
+
+from service import rows
+from service.database import Database
+from service.domain import HistoryEntry
+
+# Organizations that one look at the cursors covers: some ten milliseconds.
+LOOK: LiteralString = "10000"
+
+# Only the database's clock counts: those of the workers may differ.
+_TAKE: LiteralString = """
+    INSERT INTO event_publishers AS publisher (consumer, fence, leased_until)
+    VALUES (%(consumer)s, 1, clock_timestamp() + %(lease)s * interval '1 second')
+    ON CONFLICT (consumer) DO UPDATE
+    SET fence = publisher.fence + 1, leased_until = EXCLUDED.leased_until
+    WHERE publisher.leased_until < clock_timestamp()
+    RETURNING fence
+"""
+
+_RENEW: LiteralString = """
+    UPDATE event_publishers
+    SET leased_until = clock_timestamp() + %(lease)s * interval '1 second'
+    WHERE consumer = %(consumer)s AND fence = %(fence)s
+    RETURNING fence
+"""
+
+_BEHIND: LiteralString = f"""
+    WITH part AS (
+        SELECT organization_id, revision
+        FROM organizations
+        WHERE organization_id > %(after)s
+        ORDER BY organization_id
+        LIMIT {LOOK}
+    )
+    SELECT
+        count(*) = {LOOK},
+        max(part.organization_id),
+        coalesce(sum(part.revision - coalesce(cursor.revision, 0)), 0)::bigint,
+        array_agg(part.organization_id)
+            FILTER (WHERE part.revision > coalesce(cursor.revision, 0)),
+        array_agg(coalesce(cursor.revision, 0))
+            FILTER (WHERE part.revision > coalesce(cursor.revision, 0))
+    FROM part
+    LEFT JOIN event_cursors AS cursor
+        ON cursor.organization_id = part.organization_id AND cursor.consumer = %(consumer)s
+"""
+
+_ENTRIES: LiteralString = f"""
+    SELECT entry.*, wanted.organization_id
+    FROM unnest(%(organizations)s::text[], %(cursors)s::bigint[])
+        AS wanted (organization_id, after)
+    CROSS JOIN LATERAL (
+        SELECT {rows.HISTORY_ENTRY}
+        FROM appointment_history
+        WHERE organization_id = wanted.organization_id AND revision > wanted.after
+        ORDER BY revision
+        LIMIT %(each)s
+    ) AS entry
+    ORDER BY wanted.organization_id, entry.revision
+"""
+
+# The row of the publisher stays locked to the end of the statement: a takeover comes
+# before it, and it does nothing, or after it.
+_ADVANCE: LiteralString = f"""
+    WITH held AS ({_RENEW}),
+    moved AS (
+        INSERT INTO event_cursors AS cursor (organization_id, consumer, revision)
+        SELECT given.organization_id, %(consumer)s, given.revision
+        FROM held
+        CROSS JOIN unnest(%(organizations)s::text[], %(revisions)s::bigint[])
+            AS given (organization_id, revision)
+        ON CONFLICT (organization_id, consumer) DO UPDATE
+        SET revision = EXCLUDED.revision
+        WHERE cursor.revision < EXCLUDED.revision
+    )
+    SELECT fence FROM held
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A part of all organizations, in the order of their ids."""
+
+    last: bool
+    end: str
+    # Changes not handed over yet.
+    behind: int
+    # How far those organizations are that have such changes.
+    cursors: Mapping[str, int]
+
+
+class EventStore:
+    """The cursors of one consumer. Everything raises what Database.fetch raises."""
+
+    def __init__(self, database: Database, consumer: str = "rabbitmq") -> None:
+        self._database = database
+        self._consumer = consumer
+
+    async def take(self, lease: float) -> int | None:
+        """Become the publisher for a time (seconds), unless another is.
+
+        Returns the fence, which has to be shown for whatever the publisher alone may do.
+        """
+        found = await self._database.fetch(_TAKE, {"consumer": self._consumer, "lease": lease})
+        return found[0][0] if found else None
+
+    async def renew(self, fence: int, lease: float) -> bool:
+        """Extend the lease; 0 seconds give it back. False if another has taken over."""
+        parameters = {"consumer": self._consumer, "fence": fence, "lease": lease}
+        return bool(await self._database.fetch(_RENEW, parameters))
+
+    async def look(self, after: str) -> Part:
+        """Return what is behind among the organizations whose ids follow."""
+        parameters = {"consumer": self._consumer, "after": after}
+        ((more, end, behind, organizations, cursors),) = await self._database.fetch(
+            _BEHIND, parameters
+        )
+        return Part(
+            last=not more,
+            end=end or "",
+            behind=behind,
+            cursors=dict(zip(organizations or (), cursors or (), strict=True)),
+        )
+
+    async def entries(self, cursors: Mapping[str, int], *, each: int) -> list[HistoryEntry]:
+        """Return what follows the cursors, by organization and revision, some of each."""
+        found = await self._database.fetch(
+            _ENTRIES,
+            {
+                "organizations": list(cursors),
+                "cursors": list(cursors.values()),
+                "each": each,
+            },
+        )
+        return [rows.history_entry(row[-1], row) for row in found]
+
+    async def advance(self, cursors: Mapping[str, int], fence: int, lease: float) -> bool:
+        """Move cursors forward and extend the lease; False, with nothing moved, if another
+        has taken over."""
+        found = await self._database.fetch(
+            _ADVANCE,
+            {
+                "consumer": self._consumer,
+                "fence": fence,
+                "lease": lease,
+                "organizations": list(cursors),
+                "revisions": list(cursors.values()),
+            },
+        )
+        return bool(found)

@@ -1,0 +1,95 @@
+"""A consumer of the published changes, as somebody else's program would be one."""
+
+import asyncio
+import json
+import threading
+import uuid
+from collections.abc import Sequence
+from typing import Any, Self
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+from appointments.v1 import appointment_pb2 as pb
+from google.protobuf import json_format
+
+from scripts.rabbitmq import RabbitMQ
+from service.events.rabbitmq import EXCHANGE, declare_exchange
+
+
+class Consumer:
+    """A durable queue, bound to the exchange, and all that has come through it."""
+
+    def __init__(self, node: RabbitMQ, keys: Sequence[str]) -> None:
+        self.messages: list[AbstractIncomingMessage] = []
+        self._node = node
+        self._queue = f"test-{uuid.uuid4()}"
+        self._keys = keys
+        self._bound = threading.Event()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._consume()), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._bound.wait(20)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def revisions(self, organization: str) -> list[int]:
+        """The revisions of an organization as they came, repetitions included."""
+        return [
+            int(str(message.headers["revision"]))
+            for message in list(self.messages)
+            if message.headers["organization"] == organization
+        ]
+
+    def entries(self, organization: str) -> list[pb.HistoryEntry]:
+        """The changes of an organization in the order in which each came first.
+
+        Fails if one came before another that belongs before it.
+        """
+        entries: list[pb.HistoryEntry] = []
+        for message in list(self.messages):
+            if message.headers["organization"] != organization:
+                continue
+            revision = int(str(message.headers["revision"]))
+            assert revision <= len(entries) + 1, f"{revision} came after {len(entries)}"
+            body: dict[str, Any] = json.loads(message.body)
+            entry = json_format.ParseDict(body, pb.HistoryEntry())
+            assert entry.revision == revision
+            if revision == len(entries) + 1:
+                entries.append(entry)
+            else:
+                assert entry == entries[revision - 1]
+        return entries
+
+    async def _consume(self) -> None:
+        while not self._end.is_set():
+            try:
+                connection = await aio_pika.connect(self._node.url, timeout=5)
+                async with connection:
+                    await self._receive(await connection.channel())
+            except (*CONNECTION_EXCEPTIONS, TimeoutError):
+                await asyncio.sleep(0.1)
+
+    async def _receive(self, channel: aio_pika.abc.AbstractChannel) -> None:
+        await channel.set_qos(prefetch_count=500)
+        await declare_exchange(channel)
+        queue = await channel.declare_queue(self._queue, durable=True)
+        for key in self._keys:
+            await queue.bind(EXCHANGE, key)
+
+        async def receive(message: AbstractIncomingMessage) -> None:
+            self.messages.append(message)
+            await message.ack()
+
+        await queue.consume(receive)
+        self._bound.set()
+        while not channel.is_closed and not self._end.is_set():  # noqa: ASYNC110  # set by a thread
+            await asyncio.sleep(0.02)
+        if self._end.is_set():
+            await queue.delete(if_unused=False, if_empty=False)
