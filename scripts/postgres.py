@@ -84,6 +84,13 @@ class EmbeddedPostgres:
         url = f"postgresql://{SUPERUSER}@/{database}?host={quote(str(self._socket_directory))}"
         return f"{url}&port={self._settings['port']}" if "port" in self._settings else url
 
+    def standby(self, directory: Path, **settings: str) -> "EmbeddedPostgres":
+        """A hot standby that streams from this server, with its settings and others.
+
+        Its data is a copy that is made when it first starts, while this server runs.
+        """
+        return _Standby(directory, {**self._settings, **settings}, self.url())
+
     def start(self) -> None:
         """Return when it takes connections; make the data directory before, if need be."""
         if self._process is not None:
@@ -163,8 +170,8 @@ class EmbeddedPostgres:
         unfinished = self.directory.with_name(self.directory.name + ".new")
         shutil.rmtree(unfinished, ignore_errors=True)
         self._make_directory(unfinished)
-        command = [str(programs_directory() / "initdb"), "--pgdata", str(unfinished)]
-        command += ["--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--no-locale"]
+        program, *arguments = self._filling()
+        command = [str(programs_directory() / program), "--pgdata", str(unfinished), *arguments]
         command += ["--no-sync"] if self._settings.get("fsync") == "off" else []
         done = subprocess.run(
             tethered(command, on_death=signal.SIGTERM, user=self._user),
@@ -175,8 +182,15 @@ class EmbeddedPostgres:
             start_new_session=True,
         )
         if done.returncode != 0:
-            raise StartError(f"PostgreSQL's initdb failed: {_last_line(done.stderr)}")
+            raise StartError(f"PostgreSQL's {program} failed: {_last_line(done.stderr)}")
+        for lock in unfinished.glob(".s.PGSQL.*.lock"):
+            lock.unlink()  # of the socket beside the data that this is a copy of
         unfinished.rename(self.directory)
+
+    def _filling(self) -> list[str]:
+        """The program that fills the data directory, and its arguments."""
+        options = ["--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--no-locale"]
+        return ["initdb", *options]
 
     def _run(self) -> None:
         if self._socket_directory != self.directory and not self._socket_directory.exists():
@@ -213,6 +227,18 @@ class EmbeddedPostgres:
         if self._user:
             entry = pwd.getpwnam(self._user)
             os.chown(path, entry.pw_uid, entry.pw_gid)
+
+
+class _Standby(EmbeddedPostgres):
+    """A server that follows another one for as long as it is not promoted."""
+
+    def __init__(self, directory: Path, settings: Mapping[str, str], primary_url: str) -> None:
+        super().__init__(directory, settings)
+        self._primary_url = primary_url
+
+    def _filling(self) -> list[str]:
+        options = ["--dbname", self._primary_url, "--checkpoint", "fast", "--write-recovery-conf"]
+        return ["pg_basebackup", *options]
 
 
 def _make_user(name: str) -> None:
