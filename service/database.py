@@ -273,6 +273,8 @@ def _conninfo(url: str, timeouts: Timeouts, *, replica: bool) -> str:
         connect_timeout=given.get("connect_timeout", 5),
         # Fresh reads too must not meet a standby, which may be behind.
         target_session_attrs="any" if replica else "read-write",
+        # The addresses that a replica's name may have are alike.
+        load_balance_hosts=given.get("load_balance_hosts", "random" if replica else None),
         # A server that is gone without a word is noticed in about ten seconds.
         keepalives_idle=given.get("keepalives_idle", 5),
         keepalives_interval=given.get("keepalives_interval", 2),

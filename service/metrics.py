@@ -75,6 +75,13 @@ class Metrics:
             "Changes that are not published yet, as last seen by the worker that publishes",
             registry=self.registry,
         )
+        self.replica_reads = Counter(
+            "appointments_replica_reads",
+            "Reads that a replica was asked for: answered, or passed on because it was behind,"
+            " busy, or failed",
+            ["replica", "result"],
+            registry=self.registry,
+        )
         # livesum: of several processes, those that live are added up.
         self.queued_writes = Gauge(
             "appointments_queued_writes",

@@ -8,8 +8,9 @@ from typing import Any, Generic, LiteralString, TypeVar
 from service import rows
 from service.database import Database
 from service.domain import Appointment, HistoryEntry
-from service.errors import AppointmentNotFound, DatabaseUnavailable, InvalidFields, Overloaded
+from service.errors import AppointmentNotFound, InvalidFields
 from service.moments import Moment
+from service.replicas import Replicas
 from service.rows import Row
 
 T = TypeVar("T")
@@ -85,14 +86,15 @@ class Window:
 class ReadStore:
     """Reads from the primary, or from a replica where the caller allows an older state.
 
-    Everywhere `min_revision` is None for a fresh read; a number allows the replica if
-    it has that revision of the organization. `as_of` is a revision to read the past at.
-    One beyond the organization's latest raises InvalidFields.
+    Everywhere `min_revision` is None for a fresh read; a number allows a replica that
+    has that revision of the organization, and the one that the read is about. `as_of`
+    is a revision to read the past at. One beyond the organization's latest raises
+    InvalidFields.
     """
 
-    def __init__(self, primary: Database, replica: Database | None) -> None:
+    def __init__(self, primary: Database, replicas: Replicas | None) -> None:
         self._primary = primary
-        self._replica = replica
+        self._replicas = replicas
 
     async def revision_at(self, organization_id: str, time: datetime) -> int:
         """Return the latest revision that was recorded at or before a time, 0 for none."""
@@ -195,14 +197,12 @@ class ReadStore:
     ) -> Page[Row]:
         statement = _WITH_MOMENT.format(query=query, order=order)
         as_of = parameters.get("as_of")
-        if self._replica is not None and min_revision is not None:
-            try:
-                page = _page(await self._replica.fetch(statement, parameters))
-            except (DatabaseUnavailable, Overloaded):
-                pass  # the primary can answer for its replica
-            else:
-                if page.revision >= max(min_revision, as_of or 0):
-                    return page
+        if self._replicas is not None and min_revision is not None:
+            # One without the revision to go on after would say that nothing comes after it.
+            needed = max(min_revision, as_of or 0, parameters.get("after", 0))
+            found = await self._replicas.fetch(statement, parameters, revision=needed)
+            if found is not None:
+                return _page(found)
         page = _page(await self._primary.fetch(statement, parameters))
         for field, revision in (("min_revision", min_revision), ("as_of_revision", as_of)):
             if revision is not None and revision > page.revision:

@@ -32,6 +32,7 @@ from service.operations.servicer import OperationsServicer
 from service.page_cache import PageCache
 from service.reads import ReadStore
 from service.relay import RelayServicer
+from service.replicas import Replicas
 from service.schema import check_schema
 from service.servicer import AppointmentServicer
 from service.settings import Settings
@@ -87,22 +88,21 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             metrics=metrics,
         )
 
-        def reader(name: str, url: str, *, replica: bool) -> Database:
-            return Database(
-                url,
-                name=name,
-                connections=settings.read_connections,
-                max_waiting=settings.max_queued_reads,
-                timeouts=timeouts,
-                replica=replica,
-                metrics=metrics,
-            )
-
-        reads = reader("read", settings.database_url, replica=False)
-        replica = (
-            reader("replica", settings.database_read_url, replica=True)
-            if settings.database_read_url
-            else None
+        reads = Database(
+            settings.database_url,
+            name="read",
+            connections=settings.read_connections,
+            max_waiting=settings.max_queued_reads,
+            timeouts=timeouts,
+            replica=False,
+            metrics=metrics,
+        )
+        replicas = Replicas(
+            settings.database_read_url or "",
+            connections=settings.read_connections,
+            max_waiting=settings.max_queued_reads,
+            patience=settings.replica_timeout,
+            metrics=metrics,
         )
         committer = Committer(
             WriteStore(writes, metrics),
@@ -133,7 +133,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
                 APPOINTMENTS: AppointmentServicer(
                     committer,
                     accepter,
-                    ReadStore(reads, replica),
+                    ReadStore(reads, replicas),
                     PageCache(Moments(reads, max_waiting=settings.max_queued_reads)),
                 ),
                 OPERATIONS: OperationsServicer(
@@ -158,9 +158,8 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         _add_reflection(server, SERVICE, OPERATIONS.full_name, RELAY, health.SERVICE_NAME)
         port = _bind(server, settings.grpc_host, settings.grpc_port)
 
-        for database in (writes, reads, replica):
-            if database is not None:
-                await stack.enter_async_context(database)
+        for database in (writes, reads, replicas):
+            await stack.enter_async_context(database)
         stack.push_async_callback(committer.drain)
         stack.push_async_callback(accepter.drain)
         await server.start()

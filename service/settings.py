@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal, Self
 
+import psycopg
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.amqp import is_amqp_url
+from service.replicas import by_host
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
@@ -59,6 +61,7 @@ class Settings(BaseSettings):
     connection_timeout: Seconds = 1.0
     lock_timeout: Seconds = 2.0
     statement_timeout: Seconds = 5.0
+    replica_timeout: Seconds = 1.0
     request_timeout: Seconds = 30.0
     shutdown_grace: Seconds = 15.0
 
@@ -75,6 +78,18 @@ class Settings(BaseSettings):
         if self.lock_timeout > self.statement_timeout:
             raise ValueError("LOCK_TIMEOUT must not be longer than STATEMENT_TIMEOUT")
         return self
+
+    @field_validator("database_read_url")
+    @classmethod
+    def _read_url_names_hosts(cls, url: str | None) -> str | None:
+        try:
+            by_host(url or "")
+        except (ValueError, psycopg.Error):
+            # Their own words may repeat the password.
+            raise ValueError(
+                "must be a connection string of libpq, with one port, or one for each host"
+            ) from None
+        return url
 
     @model_validator(mode="after")
     def _channelz_shows_one_process(self) -> Self:
