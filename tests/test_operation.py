@@ -1,4 +1,4 @@
-"""Running it: start errors, health, reflection, channelz, metrics, the role, replicas."""
+"""Running it: start errors, health, reflection, channelz, metrics, the role."""
 
 import json
 import subprocess
@@ -12,14 +12,13 @@ import grpc
 import psycopg
 import pytest
 from appointments.v1 import appointment_pb2 as pb
-from appointments.v1 import appointment_service_pb2 as rpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from scripts.postgres import EmbeddedPostgres, migrate
+from scripts.postgres import migrate
 from scripts.programs import Program, StartError
 from scripts.stack import DATABASE
-from tests.api import Organization, refusal
+from tests.api import Organization
 from tests.conftest import OwnPostgres, StartProgram
 from tests.observing import metrics, until
 
@@ -257,67 +256,3 @@ def test_metrics_can_be_switched_off(start_service: StartProgram) -> None:
     service = start_service(METRICS_PORT="")
     event = service.wait_for_event(lambda event: event.get("event") == "listening")
     assert event["metrics_port"] is None
-
-
-class TestReplica:
-    """Reads that may be older: a database that lags stands in for the replica.
-
-    It is a migrated database of its own that got only the organization's first change.
-    """
-
-    @pytest.fixture
-    def replica(self, own_postgres: OwnPostgres) -> EmbeddedPostgres:
-        return own_postgres()
-
-    @pytest.fixture
-    def org(
-        self,
-        replica: EmbeddedPostgres,
-        start_service: StartProgram,
-        organization: str,
-    ) -> Any:
-        lagging = start_service(DATABASE_URL=replica.url(DATABASE))
-        with grpc.insecure_channel(lagging.address) as channel:
-            Organization(AppointmentServiceStub(channel), organization).upsert(
-                "a", 0, 1, title="on the replica"
-            )
-        service = start_service(DATABASE_READ_URL=replica.url(DATABASE))
-        with grpc.insecure_channel(service.address) as channel:
-            org = Organization(AppointmentServiceStub(channel), organization)
-            org.upsert("a", 0, 1, title="on the primary")
-            org.upsert("b", 1, 2)
-            yield org
-
-    def titles(self, org: Organization, **options: Any) -> list[str]:
-        return [item.title for item in org.list_page(**options).appointments]
-
-    def test_a_fresh_read_never_comes_from_it(self, org: Organization) -> None:
-        assert self.titles(org) == ["on the primary", ""]
-        assert org.get("a").title == "on the primary"
-
-    def test_a_read_that_allows_its_revision_does(self, org: Organization) -> None:
-        assert self.titles(org, min_revision=0) == ["on the replica"]
-        assert self.titles(org, min_revision=1) == ["on the replica"]
-        assert org.get("a", min_revision=1).title == "on the replica"
-        assert org.history("a", min_revision=1).entries[0].appointment.title == "on the replica"
-        request = rpc.ListChangesRequest(organization_id=org.id, min_revision=1)
-        assert org.stub.ListChanges(request).revision == 1
-
-    def test_a_read_that_needs_more_goes_to_the_primary(self, org: Organization) -> None:
-        assert self.titles(org, min_revision=2) == ["on the primary", ""]
-        assert self.titles(org, min_revision=0, as_of_revision=2) == ["on the primary", ""]
-        with pytest.raises(grpc.RpcError) as caught:
-            org.list_page(min_revision=3)
-        assert set(refusal(caught.value).fields) == {"min_revision"}
-
-    def test_what_it_does_not_have_yet_is_no_404(self, org: Organization) -> None:
-        with pytest.raises(grpc.RpcError) as caught:
-            org.get("b", min_revision=1)
-        assert refusal(caught.value).organization_revision == 1
-        assert org.get("b", min_revision=2).id == "b"
-
-    def test_without_it_the_primary_answers(
-        self, org: Organization, replica: EmbeddedPostgres
-    ) -> None:
-        replica.stop(immediate=True)
-        assert self.titles(org, min_revision=0) == ["on the primary", ""]

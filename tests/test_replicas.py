@@ -1,0 +1,376 @@
+"""Reads from replicas: standbys that replay late or not at all, hang, or are gone."""
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+from appointments.v1 import appointment_service_pb2 as rpc
+from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
+from psycopg.conninfo import make_conninfo
+
+from scripts.programs import StartError
+from scripts.stack import DATABASE
+from service.replicas import by_host
+from tests.api import Organization, refusal
+from tests.conftest import OwnPostgres, StartProgram
+from tests.observing import PATIENT, until
+from tests.replicas import Replicated, Standby
+from tests.rest_client import Client
+
+StartReplicated = Callable[..., Replicated]
+
+
+@pytest.fixture
+def start_replicated(
+    own_postgres: OwnPostgres, start_service: StartProgram, organization: str
+) -> Iterator[StartReplicated]:
+    """Start a primary, standbys and a service, whose organization has "a", titled "old".
+
+    `start_replicated(2, REPLICA_TIMEOUT="60")` has two standbys and a patient service.
+    """
+    with ExitStack() as stack:
+
+        def start(count: int = 1, **settings: str) -> Replicated:
+            primary = own_postgres()
+            standbys = []
+            for _ in range(count):
+                directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="appointments-"))
+                server = primary.standby(
+                    Path(directory) / "standby", max_standby_streaming_delay="0"
+                )
+                stack.callback(server.stop, immediate=True)
+                server.start()
+                standbys.append(Standby(server, primary))
+            url = primary.url(DATABASE)
+            read_url = make_conninfo(url, host=",".join(standby.host for standby in standbys))
+            service = start_service(DATABASE_URL=url, DATABASE_READ_URL=read_url, **settings)
+            channel = stack.enter_context(grpc.insecure_channel(service.address))
+            org = Organization(AppointmentServiceStub(channel), organization)
+            org.upsert("a", 0, 1, title="old")
+            replicated = Replicated(service, org, standbys)
+            for standby in standbys:
+                standby.catch_up()
+                replicated.until_asked(standby)
+            return replicated
+
+        yield start
+
+
+@pytest.fixture
+def lagging(start_replicated: StartReplicated) -> Replicated:
+    """One standby, which has replayed "a" with the title "old", and not "new" and "b"."""
+    replicated = start_replicated()
+    replicated.standbys[0].pause()
+    replicated.org.upsert("a", 0, 1, title="new")
+    replicated.org.upsert("b", 1, 2, title="b")
+    return replicated
+
+
+def changes(org: Organization, **options: Any) -> rpc.ListChangesResponse:
+    return org.stub.ListChanges(rpc.ListChangesRequest(organization_id=org.id, **options))
+
+
+def test_a_fresh_read_never_comes_from_a_replica(lagging: Replicated) -> None:
+    asked = lagging.count("answered") + lagging.count("behind")
+    for _ in range(5):
+        assert lagging.titles() == ["new", "b"]
+        assert lagging.org.get("a").title == "new"
+        assert len(lagging.org.history("a").entries) == 2
+        assert changes(lagging.org).revision == 3
+    assert lagging.count("answered") + lagging.count("behind") == asked
+
+
+def test_a_read_that_allows_its_revision_comes_from_it(lagging: Replicated) -> None:
+    org = lagging.org
+    before = lagging.count("answered")
+    assert lagging.titles(min_revision=0) == ["old"]
+    assert lagging.titles(min_revision=1) == ["old"]
+    assert org.get("a", min_revision=1).title == "old"
+    assert [item.appointment.title for item in org.history("a", min_revision=1).entries] == ["old"]
+    found = changes(org, min_revision=1)
+    assert (found.revision, len(found.entries)) == (1, 1)
+    with pytest.raises(grpc.RpcError) as caught:
+        org.get("b", min_revision=1)
+    assert refusal(caught.value).reason == "APPOINTMENT_NOT_FOUND"
+    assert refusal(caught.value).organization_revision == 1
+    assert lagging.count("answered") == before + 6
+
+
+def test_a_read_that_needs_more_comes_from_the_primary(lagging: Replicated) -> None:
+    org = lagging.org
+    before = lagging.count("behind")
+    assert lagging.titles(min_revision=2) == ["new", "b"]
+    assert org.get("b", min_revision=3).title == "b"
+    assert len(org.history("a", min_revision=2).entries) == 2
+    assert changes(org, min_revision=2).revision == 3
+    assert changes(org, min_revision=0, after_revision=2).revision == 3
+    assert lagging.titles(min_revision=0, as_of_revision=2) == ["new"]
+    assert org.get("a", min_revision=0, as_of_revision=2).title == "new"
+    assert lagging.count("behind") == before + 7
+    answered = lagging.count("answered")
+    assert lagging.titles(min_revision=0, as_of_revision=1) == ["old"]
+    assert org.get("a", min_revision=0, as_of_revision=1).title == "old"
+    assert lagging.count("answered") == answered + 2
+    lagging.standbys[0].resume()
+    lagging.standbys[0].catch_up()
+    assert lagging.titles(min_revision=3) == ["new", "b"]
+    assert lagging.count("answered") == answered + 3
+
+
+def test_a_revision_that_nobody_has_is_refused(lagging: Replicated) -> None:
+    for field in ("min_revision", "as_of_revision"):
+        with pytest.raises(grpc.RpcError) as caught:
+            lagging.org.list_page(**{"min_revision": 0, field: 4})
+        assert set(refusal(caught.value).fields) == {field}
+        assert refusal(caught.value).organization_revision == 3
+    with pytest.raises(grpc.RpcError) as caught:
+        changes(lagging.org, min_revision=4)
+    assert set(refusal(caught.value).fields) == {"min_revision"}
+
+
+def test_a_list_from_memory_and_one_from_a_replica_are_not_mixed_up(lagging: Replicated) -> None:
+    for _ in range(3):
+        assert lagging.titles() == ["new", "b"]
+        assert lagging.titles(min_revision=0) == ["old"]
+        assert lagging.titles(min_revision=3) == ["new", "b"]
+
+
+def test_through_rest(lagging: Replicated, start_gateway: StartProgram) -> None:
+    rest = Client(start_gateway(SERVICE_ADDRESS=lagging.service.address), lagging.org.id)
+
+    def titles(**options: int) -> list[str]:
+        found = rest.call("GET", "/appointments", **options).json["appointments"]
+        return [item["title"] for item in found]
+
+    assert titles() == ["new", "b"]
+    assert titles(minRevision=1) == ["old"]
+    assert titles(minRevision=2) == ["new", "b"]
+    older = rest.call("GET", "/appointments/a", minRevision=0)
+    assert (older.json["title"], older.headers["Organization-Revision"]) == ("old", "1")
+    assert len(rest.call("GET", "/appointments/a/history", minRevision=1).json["entries"]) == 1
+    assert rest.call("GET", "/changes", minRevision=1).json["revision"] == "1"
+    refused = rest.call("GET", "/changes", minRevision=4)
+    assert (refused.status, refused.fields) == (400, {"minRevision"})
+
+
+def test_pages_of_a_list_go_on_from_one_server_to_another(lagging: Replicated) -> None:
+    """The first page's revision, as the min_revision of the next, keeps them from going back."""
+    [standby], org = lagging.standbys, lagging.org
+    for minute in range(2, 5):
+        org.upsert(f"c{minute}", minute, minute + 1)
+    first = org.list_page(page_size=2, min_revision=6)
+    following = {"page_size": 1, "min_revision": first.revision}
+    second = org.list_page(page_token=first.next_page_token, **following)
+    assert lagging.count("behind") >= 2, "the primary has answered both"
+    standby.resume()
+    standby.catch_up()
+    before = lagging.count("answered")
+    third = org.list_page(page_token=second.next_page_token, **following)
+    assert lagging.count("answered") == before + 1
+    last = org.list_page(page_token=third.next_page_token)  # fresh
+    pages = [first, second, third, last]
+    assert [item.id for page in pages for item in page.appointments] == ["a", "b", "c2", "c3", "c4"]
+    assert {page.revision for page in pages} == {6}
+    assert last.next_page_token == ""
+
+
+def test_pages_of_the_changes_do_not_end_early_at_a_replica(lagging: Replicated) -> None:
+    first = changes(lagging.org, page_size=2)
+    assert [entry.revision for entry in first.entries] == [1, 2]
+    second = changes(lagging.org, page_token=first.next_page_token, min_revision=0)
+    assert [entry.revision for entry in second.entries] == [3]
+    assert second.revision == 3
+
+
+def test_a_delayed_standby_is_asked_again_once_it_has_the_revision(
+    start_replicated: StartReplicated,
+) -> None:
+    replicated = start_replicated()
+    [standby] = replicated.standbys
+    standby.delay("1h")
+    replicated.org.upsert("a", 0, 1, title="new")
+    standby.wait_until_received()
+    answered = replicated.count("answered")
+    assert replicated.titles(min_revision=1) == ["old"]
+    assert replicated.titles(min_revision=2) == ["new"]
+    assert replicated.count("answered") == answered + 1
+    standby.delay("0")
+    standby.catch_up()
+    assert replicated.titles(min_revision=1) == ["new"]
+    assert replicated.titles(min_revision=2) == ["new"]
+    assert replicated.count("answered") == answered + 3
+
+
+def test_a_promoted_standby_is_no_primary_and_may_lack_a_migration(lagging: Replicated) -> None:
+    [standby], org = lagging.standbys, lagging.org
+    standby.resume()
+    standby.catch_up()
+    assert standby.ask("SELECT pg_promote()")
+    org.upsert("a", 0, 1, title="newer")
+    assert lagging.titles() == ["newer", "b"]
+    lagging.until_asked(standby)
+    assert lagging.titles(min_revision=3) == ["new", "b"]
+    assert lagging.titles(min_revision=4) == ["newer", "b"]
+    with psycopg.connect(standby.server.url(DATABASE), autocommit=True) as connection:
+        connection.execute("ALTER TABLE appointment_history RENAME TO not_migrated_yet")
+    assert len(org.history("a", min_revision=0).entries) == 3
+    assert lagging.count("failed") == 1
+    lagging.until_asked(standby)
+
+
+class Readers:
+    """Reads that may be old, from several threads, until told to stop."""
+
+    def __init__(self, replicated: Replicated) -> None:
+        self.done = 0
+        self.longest = 0.0
+        self._replicated = replicated
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(4)
+        self._readers = [self._pool.submit(self._read) for _ in range(4)]
+
+    def stop(self) -> None:
+        """Stop, and fail with what a read failed with."""
+        self._stop.set()
+        self._pool.shutdown()
+        for reader in self._readers:
+            reader.result()
+
+    def _read(self) -> None:
+        while not self._stop.is_set():
+            started = time.perf_counter()
+            assert self._replicated.titles(min_revision=1) == ["old"]
+            self.longest = max(self.longest, time.perf_counter() - started)
+            self.done += 1
+
+
+def test_reads_spread_over_the_replicas_and_go_on_without_them(
+    start_replicated: StartReplicated,
+) -> None:
+    replicated = start_replicated(2)
+    first, second = replicated.standbys
+    before = [replicated.count("answered", standby) for standby in (first, second)]
+    for _ in range(20):
+        replicated.titles(min_revision=0)
+    after = [replicated.count("answered", standby) for standby in (first, second)]
+    assert [after[0] - before[0], after[1] - before[1]] == [10, 10]
+
+    readers = Readers(replicated)
+    until(lambda: readers.done > 100)
+    first.server.stop(immediate=True)
+    until(lambda: replicated.count("failed", first) > 0)
+    answered = replicated.count("answered", second)
+    until(lambda: replicated.count("answered", second) > answered + 100)
+    second.server.stop(immediate=True)
+    until(lambda: replicated.count("failed", second) > 0)
+    done = readers.done
+    until(lambda: readers.done > done + 100)
+    readers.stop()
+    assert readers.longest < 1, "no read waits for a replica that is gone"
+
+    second.server.start()
+    replicated.until_asked(second)
+    first.server.start()
+    replicated.until_asked(first)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_replica_that_hangs_is_waited_for_once(
+    start_replicated: StartReplicated, others: int
+) -> None:
+    replicated = start_replicated(1 + others)
+    hung = replicated.standbys[0]
+
+    def timed() -> float:
+        started = time.perf_counter()
+        assert replicated.titles(min_revision=0) == ["old"]
+        return time.perf_counter() - started
+
+    with hung.hanging():
+        first = [timed() for _ in range(1 + others)]
+        assert 0.9 < max(first) < 2, "REPLICA_TIMEOUT is a second"
+        assert replicated.count("failed", hung) == 1
+        assert sum(timed() for _ in range(20)) < 0.9
+        assert replicated.count("failed", hung) == 1
+        # The service tries it again, in vain and beside the reads.
+        give_up = time.monotonic() + 5
+        longest = 0.0
+        while time.monotonic() < give_up:
+            longest = max(longest, timed())
+        assert longest < 0.9
+        assert replicated.count("failed", hung) == 1
+    replicated.until_asked(hung)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "terminated", "conflict"])
+def test_a_read_that_is_ended_on_the_replica_comes_from_the_primary(
+    start_replicated: StartReplicated, end: str
+) -> None:
+    replicated = start_replicated(REPLICA_TIMEOUT="60", **PATIENT)
+    [standby] = replicated.standbys
+    answered = replicated.count("answered")
+    with ThreadPoolExecutor(1) as pool, standby.locked(conflict=end == "conflict"):
+        read = pool.submit(replicated.titles, min_revision=1)
+        standby.wait_for_a_waiting_read()
+        if end == "conflict":
+            standby.resume()
+        else:
+            function = "pg_cancel_backend" if end == "cancelled" else "pg_terminate_backend"
+            standby.ask(f"SELECT {function}(pid) FROM pg_locks WHERE NOT granted")
+        assert read.result(timeout=10) == ["old"]
+    assert (replicated.count("failed"), replicated.count("answered")) == (1, answered)
+    logged = replicated.service.wait_for_event(lambda event: event["event"] == "replica failed")
+    assert logged["replica"] == standby.host
+    assert {
+        "cancelled": "due to user request",
+        "terminated": "administrator command",
+        "conflict": "conflict with recovery",
+    }[end] in logged["error"]
+    replicated.until_asked(standby)
+
+
+def test_a_read_that_takes_too_long_on_the_replica_comes_from_the_primary(
+    start_replicated: StartReplicated,
+) -> None:
+    replicated = start_replicated()
+    [standby] = replicated.standbys
+    with standby.locked():
+        started = time.perf_counter()
+        assert replicated.titles(min_revision=1) == ["old"]
+        assert 0.9 < time.perf_counter() - started < 2
+        assert replicated.count("failed") == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "names"),
+    [
+        ("postgresql://user@h1:5432,h2:5433/db", ["h1:5432", "h2:5433"]),
+        ("postgresql://h1,h2:5433/db", ["h1", "h2:5433"]),
+        ("host=h1,h2 port=5433", ["h1:5433", "h2:5433"]),
+        ("postgresql:///db?host=/run/a,/run/b", ["/run/a", "/run/b"]),
+        ("hostaddr=192.0.2.1,192.0.2.2", ["192.0.2.1", "192.0.2.2"]),
+        ("dbname=db", ["localhost"]),
+        ("", []),
+    ],
+)
+def test_the_hosts_of_a_connection_string(url: str, names: list[str]) -> None:
+    assert list(by_host(url)) == names
+    for conninfo in by_host(url).values():
+        assert len(by_host(conninfo)) == 1
+
+
+@pytest.mark.parametrize("url", ["h1,h2", "postgresql://u:secret@h1,h2,h3/db?port=1,2"])
+def test_a_connection_string_of_no_use_is_named_but_not_shown(
+    start_service: StartProgram, url: str
+) -> None:
+    with pytest.raises(StartError, match="DATABASE_READ_URL: must be a connection") as caught:
+        start_service(DATABASE_READ_URL=url)
+    assert "h1" not in str(caught.value)
