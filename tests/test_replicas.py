@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 
 from scripts.programs import StartError
 from scripts.stack import DATABASE
-from service.replicas import by_host
+from service.replicas import PAUSE, by_host
 from tests.api import Organization, refusal
 from tests.conftest import OwnPostgres, StartProgram
 from tests.observing import PATIENT, until
@@ -141,6 +141,13 @@ def test_a_list_from_memory_and_one_from_a_replica_are_not_mixed_up(lagging: Rep
         assert lagging.titles() == ["new", "b"]
         assert lagging.titles(min_revision=0) == ["old"]
         assert lagging.titles(min_revision=3) == ["new", "b"]
+    [standby] = lagging.standbys
+    standby.resume()
+    standby.catch_up()
+    before = lagging.count("answered")
+    for _ in range(3):
+        assert lagging.titles(min_revision=0) == ["new", "b"]
+    assert lagging.count("answered") == before + 3, "the primary is not asked what has changed"
 
 
 def test_through_rest(lagging: Replicated, start_gateway: StartProgram) -> None:
@@ -301,13 +308,35 @@ def test_a_replica_that_hangs_is_waited_for_once(
         assert sum(timed() for _ in range(20)) < 0.9
         assert replicated.count("failed", hung) == 1
         # The service tries it again, in vain and beside the reads.
-        give_up = time.monotonic() + 5
+        give_up = time.monotonic() + PAUSE + 2
         longest = 0.0
         while time.monotonic() < give_up:
             longest = max(longest, timed())
         assert longest < 0.9
         assert replicated.count("failed", hung) == 1
     replicated.until_asked(hung)
+
+
+def test_a_replica_that_hangs_or_is_away_keeps_no_service_from_starting_and_stopping(
+    start_replicated: StartReplicated, start_service: StartProgram, tmp_path: Path
+) -> None:
+    replicated = start_replicated()
+    [hung] = replicated.standbys
+    url = make_conninfo(hung.server.url(DATABASE), host=f"{hung.host},{tmp_path}")
+    with hung.hanging():
+        service = start_service(DATABASE_READ_URL=url)
+        with grpc.insecure_channel(service.address) as channel:
+            org = Organization(AppointmentServiceStub(channel), replicated.org.id)
+            started = time.perf_counter()
+            for _ in range(20):
+                assert org.list_page(min_revision=0).revision == 0, "another primary's"
+            assert time.perf_counter() - started < 0.9
+        replicated.titles(min_revision=0)
+        for program in (service, replicated.service):
+            started = time.perf_counter()
+            program.process.terminate()
+            assert program.process.wait(timeout=30) == 0
+            assert time.perf_counter() - started < 15
 
 
 @pytest.mark.parametrize("end", ["cancelled", "terminated", "conflict"])
