@@ -1,4 +1,4 @@
-"""Read replicas: asked where an older state will do, and never waited for for long."""
+"""Read replicas: asked where an older state will do; no read waits long for one."""
 
 import asyncio
 from collections import deque

@@ -1,6 +1,9 @@
 """A service with standbys of a database of its own, and what is done to them."""
 
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -135,3 +138,29 @@ class Replicated:
             return self.count("answered", standby) > before
 
         until(answered)
+
+
+class Readers:
+    """Reads that may be old, from several threads, until told to stop."""
+
+    def __init__(self, replicated: Replicated) -> None:
+        self.done = 0
+        self.longest = 0.0
+        self._replicated = replicated
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(4)
+        self._readers = [self._pool.submit(self._read) for _ in range(4)]
+
+    def stop(self) -> None:
+        """Stop, and fail with what a read failed with."""
+        self._stop.set()
+        self._pool.shutdown()
+        for reader in self._readers:
+            reader.result()
+
+    def _read(self) -> None:
+        while not self._stop.is_set():
+            started = time.perf_counter()
+            assert self._replicated.titles(min_revision=1) == ["old"]
+            self.longest = max(self.longest, time.perf_counter() - started)
+            self.done += 1

@@ -1,7 +1,6 @@
 """Reads from replicas: standbys that replay late or not at all, hang, or are gone."""
 
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from service.replicas import PAUSE, by_host
 from tests.api import Organization, refusal
 from tests.conftest import OwnPostgres, StartProgram
 from tests.observing import PATIENT, until
-from tests.replicas import Replicated, Standby
+from tests.replicas import Readers, Replicated, Standby
 from tests.rest_client import Client
 
 StartReplicated = Callable[..., Replicated]
@@ -231,32 +230,6 @@ def test_a_promoted_standby_is_no_primary_and_may_lack_a_migration(lagging: Repl
     assert len(org.history("a", min_revision=0).entries) == 3
     assert lagging.count("failed") == 1
     lagging.until_asked(standby)
-
-
-class Readers:
-    """Reads that may be old, from several threads, until told to stop."""
-
-    def __init__(self, replicated: Replicated) -> None:
-        self.done = 0
-        self.longest = 0.0
-        self._replicated = replicated
-        self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(4)
-        self._readers = [self._pool.submit(self._read) for _ in range(4)]
-
-    def stop(self) -> None:
-        """Stop, and fail with what a read failed with."""
-        self._stop.set()
-        self._pool.shutdown()
-        for reader in self._readers:
-            reader.result()
-
-    def _read(self) -> None:
-        while not self._stop.is_set():
-            started = time.perf_counter()
-            assert self._replicated.titles(min_revision=1) == ["old"]
-            self.longest = max(self.longest, time.perf_counter() - started)
-            self.done += 1
 
 
 def test_reads_spread_over_the_replicas_and_go_on_without_them(
