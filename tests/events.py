@@ -22,6 +22,8 @@ class Consumer:
 
     def __init__(self, node: RabbitMQ, keys: Sequence[str]) -> None:
         self.messages: list[AbstractIncomingMessage] = []
+        # The highest revision that has come of each organization.
+        self.latest: dict[str, int] = {}
         self._node = node
         self._queue = f"test-{uuid.uuid4()}"
         self._keys = keys
@@ -39,14 +41,6 @@ class Consumer:
         self._thread.join(20)
         assert not self._thread.is_alive()
 
-    def revisions(self, organization: str) -> list[int]:
-        """The revisions of an organization as they came, repetitions included."""
-        return [
-            int(str(message.headers["revision"]))
-            for message in list(self.messages)
-            if message.headers["organization"] == organization
-        ]
-
     def entries(self, organization: str) -> list[pb.HistoryEntry]:
         """The changes of an organization in the order in which each came first.
 
@@ -54,9 +48,9 @@ class Consumer:
         """
         entries: list[pb.HistoryEntry] = []
         for message in list(self.messages):
-            if message.headers["organization"] != organization:
+            about, revision = _about(message)
+            if about != organization:
                 continue
-            revision = int(str(message.headers["revision"]))
             assert revision <= len(entries) + 1, f"{revision} came after {len(entries)}"
             body: dict[str, Any] = json.loads(message.body)
             entry = json_format.ParseDict(body, pb.HistoryEntry())
@@ -85,6 +79,8 @@ class Consumer:
 
         async def receive(message: AbstractIncomingMessage) -> None:
             self.messages.append(message)
+            organization, revision = _about(message)
+            self.latest[organization] = max(revision, self.latest.get(organization, 0))
             await message.ack()
 
         await queue.consume(receive)
@@ -93,3 +89,7 @@ class Consumer:
             await asyncio.sleep(0.02)
         if self._end.is_set():
             await queue.delete(if_unused=False, if_empty=False)
+
+
+def _about(message: AbstractIncomingMessage) -> tuple[str, int]:
+    return str(message.headers["organization"]), int(str(message.headers["revision"]))

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator
 
 import aio_pika
+import grpc
 import psutil
 import pytest
 from aio_pika.abc import AbstractChannel
@@ -17,6 +18,8 @@ from scripts.rabbitmq import RabbitMQ
 from scripts.stack import ANY_PORT, base_environment
 from service.amqp import Broker, Outgoing
 from service.errors import BrokerUnavailable
+from service.status import status_of
+from tests.api import refusal_of
 
 TIMEOUT = 1.0
 
@@ -87,12 +90,22 @@ async def test_a_message_that_no_queue_takes_is_not_accepted(broker: Broker, que
 async def test_a_message_that_the_queue_refuses_is_not_accepted(
     broker: Broker, channel: AbstractChannel, queue: str
 ) -> None:
-    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
-    await channel.declare_queue(queue, auto_delete=True, arguments=full)
+    await channel.declare_queue(
+        queue, auto_delete=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+    )
     await broker.publish("", to(queue))
     failure = await refused(broker, to(queue))
     assert not failure.certain
     assert "refused" in failure.message
+
+
+@pytest.mark.parametrize("certain", [True, False])
+def test_a_caller_is_told_to_try_again(*, certain: bool) -> None:
+    status = status_of(BrokerUnavailable("RabbitMQ is away", certain=certain))
+    told = refusal_of(status, grpc.StatusCode.UNAVAILABLE)
+    assert (told.reason, told.retry_after) == ("BROKER_UNAVAILABLE", 1)
+    assert ("nothing was accepted" in told.message) == certain
+    assert ("not known" in told.message) == (not certain)
 
 
 async def test_many_messages_keep_their_order(

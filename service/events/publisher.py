@@ -15,7 +15,7 @@ from service.events.store import EventStore
 from service.metrics import Metrics
 
 # Changes that are read and published together; the confirmations come meanwhile.
-GROUP = 500
+GROUP = 200
 
 # Organizations that share a group, at most.
 ORGANIZATIONS = 50
