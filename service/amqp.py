@@ -56,10 +56,7 @@ class Broker:
     """
 
     def __init__(self, url: str, *, name: str, timeout: float, declare: Declare) -> None:
-        parsed = URL(url)
-        self._url = parsed.update_query(
-            {"name": name, "heartbeat": str(HEARTBEAT), **dict(parsed.query)}
-        )
+        self._url = connection_url(url, name)
         self._timeout = timeout
         self._declare = declare
         self._link: _Link | None = None
@@ -162,7 +159,9 @@ class Broker:
                 connection = await aio_pika.connect(self._url)
                 channel = await connection.channel(on_return_raises=True)
                 await self._declare(channel)
-        except BaseException:
+        except BaseException as error:
+            if self._pause == SHORTEST_PAUSE and not isinstance(error, asyncio.CancelledError):
+                log.warning("RabbitMQ cannot be used", error=repr(error))
             self._retry_at = monotonic() + self._pause
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
             if connection is not None:
@@ -194,6 +193,12 @@ class Broker:
         task = asyncio.create_task(close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+def connection_url(url: str, name: str) -> URL:
+    """Return the URL with our name and heartbeat, unless it has its own."""
+    parsed = URL(url)
+    return parsed.update_query({"name": name, "heartbeat": str(HEARTBEAT), **dict(parsed.query)})
 
 
 def is_amqp_url(url: str) -> bool:

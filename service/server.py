@@ -19,14 +19,16 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from processes.supervised import share_gauges
+from service.amqp import Broker
 from service.calls import CallHandler
 from service.committer import Committer
 from service.database import Database, Timeouts
 from service.errors import Overloaded
 from service.metrics import CannotListen, Metrics, serve_metrics
 from service.moments import Moments
-from service.operations.accepter import Accepter
+from service.operations.accepter import Accepter, OperationQueue
 from service.operations.postgres_queue import PostgresQueue
+from service.operations.rabbitmq_queue import RabbitMQQueue, declare_queues
 from service.operations.results import OperationResults
 from service.operations.servicer import OperationsServicer
 from service.page_cache import PageCache
@@ -127,7 +129,11 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ],
         )
-        accepter = Accepter(PostgresQueue(writes), metrics, max_waiting=settings.max_queued_writes)
+        accepter = Accepter(
+            _operation_queue(settings, writes, stack),
+            metrics,
+            max_waiting=settings.max_queued_writes,
+        )
         calls = CallHandler(
             {
                 APPOINTMENTS: AppointmentServicer(
@@ -141,7 +147,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
                         reads,
                         retention=timedelta(days=settings.operation_retention_days),
                         poll_interval=settings.operation_poll_interval,
-                        queued_elsewhere=False,
+                        queued_elsewhere=settings.operation_queue == "rabbitmq",
                     ),
                     timeout=settings.request_timeout,
                 ),
@@ -179,6 +185,21 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         gc.freeze()
         gc.set_threshold(10_000, 20, 20)
         yield Ports(grpc=port, metrics=metrics_port, channelz=channelz_port)
+
+
+def _operation_queue(
+    settings: Settings, database: Database, stack: AsyncExitStack
+) -> OperationQueue:
+    if settings.operation_queue == "postgres" or settings.amqp_url is None:
+        return PostgresQueue(database)
+    broker = Broker(
+        settings.amqp_url,
+        name="appointments-service",
+        timeout=settings.amqp_timeout,
+        declare=declare_queues,
+    )
+    stack.push_async_callback(broker.close)
+    return RabbitMQQueue(broker)
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int) -> int:

@@ -34,6 +34,7 @@ class Settings(BaseSettings):
 
     worker_metrics_port: Port | None = 9466
     worker_connections: Annotated[int, Field(ge=2)] = 4
+    operation_queue: Literal["postgres", "rabbitmq"] = "postgres"
     # How long a worker that says nothing keeps its organizations; twice the statement
     # timeout at least.
     operation_lease: Seconds = 15.0
@@ -90,6 +91,16 @@ class Settings(BaseSettings):
                 "must be a connection string of libpq, with one port, or one for each host"
             ) from None
         return url
+
+    @model_validator(mode="after")
+    def _rabbitmq_is_known(self) -> Self:
+        if self.operation_queue == "rabbitmq":
+            if self.amqp_url is None:
+                raise ValueError("OPERATION_QUEUE=rabbitmq needs AMQP_URL")
+            # A message may come again after hours; by its result it is known to be done.
+            if self.operation_retention_days < 1:
+                raise ValueError("OPERATION_RETENTION_DAYS must be at least 1 with rabbitmq")
+        return self
 
     @model_validator(mode="after")
     def _channelz_shows_one_process(self) -> Self:

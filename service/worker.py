@@ -15,6 +15,7 @@ from service.events.rabbitmq import declare_exchange
 from service.events.store import EventStore
 from service.metrics import Metrics, serve_metrics
 from service.operations.postgres_queue import PostgresQueueWorker
+from service.operations.rabbitmq_worker import RabbitMQQueueWorker
 from service.operations.results import OperationResults
 from service.schema import check_schema
 from service.settings import Settings
@@ -67,7 +68,7 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
             database,
             retention=timedelta(days=settings.operation_retention_days),
             poll_interval=settings.operation_poll_interval,
-            queued_elsewhere=False,
+            queued_elsewhere=settings.operation_queue == "rabbitmq",
         )
         duties: dict[str, Duty] = {
             "operations": operations.run,
@@ -76,11 +77,19 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
         if settings.amqp_url:
             broker = Broker(
                 settings.amqp_url,
-                name="appointments-worker",
+                name="appointments-events",
                 timeout=settings.amqp_timeout,
                 declare=declare_exchange,
             )
             stack.push_async_callback(broker.close)
+            if settings.operation_queue == "rabbitmq":
+                duties["operations in RabbitMQ"] = RabbitMQQueueWorker(
+                    settings.amqp_url,
+                    database,
+                    metrics,
+                    max_batch=settings.max_batch_writes,
+                    timeout=settings.amqp_timeout,
+                ).run
             duties["events"] = EventPublisher(
                 EventStore(database),
                 broker,

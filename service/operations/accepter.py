@@ -18,8 +18,12 @@ MAX_APPENDED = 512
 class OperationQueue(Protocol):
     """Where operations are until a worker applies them."""
 
-    async def append(self, operations: Sequence[Operation]) -> None:
-        """Return once they are stored durably: each, or with an error none, or not known."""
+    async def append(self, operations: Sequence[Operation]) -> Sequence[Exception | None]:
+        """Store operations durably, in order.
+
+        Returns, for each, None or why it is not stored, or not known to be. Raises what is
+        so of all of them.
+        """
 
 
 class Accepter:
@@ -66,12 +70,12 @@ class Accepter:
                 if not group:
                     continue
                 self._metrics.accepted_together.observe(len(group))
-                failure: Exception | None = None
+                failures: Sequence[Exception | None]
                 try:
-                    await self._queue.append([operation for operation, _ in group])
+                    failures = await self._queue.append([operation for operation, _ in group])
                 except Exception as error:  # noqa: BLE001  # each caller is to learn of it
-                    failure = error
-                for _, accepted in group:
+                    failures = [error] * len(group)
+                for (_, accepted), failure in zip(group, failures, strict=True):
                     if accepted.done():
                         continue
                     if failure is None:

@@ -62,7 +62,7 @@ class PostgresQueue:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def append(self, operations: Sequence[Operation]) -> None:
+    async def append(self, operations: Sequence[Operation]) -> Sequence[None]:
         """Raises DatabaseUnavailable, Overloaded."""
         rows = [
             {
@@ -74,6 +74,7 @@ class PostgresQueue:
             for operation in operations
         ]
         await self._database.fetch(_APPEND, (orjson.dumps(rows).decode(),))
+        return [None] * len(operations)
 
 
 @dataclass(frozen=True, slots=True)
