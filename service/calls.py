@@ -3,10 +3,11 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import structlog
@@ -15,7 +16,13 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.status_pb2 import Status
 
-from service.errors import DeadlineExceeded, InvalidFields, MalformedRequest, ServiceError
+from service.errors import (
+    DeadlineExceeded,
+    InvalidFields,
+    MalformedRequest,
+    ServiceError,
+    ServiceStopping,
+)
 from service.metrics import Metrics
 from service.status import code_of, status_of
 
@@ -23,6 +30,8 @@ REQUEST_ID = "x-request-id"
 ACTOR = "x-actor"
 MAX_ACTOR = 256
 MAX_REQUEST_ID = 128
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -40,6 +49,8 @@ class Call:
     organization_id: str | None = None
     organization_revision: int | None = None
     outcome: str | None = None
+    # Sent on a stream so far.
+    entries: int | None = None
 
 
 def request_id_of(given: str) -> str:
@@ -51,12 +62,21 @@ def request_id_of(given: str) -> str:
 
 # From a method's name and its request, serialized, to its response or its error.
 Handle = Callable[[str, bytes, Call], Awaitable[bytes | Status]]
+# Sends one response, serialized; waits while the caller reads no further ones.
+Send = Callable[[bytes], Awaitable[None]]
+# The same for a method with a stream of responses, which end in an error or by themselves.
+Stream = Callable[[str, bytes, Call, Send], Awaitable[Status | None]]
+
+# In grpc's own words.
+_NOT_FOUND = Status(code=grpc.StatusCode.UNIMPLEMENTED.value[0], message="Method not found!")
 
 
 @dataclass(frozen=True, slots=True)
 class _Method:
+    """A method; `answer` makes an awaitable response, or a generator of responses."""
+
     read: Callable[[bytes], Message]
-    answer: Callable[[Any, Call], Awaitable[Message]]
+    answer: Callable[[Any, Call], Any]
 
 
 class CallHandler:
@@ -69,14 +89,19 @@ class CallHandler:
         self, servicers: Mapping[ServiceDescriptor, object], metrics: Metrics, *, timeout: float
     ) -> None:
         self._methods: dict[str, _Method] = {}
+        self._streaming_methods: dict[str, _Method] = {}
         for service, servicer in servicers.items():
             for method in service.methods:
-                if method.name in self._methods:
+                if method.name in self._methods | self._streaming_methods:
                     raise ValueError(f"two services have a method {method.name}")
+                methods = self._streaming_methods if method.server_streaming else self._methods
                 # What a servicer of somebody else's service leaves out is not implemented.
                 if answer := getattr(servicer, method.name, None):
                     read = GetMessageClass(method.input_type).FromString
-                    self._methods[method.name] = _Method(read, answer)
+                    methods[method.name] = _Method(read, answer)
+        # Of the streams under way, which only their callers or `end_streams` end.
+        self._ends: set[asyncio.Timeout] = set()
+        self._ending = False
         self._seconds_of = cache(
             lambda method, code: metrics.request_seconds.labels(method, code.name)
         )
@@ -85,13 +110,32 @@ class CallHandler:
     async def handle(self, method: str, request: bytes, call: Call) -> bytes | Status:
         """Return the response, serialized, or the error's status; log it and count it."""
         known = self._methods.get(method)
-        if known is None:  # in grpc's own words
-            return Status(code=grpc.StatusCode.UNIMPLEMENTED.value[0], message="Method not found!")
+        if known is None:
+            return _NOT_FOUND
+        return await self._recorded(method, call, self._answer(known, request, call))
+
+    async def stream(self, method: str, request: bytes, call: Call, send: Send) -> Status | None:
+        """Send the responses; return the error's status if it ends with one; log and count it.
+
+        No deadline but the caller's own bounds it.
+        """
+        known = self._streaming_methods.get(method)
+        if known is None:
+            return _NOT_FOUND
+        return await self._recorded(method, call, self._send(known, request, call, send))
+
+    def end_streams(self) -> None:
+        """End every stream at once, those that begin later too."""
+        self._ending = True
+        for end in self._ends:
+            end.reschedule(0)
+
+    async def _recorded(self, method: str, call: Call, answer: Awaitable[T]) -> T | Status:
         started = time.perf_counter()
         code = grpc.StatusCode.CANCELLED  # what is left if this task is cancelled
         failure: Exception | None = None
         try:
-            response = await self._answer(known, request, call)
+            response = await answer
             code = grpc.StatusCode.OK
         except Exception as error:  # noqa: BLE001  # every failure has a status
             failure, code = error, code_of(error)
@@ -103,22 +147,34 @@ class CallHandler:
         return response
 
     async def _answer(self, method: _Method, request: bytes, call: Call) -> bytes:
-        try:
-            message = method.read(request)
-        except DecodeError as error:
-            raise MalformedRequest(f"the message cannot be read as its type: {error}") from error
-        if len(call.actor) > MAX_ACTOR:
-            raise InvalidFields([(ACTOR, f"must have at most {MAX_ACTOR} characters")])
+        message = _read(method, request, call)
         timeout = self._timeout if call.timeout is None else min(call.timeout, self._timeout)
         try:
             async with asyncio.timeout(timeout):
-                response = await method.answer(message, call)
+                response: Message = await method.answer(message, call)
         except TimeoutError as error:
             raise DeadlineExceeded(
                 "no result in time; whether a write was stored is not known, the same request"
                 " may be sent again"
             ) from error
         return response.SerializeToString()
+
+    async def _send(self, method: _Method, request: bytes, call: Call, send: Send) -> None:
+        message = _read(method, request, call)
+        try:
+            async with asyncio.timeout(0 if self._ending else None) as end:
+                self._ends.add(end)
+                try:
+                    responses: AsyncGenerator[Message, None] = method.answer(message, call)
+                    async with aclosing(responses):
+                        async for response in responses:
+                            await send(response.SerializeToString())
+                finally:
+                    self._ends.discard(end)
+        except TimeoutError as error:
+            raise ServiceStopping(
+                "the service stops; call again with the last revision seen"
+            ) from error
 
     def _report(
         self,
@@ -139,9 +195,21 @@ class CallHandler:
             fields["organization"] = call.organization_id
         if call.outcome is not None:
             fields["outcome"] = call.outcome
+        if call.entries is not None:
+            fields["entries"] = call.entries
         if isinstance(failure, ServiceError):
             fields["reason"] = failure.reason
         if code is grpc.StatusCode.INTERNAL:
             log.error("request", exc_info=failure, **fields)
         else:
             log.info("request", **fields)
+
+
+def _read(method: _Method, request: bytes, call: Call) -> Message:
+    try:
+        message = method.read(request)
+    except DecodeError as error:
+        raise MalformedRequest(f"the message cannot be read as its type: {error}") from error
+    if len(call.actor) > MAX_ACTOR:
+        raise InvalidFields([(ACTOR, f"must have at most {MAX_ACTOR} characters")])
+    return message

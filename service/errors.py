@@ -131,6 +131,13 @@ class BrokerUnavailable(ServiceError):
         self.certain = certain
 
 
+class ServiceStopping(ServiceError):
+    """This process stops; another one, or it after its restart, goes on."""
+
+    reason = "SERVICE_STOPPING"
+    retry_after = 1.0
+
+
 class DeadlineExceeded(ServiceError):
     """The request took too long; a write that was already sent may still happen."""
 

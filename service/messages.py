@@ -1,11 +1,13 @@
 """Between the messages of the API and the domain."""
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from service import rules
@@ -22,6 +24,9 @@ from service.domain import (
     new_id,
 )
 from service.errors import InvalidFields
+
+Item = TypeVar("Item")
+ItemMessage = TypeVar("ItemMessage", bound=Message)
 
 OUTCOMES = {outcome: pb.Outcome.Value(outcome) for outcome in Outcome}
 _STATES = {state: pb.Appointment.State.Value(state) for state in State}
@@ -132,6 +137,21 @@ def history_entry(entry: HistoryEntry) -> pb.HistoryEntry:
         idempotency_key=entry.idempotency_key or "",
         appointment=appointment(entry.appointment),
     )
+
+
+def fitting(
+    items: Sequence[Item], limit: int, convert: Callable[[Item], ItemMessage], *, max_bytes: int
+) -> list[ItemMessage]:
+    """Convert items until a page is full, by number or by bytes; never none of some."""
+    fitting: list[ItemMessage] = []
+    size = 0
+    for item in items[:limit]:
+        message = convert(item)
+        size += message.ByteSize()
+        if fitting and size > max_bytes:
+            break
+        fitting.append(message)
+    return fitting
 
 
 def conflict(found: Conflict) -> pb.TimeRangeConflict.Conflict:

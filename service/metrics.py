@@ -82,10 +82,21 @@ class Metrics:
             ["replica", "result"],
             registry=self.registry,
         )
+        self.watched_entries = Counter(
+            "appointments_watched_entries",
+            "History entries that were sent to watchers",
+            registry=self.registry,
+        )
         # livesum: of several processes, those that live are added up.
         self.queued_writes = Gauge(
             "appointments_queued_writes",
             "Writes that wait for the batch before them",
+            multiprocess_mode="livesum",
+            registry=self.registry,
+        )
+        self.watchers = Gauge(
+            "appointments_watchers",
+            "Calls of WatchAppointments under way",
             multiprocess_mode="livesum",
             registry=self.registry,
         )

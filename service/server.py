@@ -39,6 +39,7 @@ from service.schema import check_schema
 from service.servicer import AppointmentServicer
 from service.settings import Settings
 from service.unary import unary_handlers
+from service.watch import Watch
 from service.writes import WriteStore
 
 OPERATIONS = operations_pb2.DESCRIPTOR.services_by_name["Operations"]
@@ -63,8 +64,8 @@ class Ports:
 async def serving(settings: Settings) -> AsyncIterator[Ports]:
     """Run the gRPC server with everything behind it.
 
-    On leaving, it turns unready, finishes the calls that it has accepted (up to the
-    grace), then the writes whose callers have gone, then closes its connections.
+    On leaving, it turns unready, ends the streams, finishes the calls that it has accepted
+    (up to the grace), then the writes whose callers have gone, then closes its connections.
 
     Raises SchemaOutdated, psycopg.Error or CannotListen if it cannot start.
     """
@@ -134,13 +135,22 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             metrics,
             max_waiting=settings.max_queued_writes,
         )
+        store = ReadStore(reads, replicas)
         calls = CallHandler(
             {
                 APPOINTMENTS: AppointmentServicer(
                     committer,
                     accepter,
-                    ReadStore(reads, replicas),
+                    store,
                     PageCache(Moments(reads, max_waiting=settings.max_queued_reads)),
+                    Watch(
+                        reads,
+                        store,
+                        metrics,
+                        interval=settings.watch_poll_interval,
+                        patience=settings.watch_patience,
+                        max_watchers=settings.max_watchers,
+                    ),
                 ),
                 OPERATIONS: OperationsServicer(
                     OperationResults(
@@ -157,7 +167,10 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         )
         relay = RelayServicer(calls.handle, metrics)
         server.add_generic_rpc_handlers(
-            tuple(unary_handlers(service, calls.handle) for service in (APPOINTMENTS, OPERATIONS))
+            tuple(
+                unary_handlers(service, calls.handle, calls.stream)
+                for service in (APPOINTMENTS, OPERATIONS)
+            )
         )
         relay_pb2_grpc.add_RelayServiceServicer_to_server(relay, server)
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
@@ -171,13 +184,19 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         await server.start()
         stack.push_async_callback(server.stop, settings.shutdown_grace)
         stack.callback(relay.close)
+        stack.callback(calls.end_streams)
         stack.push_async_callback(health_servicer.enter_graceful_shutdown)
         watch = asyncio.create_task(
             _watch_readiness(reads, health_servicer, patience=settings.connection_timeout)
         )
         stack.callback(watch.cancel)
         if settings.processes > 1:
-            gauges = (metrics.queued_writes, metrics.pool_connections, metrics.pool_waiting)
+            gauges = (
+                metrics.queued_writes,
+                metrics.watchers,
+                metrics.pool_connections,
+                metrics.pool_waiting,
+            )
             sharing = asyncio.create_task(share_gauges(*gauges))
             stack.callback(sharing.cancel)
         # What there is now stays: no collection needs to look through it again, and what a

@@ -1,13 +1,13 @@
 """The RPCs: read the request, ask the committer or the store, write the answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from appointments.v1 import appointment_service_pb2 as rpc
 from google.longrunning import operations_pb2
-from google.protobuf.message import Message
 
 from service import messages, page_tokens
 from service.calls import Call
@@ -19,6 +19,7 @@ from service.operations.servicer import submit
 from service.page_cache import PageCache
 from service.reads import ReadStore, Window
 from service.status import status_of
+from service.watch import Watch
 
 DEFAULT_PAGE_SIZE = 100
 # Below the 4 MiB that a gRPC client takes by default: a page of large appointments is
@@ -30,18 +31,21 @@ MAX_ITEM_DETAILS = 1024
 
 log = structlog.get_logger()
 
-Item = TypeVar("Item")
-ItemMessage = TypeVar("ItemMessage", bound=Message)
-
 
 class AppointmentServicer:
     def __init__(
-        self, committer: Committer, accepter: Accepter, reads: ReadStore, pages: PageCache
+        self,
+        committer: Committer,
+        accepter: Accepter,
+        reads: ReadStore,
+        pages: PageCache,
+        watch: Watch,
     ) -> None:
         self._committer = committer
         self._accepter = accepter
         self._reads = reads
         self._pages = pages
+        self._watch = watch
 
     async def UpsertAppointment(
         self, request: rpc.UpsertAppointmentRequest, call: Call
@@ -152,7 +156,7 @@ class AppointmentServicer:
             min_revision=_min_revision(request),
         )
         call.organization_revision = page.revision
-        shown = _fill(page.items, limit, messages.appointment)
+        shown = messages.fitting(page.items, limit, messages.appointment, max_bytes=MAX_PAGE_BYTES)
         response = rpc.ListAppointmentsResponse(
             appointments=shown, revision=page.revision if as_of is None else as_of
         )
@@ -178,6 +182,20 @@ class AppointmentServicer:
         )
         return rpc.ListChangesResponse(entries=entries, next_page_token=token, revision=revision)
 
+    async def WatchAppointments(
+        self, request: rpc.WatchAppointmentsRequest, call: Call
+    ) -> AsyncGenerator[rpc.WatchAppointmentsResponse, None]:
+        call.organization_id = messages.organization_of(request)
+        messages.check(request)
+        call.entries = 0
+        async with aclosing(
+            self._watch.changes(call.organization_id, after=request.after_revision)
+        ) as news:
+            async for changes in news:
+                call.entries += len(changes.response.entries)
+                call.organization_revision = changes.organization_revision
+                yield changes.response
+
     async def _history(
         self,
         call: Call,
@@ -199,7 +217,9 @@ class AppointmentServicer:
             min_revision=_min_revision(request),
         )
         call.organization_revision = page.revision
-        shown = _fill(page.items, limit, messages.history_entry)
+        shown = messages.fitting(
+            page.items, limit, messages.history_entry, max_bytes=MAX_PAGE_BYTES
+        )
         token = ""
         if len(shown) < len(page.items):
             last: HistoryEntry = page.items[len(shown) - 1]
@@ -266,18 +286,3 @@ def _min_revision(
     | rpc.ListChangesRequest,
 ) -> int | None:
     return request.min_revision if request.HasField("min_revision") else None
-
-
-def _fill(
-    items: Sequence[Item], limit: int, convert: Callable[[Item], ItemMessage]
-) -> list[ItemMessage]:
-    """Convert items until the page is full, by number or by bytes; never none of some."""
-    shown: list[ItemMessage] = []
-    size = 0
-    for item in items[:limit]:
-        message = convert(item)
-        size += message.ByteSize()
-        if shown and size > MAX_PAGE_BYTES:
-            break
-        shown.append(message)
-    return shown

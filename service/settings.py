@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     # A whole batch of 1,000 must find room.
     max_queued_writes: Annotated[int, Field(ge=1000)] = 4096
     max_queued_reads: Count = 512
+    max_watchers: Count = 1000
     # Room for the answer of a batch in the 4 MiB that a client takes by default.
     max_message_bytes: Annotated[int, Field(ge=1024)] = 3 * 1024 * 1024
 
@@ -65,6 +66,9 @@ class Settings(BaseSettings):
     replica_timeout: Seconds = 1.0
     request_timeout: Seconds = 30.0
     shutdown_grace: Seconds = 15.0
+    # How often is asked what has changed, and how long watchers wait for a database that is away.
+    watch_poll_interval: Seconds = 0.2
+    watch_patience: Seconds = 30.0
 
     @field_validator("amqp_url")
     @classmethod

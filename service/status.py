@@ -28,6 +28,7 @@ from service.errors import (
     OperationNotFound,
     Overloaded,
     ServiceError,
+    ServiceStopping,
     TimeRangeTaken,
 )
 
@@ -52,6 +53,7 @@ _CODES: dict[type[ServiceError], grpc.StatusCode] = {
     LockTimeout: grpc.StatusCode.UNAVAILABLE,
     DatabaseUnavailable: grpc.StatusCode.UNAVAILABLE,
     BrokerUnavailable: grpc.StatusCode.UNAVAILABLE,
+    ServiceStopping: grpc.StatusCode.UNAVAILABLE,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 

@@ -478,6 +478,62 @@ class ListChangesResponse(_message.Message):
 Global___ListChangesResponse: _TypeAlias = ListChangesResponse  # noqa: Y015
 
 @_typing.final
+class WatchAppointmentsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    AFTER_REVISION_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """Absent: `default`."""
+    after_revision: _builtins.int
+    """Only changes after this revision; 0 or absent: from the first. Not beyond the
+    organization's latest.
+    """
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str | None = ...,
+        after_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "organization_id", b"organization_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "after_revision", b"after_revision", "organization_id", b"organization_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__organization_id: _TypeAlias = _typing.Literal["organization_id"]  # noqa: Y015
+    _WhichOneofArgType__organization_id: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__organization_id) -> _WhichOneofReturnType__organization_id | None: ...
+
+Global___WatchAppointmentsRequest: _TypeAlias = WatchAppointmentsRequest  # noqa: Y015
+
+@_typing.final
+class WatchAppointmentsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Every change up to this revision has been sent: `after_revision` to go on with."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_appointment_pb2.HistoryEntry]:
+        """Each one's revision follows that of the one before it. None in the first message
+        if there are none yet.
+        """
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[_appointment_pb2.HistoryEntry] | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAppointmentsResponse: _TypeAlias = WatchAppointmentsResponse  # noqa: Y015
+
+@_typing.final
 class BatchUpsertAppointmentsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

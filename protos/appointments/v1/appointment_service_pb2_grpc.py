@@ -82,6 +82,11 @@ class AppointmentServiceStub:
                 request_serializer=appointments_dot_v1_dot_appointment__service__pb2.ListChangesRequest.SerializeToString,
                 response_deserializer=appointments_dot_v1_dot_appointment__service__pb2.ListChangesResponse.FromString,
                 _registered_method=True)
+        self.WatchAppointments = channel.unary_stream(
+                '/appointments.v1.AppointmentService/WatchAppointments',
+                request_serializer=appointments_dot_v1_dot_appointment__service__pb2.WatchAppointmentsRequest.SerializeToString,
+                response_deserializer=appointments_dot_v1_dot_appointment__service__pb2.WatchAppointmentsResponse.FromString,
+                _registered_method=True)
         self.BatchUpsertAppointments = channel.unary_unary(
                 '/appointments.v1.AppointmentService/BatchUpsertAppointments',
                 request_serializer=appointments_dot_v1_dot_appointment__service__pb2.BatchUpsertAppointmentsRequest.SerializeToString,
@@ -163,6 +168,22 @@ class AppointmentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchAppointments(self, request, context):
+        """Sends the changes of a whole organization in revision order, without gaps and
+        without repetition: first everything after `after_revision`, then every further
+        change, less than a second after it was written.
+
+        The first message comes at once, without entries if there are none yet. The
+        stream goes on until the caller ends it. It ends with `UNAVAILABLE` when the
+        service stops (`SERVICE_STOPPING`) or when the database is away for long
+        (`DATABASE_UNAVAILABLE`): call again with the last revision seen.
+
+        Through REST: `GET /api/changes` with `Accept: text/event-stream`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BatchUpsertAppointments(self, request, context):
         """Upserts up to 1,000 appointments of one organization, in order, each seeing
         those before it. Each is decided by itself: some may be refused while others
@@ -222,6 +243,11 @@ def add_AppointmentServiceServicer_to_server(servicer, server):
                     servicer.ListChanges,
                     request_deserializer=appointments_dot_v1_dot_appointment__service__pb2.ListChangesRequest.FromString,
                     response_serializer=appointments_dot_v1_dot_appointment__service__pb2.ListChangesResponse.SerializeToString,
+            ),
+            'WatchAppointments': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAppointments,
+                    request_deserializer=appointments_dot_v1_dot_appointment__service__pb2.WatchAppointmentsRequest.FromString,
+                    response_serializer=appointments_dot_v1_dot_appointment__service__pb2.WatchAppointmentsResponse.SerializeToString,
             ),
             'BatchUpsertAppointments': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchUpsertAppointments,
@@ -413,6 +439,33 @@ class AppointmentService:
             '/appointments.v1.AppointmentService/ListChanges',
             appointments_dot_v1_dot_appointment__service__pb2.ListChangesRequest.SerializeToString,
             appointments_dot_v1_dot_appointment__service__pb2.ListChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAppointments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/appointments.v1.AppointmentService/WatchAppointments',
+            appointments_dot_v1_dot_appointment__service__pb2.WatchAppointmentsRequest.SerializeToString,
+            appointments_dot_v1_dot_appointment__service__pb2.WatchAppointmentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

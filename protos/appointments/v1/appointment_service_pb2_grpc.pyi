@@ -73,6 +73,18 @@ class AppointmentServiceStub:
     revision 0 and keeping the latest entry of each id gives exactly the stored
     state.
     """
+    WatchAppointments: _grpc.UnaryStreamMultiCallable[_appointment_service_pb2.WatchAppointmentsRequest, _appointment_service_pb2.WatchAppointmentsResponse]
+    """Sends the changes of a whole organization in revision order, without gaps and
+    without repetition: first everything after `after_revision`, then every further
+    change, less than a second after it was written.
+
+    The first message comes at once, without entries if there are none yet. The
+    stream goes on until the caller ends it. It ends with `UNAVAILABLE` when the
+    service stops (`SERVICE_STOPPING`) or when the database is away for long
+    (`DATABASE_UNAVAILABLE`): call again with the last revision seen.
+
+    Through REST: `GET /api/changes` with `Accept: text/event-stream`.
+    """
     BatchUpsertAppointments: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.BatchUpsertAppointmentsRequest, _appointment_service_pb2.BatchUpsertAppointmentsResponse]
     """Upserts up to 1,000 appointments of one organization, in order, each seeing
     those before it. Each is decided by itself: some may be refused while others
@@ -136,6 +148,18 @@ class AppointmentServiceAsyncStub(AppointmentServiceStub):
     """Lists the changes of a whole organization in revision order. Reading it from
     revision 0 and keeping the latest entry of each id gives exactly the stored
     state.
+    """
+    WatchAppointments: _aio.UnaryStreamMultiCallable[_appointment_service_pb2.WatchAppointmentsRequest, _appointment_service_pb2.WatchAppointmentsResponse]  # type: ignore[assignment]
+    """Sends the changes of a whole organization in revision order, without gaps and
+    without repetition: first everything after `after_revision`, then every further
+    change, less than a second after it was written.
+
+    The first message comes at once, without entries if there are none yet. The
+    stream goes on until the caller ends it. It ends with `UNAVAILABLE` when the
+    service stops (`SERVICE_STOPPING`) or when the database is away for long
+    (`DATABASE_UNAVAILABLE`): call again with the last revision seen.
+
+    Through REST: `GET /api/changes` with `Accept: text/event-stream`.
     """
     BatchUpsertAppointments: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.BatchUpsertAppointmentsRequest, _appointment_service_pb2.BatchUpsertAppointmentsResponse]  # type: ignore[assignment]
     """Upserts up to 1,000 appointments of one organization, in order, each seeing
@@ -233,6 +257,24 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the changes of a whole organization in revision order. Reading it from
         revision 0 and keeping the latest entry of each id gives exactly the stored
         state.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchAppointments(
+        self,
+        request: _appointment_service_pb2.WatchAppointmentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_appointment_service_pb2.WatchAppointmentsResponse], _abc.AsyncIterator[_appointment_service_pb2.WatchAppointmentsResponse]]:
+        """Sends the changes of a whole organization in revision order, without gaps and
+        without repetition: first everything after `after_revision`, then every further
+        change, less than a second after it was written.
+
+        The first message comes at once, without entries if there are none yet. The
+        stream goes on until the caller ends it. It ends with `UNAVAILABLE` when the
+        service stops (`SERVICE_STOPPING`) or when the database is away for long
+        (`DATABASE_UNAVAILABLE`): call again with the last revision seen.
+
+        Through REST: `GET /api/changes` with `Accept: text/event-stream`.
         """
 
     @_abc_1.abstractmethod
