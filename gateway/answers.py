@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 import orjson
 from aiohttp import hdrs
-from aiohttp.web import Response
+from aiohttp.web import Response, StreamResponse
 
 from gateway.exchange import Exchange
 from gateway.problems import MEDIA_TYPE, Problem
@@ -20,6 +20,12 @@ def json_answer(status: int, body: bytes, headers: Mapping[str, str]) -> Respons
         body=body,
         headers={hdrs.CONTENT_TYPE: "application/json", **headers},
     )
+
+
+def sign(response: StreamResponse, exchange: Exchange) -> None:
+    """Add the headers that every answer has."""
+    response.headers[REQUEST_ID] = exchange.request_id
+    response.headers[hdrs.SERVER] = "appointments"  # aiohttp would tell its version
 
 
 def problem_answer(

@@ -17,6 +17,7 @@ from grpc import aio
 from gateway.bodies import BodyReader
 from gateway.caller import ServiceCaller
 from gateway.calls import CallEndpoint, CallSettings, InFlight
+from gateway.event_stream import ChangesEndpoint, Streams
 from gateway.http_server import Endpoint, HttpHandler, HttpServer
 from gateway.logs import lifecycle_logger
 from gateway.metrics import Metrics
@@ -33,6 +34,7 @@ from gateway.problems import StatusReader
 from gateway.relay import Relay
 from gateway.routes import Route, Router, routes_of
 from gateway.settings import Settings
+from gateway.watch import Watch
 from processes.supervised import Supervised, share_gauges
 
 SERVICE: ServiceDescriptor = appointment_service_pb2.DESCRIPTOR.services_by_name[
@@ -65,7 +67,11 @@ class CannotListenError(Exception):
 
 
 def build_router(
-    channel: aio.Channel, relays: Sequence[Relay], settings: Settings, in_flight: InFlight
+    channels: Sequence[aio.Channel],
+    relays: Sequence[Relay],
+    settings: Settings,
+    in_flight: InFlight,
+    streams: Streams,
 ) -> Router[Endpoint]:
     """Make the endpoints of all routes and pages."""
     routes = routes_of(SERVICE)
@@ -84,14 +90,20 @@ def build_router(
         operations=operations,
         special={Status.DESCRIPTOR.full_name: statuses.render},
     )
+    watch = Watch(
+        channels,
+        timeout=settings.gateway_timeout,
+        heartbeat=settings.gateway_heartbeat_interval,
+    )
     router: Router[Endpoint] = Router()
     for route in routes:
-        endpoint = CallEndpoint(route, shared, _location(route, routes))
+        call = CallEndpoint(route, shared, _location(route, routes))
+        endpoint = ChangesEndpoint(route, call, watch, statuses, streams) if route.stream else call
         router.add(route.http_method, route.template, endpoint)
     router.add("GET", OPERATION_PATH, OperationEndpoint(service, operations))
     router.add("GET", OPERATIONS_PATH, OperationsEndpoint(service, operations))
     router.add("GET", "/healthz", Alive())
-    router.add("GET", "/readyz", Ready(channel, SERVICE.full_name))
+    router.add("GET", "/readyz", Ready(channels[0], SERVICE.full_name))
     router.add("GET", DOCUMENT_PATH, document_page(openapi_document(SERVICE, routes)))
     for path, page in viewer_pages().items():
         router.add("GET", path, page)
@@ -116,7 +128,8 @@ class Listening:
 
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[Listening]:
-    """Serve as long as the block runs, then finish what is in flight, up to the grace.
+    """Serve as long as the block runs, then end the streams and finish what is in flight,
+    up to the grace.
 
     Raises `CannotListenError` if a port cannot be had.
     """
@@ -135,7 +148,8 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
             closing.push_async_callback(relay.close)
             relays.append(relay)
         in_flight = InFlight(settings.gateway_max_in_flight)
-        metrics = Metrics(lambda: in_flight.count)
+        streams = Streams(settings.gateway_max_streams)
+        metrics = Metrics(lambda: in_flight.count, lambda: streams.count)
         metrics_port = None
         if settings.gateway_metrics_port is not None:
             with _naming_port(settings.gateway_host, settings.gateway_metrics_port):
@@ -144,15 +158,16 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
                 )
             closing.push_async_callback(asyncio.to_thread, stop_metrics)
         if settings.processes > 1:
-            sharing = asyncio.create_task(share_gauges(metrics.in_flight))
+            sharing = asyncio.create_task(share_gauges(metrics.in_flight, metrics.streams))
             closing.callback(sharing.cancel)
-        handler = HttpHandler(build_router(channels[0], relays, settings, in_flight), metrics)
+        handler = HttpHandler(build_router(channels, relays, settings, in_flight, streams), metrics)
         runner = ServerRunner(
             HttpServer(handler, asyncio.get_running_loop()),
             shutdown_timeout=settings.gateway_shutdown_grace,
         )
         await runner.setup()
         closing.push_async_callback(runner.cleanup)
+        closing.callback(streams.close)
         site = TCPSite(
             runner,
             settings.gateway_host,

@@ -45,8 +45,11 @@ _PRINTABLE = re.compile("[ -~]*")
 class InFlight:
     """Counts what is under way, up to a limit."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(
+        self, limit: int, refusal: str = "Too many requests are in flight already."
+    ) -> None:
         self._limit = limit
+        self._refusal = refusal
         self.count = 0
 
     def __enter__(self) -> None:
@@ -55,7 +58,7 @@ class InFlight:
                 Problem(
                     status=HTTPStatus.TOO_MANY_REQUESTS,
                     code="OVERLOADED",
-                    detail="Too many requests are in flight already.",
+                    detail=self._refusal,
                     retry_after=1,
                 )
             )
@@ -105,7 +108,7 @@ class CallEndpoint:
 
     async def __call__(self, exchange: Exchange) -> Response:
         """Make the call and render its answer. Raises `ProblemError` for every refusal."""
-        actor = _actor(exchange)
+        actor = actor_of(exchange)
         body = b""
         if self._input.takes_body:
             with self._settings.receiving:
@@ -193,7 +196,8 @@ def _encoded(text: str) -> str:
     return text if _UNRESERVED.fullmatch(text) else quote(text, safe="")
 
 
-def _actor(exchange: Exchange) -> str:
+def actor_of(exchange: Exchange) -> str:
+    """Give who makes the request, as the caller names it. Raises `ProblemError`: 400."""
     actor = exchange.request.headers.get(ACTOR, "")
     if not _PRINTABLE.fullmatch(actor):
         raise invalid_fields([FieldError(ACTOR, "must be printable ASCII")])

@@ -20,3 +20,7 @@ class Exchange:
     organization: str | None = None
     code: str | None = None
     outcome: str | None = None
+    begun: int | None = None
+    """Status of an answer that is being sent piece by piece."""
+    events: int | None = None
+    """Sent of such an answer so far."""

@@ -11,7 +11,7 @@ import structlog
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamResponse
 
-from gateway.answers import REQUEST_ID, problem_answer
+from gateway.answers import REQUEST_ID, problem_answer, sign
 from gateway.exchange import Exchange
 from gateway.metrics import Metrics
 from gateway.problems import Problem, ProblemError, internal
@@ -36,7 +36,7 @@ class Endpoint(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def __call__(self, exchange: Exchange) -> Response: ...
+    async def __call__(self, exchange: Exchange) -> StreamResponse: ...
 
 
 class HttpHandler:
@@ -58,7 +58,7 @@ class HttpHandler:
             response = await self._answer(exchange)
             status = response.status
         finally:
-            self._record(exchange, status, time.perf_counter() - started)
+            self._record(exchange, exchange.begun or status, time.perf_counter() - started)
         return response
 
     def refuse_unreadable(self, request: BaseRequest) -> Response:
@@ -70,22 +70,26 @@ class HttpHandler:
             detail=f"This is not HTTP, or its URL or a header is over {MAX_LINE_BYTES} bytes.",
         )
         response = problem_answer(exchange, problem, {hdrs.CONNECTION: "close"})
-        _sign(response, exchange)
+        sign(response, exchange)
         self._record(exchange, response.status, 0)
         return response
 
-    async def _answer(self, exchange: Exchange) -> Response:
+    async def _answer(self, exchange: Exchange) -> StreamResponse:
+        response: StreamResponse
         try:
             response = await self._dispatch(exchange)
         except ProblemError as error:
             response = problem_answer(exchange, error.problem, error.headers)
-        except Exception:  # noqa: BLE001  every failure has an answer
+        except Exception:
             self._log.exception("unexpected error", request_id=exchange.request_id)
+            if exchange.begun is not None:
+                raise  # ends the connection
             response = problem_answer(exchange, internal())
-        _sign(response, exchange)
+        if exchange.begun is None:
+            sign(response, exchange)
         return response
 
-    async def _dispatch(self, exchange: Exchange) -> Response:
+    async def _dispatch(self, exchange: Exchange) -> StreamResponse:
         request = exchange.request
         target = request.raw_path
         if not target.startswith("/"):  # absolute form, RFC 9112 section 3.2.2
@@ -125,16 +129,12 @@ class HttpHandler:
             "status": status,
             "code": exchange.code,
             "outcome": exchange.outcome,
+            "events": exchange.events,
             "duration_ms": round(seconds * 1000, 3),
         }
         self._log.info(
             "request", **{name: fact for name, fact in facts.items() if fact is not None}
         )
-
-
-def _sign(response: Response, exchange: Exchange) -> None:
-    response.headers[REQUEST_ID] = exchange.request_id
-    response.headers[hdrs.SERVER] = "appointments"  # aiohttp would tell its version
 
 
 def request_id_of(request: BaseRequest) -> str:

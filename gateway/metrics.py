@@ -17,7 +17,7 @@ from prometheus_client import (
 class Metrics:
     """Counts what the gateway answers. `method` is an RPC's name or a page's path."""
 
-    def __init__(self, in_flight: Callable[[], int]) -> None:
+    def __init__(self, in_flight: Callable[[], int], streams: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
@@ -36,6 +36,13 @@ class Metrics:
             registry=self._registry,
         )
         self.in_flight.set_function(in_flight)
+        self.streams = Gauge(
+            "gateway_event_streams",
+            "Event streams that are open.",
+            multiprocess_mode="livesum",
+            registry=self._registry,
+        )
+        self.streams.set_function(streams)
         self._seconds_of = cache(lambda method, status: self._seconds.labels(method, str(status)))
 
     def observe(self, method: str, status: int, seconds: float) -> None:

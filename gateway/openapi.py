@@ -13,6 +13,8 @@ from gateway.answers import REQUEST_ID
 from gateway.caller import REVISION
 from gateway.calls import ACTOR, MAX_ACTOR_LENGTH, OUTCOME
 from gateway.comments import read_comments
+from gateway.event_stream import EVENT_ID, LAST_EVENT_ID
+from gateway.event_stream import MEDIA_TYPE as EVENT_STREAM
 from gateway.inputs import header_fields, query_fields
 from gateway.operations import (
     MAX_WAIT,
@@ -59,6 +61,24 @@ _PARAMETERS: dict[str, Schema] = {
         f" many seconds, at most {MAX_WAIT:g}. Anything else is ignored (RFC 7240).",
         "schema": _TEXT,
     },
+}
+_LAST_EVENT_ID: Schema = {
+    "name": LAST_EVENT_ID,
+    "in": "header",
+    "description": "Of a stream: the `id` of the last event seen, to go on after it, whatever "
+    "`afterRevision` says. An `EventSource` sends it by itself.",
+    "schema": {"type": "string", "pattern": f"^{EVENT_ID}$"},
+}
+_EVENTS: Schema = {
+    "schema": {
+        "type": "string",
+        "description": "Server-sent events without end: first every change after "
+        "`afterRevision`, then each further one, less than a second after it was written. "
+        "The event is `created`, `updated` or `cancelled`, its `id` the revision, its `data` "
+        "the entry as JSON. There is a comment at the beginning if there are no changes yet, "
+        "and whenever nothing has changed for some time. Takes `organizationId` and "
+        "`afterRevision` only.",
+    }
 }
 _HEADERS: dict[str, Schema] = {
     REQUEST_ID: {"description": "Names this request in the logs.", "schema": _TEXT},
@@ -247,6 +267,8 @@ def _parameters(route: Route, schemas: Schemas) -> Iterator[Schema]:
             "schema": _INPUT_HEADER_SCHEMAS[header.name],
         }
         yield schemas.described(fields[name], parameter)
+    if route.stream is not None:
+        yield _LAST_EVENT_ID
     yield {"$ref": "#/components/parameters/RequestId"}
     if route.writes:
         yield {"$ref": "#/components/parameters/Actor"}
@@ -270,7 +292,10 @@ def _responses(route: Route, schemas: Schemas) -> Schema:
     content: Schema = {"schema": schemas.given(message)}
     if message.name == "Appointment":
         content["examples"] = {"stored": {"value": _STORED_EXAMPLE}}
-    success = {"headers": _header_references(headers), "content": {"application/json": content}}
+    contents: Schema = {"application/json": content}
+    if route.stream is not None:
+        contents[EVENT_STREAM] = _EVENTS
+    success = {"headers": _header_references(headers), "content": contents}
     responses: Schema = {"200": {"description": "Done.", **success}}
     if creates:
         responses["201"] = {"description": "Created.", **success}

@@ -201,11 +201,12 @@ class StatusReader:
             TimeRangeConflict.DESCRIPTOR
         ).render
 
-    def of_status(self, status: Status) -> Problem:
+    def of_status(self, status: Status, names: Mapping[str, str] | None = None) -> Problem:
         """Read a status with its details; unknown details are passed over.
 
-        Its message is passed on only if the service gave a reason with it: otherwise it
-        may be gRPC's own, with addresses and internals.
+        `names` gives the fields that the caller gave by another name. The message is passed
+        on only if the service gave a reason with it: otherwise it may be gRPC's own, with
+        addresses and internals.
         """
         code = _STATUS_CODES.get(status.code, StatusCode.UNKNOWN)
         fallback = _BY_STATUS.get(code, _INTERNAL)
@@ -222,7 +223,10 @@ class StatusReader:
                         reason = info.reason
                 elif type_name == _BAD_REQUEST:
                     errors.extend(
-                        FieldError(self._rest_path(violation.field), violation.description)
+                        FieldError(
+                            (names or {}).get(violation.field) or self._rest_path(violation.field),
+                            violation.description,
+                        )
                         for violation in BadRequest.FromString(packed.value).field_violations
                     )
                 elif type_name == _TIME_RANGE_CONFLICT:

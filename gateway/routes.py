@@ -11,6 +11,9 @@ from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDesc
 
 Endpoint = TypeVar("Endpoint")
 
+# What lists a page, and what goes on with the same live.
+_STREAMS = {"ListChanges": "WatchAppointments"}
+
 _VARIABLE = re.compile(r"\{([a-z_0-9]+)\}")
 _BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 
@@ -26,6 +29,8 @@ class Route:
     """The input's field that the body is, `*` for the whole input, empty for no body."""
     response_body: str
     """The output's field that the answer is, empty for the whole output."""
+    stream: MethodDescriptor | None = None
+    """The RPC whose messages are the answer for those who accept server-sent events."""
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -91,6 +96,7 @@ def _route(method: MethodDescriptor, rule: http_pb2.HttpRule) -> Route:
         template=template,
         body=rule.body,
         response_body=rule.response_body,
+        stream=method.containing_service.methods_by_name.get(_STREAMS.get(method.name, "")),
     )
 
 

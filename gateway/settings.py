@@ -34,6 +34,10 @@ class Settings(BaseSettings):
     it, since small numbers in free JSON grow fivefold."""
     gateway_max_in_flight: Annotated[int, Field(gt=0)] = 1024
     """Calls handled at the same time; one more is refused at once."""
+    gateway_max_streams: Annotated[int, Field(gt=0)] = 1000
+    """Event streams open at the same time, which are not counted as calls."""
+    gateway_heartbeat_interval: Seconds = 15
+    """A comment is sent on an event stream after so long without an event."""
     gateway_shutdown_grace: Annotated[float, Field(ge=0, le=3600)] = 15
     """Longest that requests in flight may go on after SIGTERM."""
     processes: Annotated[int, Field(ge=1)] = 1

@@ -99,6 +99,8 @@ class CallHandler:
                 if answer := getattr(servicer, method.name, None):
                     read = GetMessageClass(method.input_type).FromString
                     methods[method.name] = _Method(read, answer)
+        self.under_way = 0
+        """Calls of `handle` without an answer."""
         # Of the streams under way, which only their callers or `end_streams` end.
         self._ends: set[asyncio.Timeout] = set()
         self._ending = False
@@ -112,7 +114,11 @@ class CallHandler:
         known = self._methods.get(method)
         if known is None:
             return _NOT_FOUND
-        return await self._recorded(method, call, self._answer(known, request, call))
+        self.under_way += 1
+        try:
+            return await self._recorded(method, call, self._answer(known, request, call))
+        finally:
+            self.under_way -= 1
 
     async def stream(self, method: str, request: bytes, call: Call, send: Send) -> Status | None:
         """Send the responses; return the error's status if it ends with one; log and count it.

@@ -47,6 +47,8 @@ APPOINTMENTS = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentS
 SERVICE = APPOINTMENTS.full_name
 RELAY = relay_pb2.DESCRIPTOR.services_by_name["RelayService"].full_name
 READINESS_INTERVAL = 1.0
+# Seconds that the last answers have to leave.
+LEAVING_TIME = 0.5
 
 log = structlog.get_logger()
 
@@ -182,7 +184,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         stack.push_async_callback(committer.drain)
         stack.push_async_callback(accepter.drain)
         await server.start()
-        stack.push_async_callback(server.stop, settings.shutdown_grace)
+        stack.push_async_callback(_stop, server, calls, settings.shutdown_grace)
         stack.callback(relay.close)
         stack.callback(calls.end_streams)
         stack.push_async_callback(health_servicer.enter_graceful_shutdown)
@@ -226,6 +228,21 @@ def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
         return server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:
         raise CannotListen(f"cannot listen on {host}:{port}: is it in use?") from error
+
+
+async def _stop(server: grpc.aio.Server, calls: CallHandler, grace: float) -> None:
+    """Finish all calls, up to the grace (seconds).
+
+    Streams have been ended, but one whose caller reads nothing could not be told: such
+    are not waited for once all else is done, and its answers had their time to leave.
+    """
+    stopping = asyncio.create_task(server.stop(grace))
+    was_busy = True
+    while not (await asyncio.wait({stopping}, timeout=LEAVING_TIME))[0]:
+        busy = calls.under_way > 0
+        if not busy and not was_busy:
+            await server.stop(None)
+        was_busy = busy
 
 
 async def _serve_channelz(settings: Settings, stack: AsyncExitStack) -> int | None:

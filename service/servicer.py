@@ -192,9 +192,9 @@ class AppointmentServicer:
             self._watch.changes(call.organization_id, after=request.after_revision)
         ) as news:
             async for changes in news:
-                call.entries += len(changes.response.entries)
                 call.organization_revision = changes.organization_revision
                 yield changes.response
+                call.entries += len(changes.response.entries)
 
     async def _history(
         self,

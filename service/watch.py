@@ -79,10 +79,10 @@ class Watch:
                     organization_revision=latest,
                 )
             while True:
-                self._entries.inc(len(changes.response.entries))
                 organization.advance(changes.organization_revision)
                 after = changes.response.revision
                 yield changes
+                self._entries.inc(len(changes.response.entries))
                 await organization.beyond(after)
                 changes = await self._read_patiently(
                     organization_id, after, min_revision=organization.revision

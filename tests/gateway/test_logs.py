@@ -36,7 +36,7 @@ def crash(format: str, held: str) -> None:
     configure_logs("info", format)
     router: Router[Endpoint] = Router()
     router.add("GET", "/crash", _Crash())
-    handler = HttpHandler(router, Metrics(lambda: 0))
+    handler = HttpHandler(router, Metrics(lambda: 0, lambda: 0))
 
     async def handle() -> None:
         await handler(make_mocked_request("GET", "/crash", {"X-Held": held}))

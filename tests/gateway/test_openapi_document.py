@@ -42,8 +42,10 @@ def test_every_method_is_described(document: dict[str, Any]) -> None:
         for path in document["paths"].values()
         for operation in path.values()
     }
-    # What is submitted is described as a preference of the writes.
-    assert described >= {method.name for method in SERVICE.methods} - {"SubmitAppointment"}
+    # A stream is another form of the answer of its page; what is submitted is described as a
+    # preference of the writes.
+    elsewhere = {"WatchAppointments", "SubmitAppointment"}
+    assert described >= {method.name for method in SERVICE.methods} - elsewhere
     for path in document["paths"].values():
         for operation in path.values():
             assert operation["summary"]
@@ -73,6 +75,13 @@ def test_limits_come_from_the_rules(document: dict[str, Any]) -> None:
         "minimum": 0,
         "maximum": 1000,
     }
+
+
+def test_a_stream_is_a_form_of_its_page(document: dict[str, Any]) -> None:
+    changes = document["paths"]["/api/changes"]["get"]
+    assert set(changes["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+    [resumes] = [one for one in changes["parameters"] if one.get("name") == "Last-Event-ID"]
+    assert resumes["in"] == "header"
 
 
 def test_headers_are_parameters_where_they_have_a_field(document: dict[str, Any]) -> None:
