@@ -6,8 +6,8 @@ import uvloop
 from pydantic import ValidationError
 
 from gateway.app import CannotListenError, run
-from gateway.logs import configure_logs, lifecycle_logger
 from gateway.settings import Settings, describe
+from processes.logs import configure_logs, lifecycle_logger
 from processes.supervised import Supervised
 from processes.supervisor import CannotStart, supervise
 

@@ -19,7 +19,6 @@ from gateway.caller import ServiceCaller
 from gateway.calls import CallEndpoint, CallSettings, InFlight
 from gateway.event_stream import ChangesEndpoint, Streams
 from gateway.http_server import Endpoint, HttpHandler, HttpServer
-from gateway.logs import lifecycle_logger
 from gateway.metrics import Metrics
 from gateway.openapi import openapi_document
 from gateway.operations import (
@@ -35,6 +34,7 @@ from gateway.relay import Relay
 from gateway.routes import Route, Router, routes_of
 from gateway.settings import Settings
 from gateway.watch import Watch
+from processes.logs import lifecycle_logger
 from processes.supervised import Supervised, share_gauges
 
 SERVICE: ServiceDescriptor = appointment_service_pb2.DESCRIPTOR.services_by_name[

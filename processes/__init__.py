@@ -1,1 +1,1 @@
-"""Several processes that serve one port: used by the service and the gateway alike."""
+"""What the programs are as processes: their logs, and several of one on one port."""

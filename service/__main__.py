@@ -13,9 +13,9 @@ import psycopg
 import uvloop
 from pydantic import ValidationError
 
+from processes.logs import configure_logs, lifecycle_logger
 from processes.supervised import Supervised
 from processes.supervisor import CannotStart, supervise
-from service.logs import configure_logs, lifecycle_logger
 from service.metrics import CannotListen
 from service.schema import SchemaOutdated
 from service.server import serving

@@ -75,7 +75,12 @@ class Watch:
             if after > changes.organization_revision:
                 latest = changes.organization_revision
                 raise InvalidFields(
-                    [("after_revision", f"must not be beyond the organization's revision, {latest}")],
+                    [
+                        (
+                            "after_revision",
+                            f"must not be beyond the organization's revision, {latest}",
+                        )
+                    ],
                     organization_revision=latest,
                 )
             while True:

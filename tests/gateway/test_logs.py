@@ -11,16 +11,10 @@ from aiohttp.web import Response
 
 from gateway.exchange import Exchange
 from gateway.http_server import Endpoint, HttpHandler
-from gateway.logs import configure_logs
 from gateway.metrics import Metrics
 from gateway.routes import Router
+from processes.logs import configure_logs
 from scripts.programs import ROOT
-
-
-def test_both_programs_log_alike() -> None:
-    # A copy, since neither program may need the other.
-    gateway, service = ROOT / "gateway" / "logs.py", ROOT / "service" / "logs.py"
-    assert gateway.read_bytes() == service.read_bytes()
 
 
 class _Crash:
