@@ -3,7 +3,7 @@
 import json
 import socket
 from http.client import HTTPConnection, HTTPResponse
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlencode
 
 from scripts.programs import Program
@@ -70,3 +70,46 @@ class Client:
     def stored(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.call("GET", "/appointments").json["appointments"]
         return found
+
+
+class Events:
+    """The changes of an organization as an EventSource reads them (WHATWG HTML, 9.2)."""
+
+    def __init__(
+        self, gateway: Program, organization: str, after: int | None = None, /, **headers: str
+    ) -> None:
+        query = {"organizationId": organization}
+        if after is not None:
+            query["afterRevision"] = str(after)
+        self._connection = HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        named = {"Accept": "text/event-stream", **named}
+        self._connection.request("GET", f"/api/changes?{urlencode(query)}", headers=named)
+        self.response = self._connection.getresponse()
+        assert self.response.status == 200, self.response.read()
+        assert self.response.headers["Content-Type"] == "text/event-stream"
+        self.comments = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.response.close()
+        self._connection.close()
+
+    def event(self) -> dict[str, str] | None:
+        """The next event, its fields by name; None at the end of the stream."""
+        fields: dict[str, str] = {}
+        while line := self.response.readline().decode():
+            if line == "\n" and fields:
+                return fields
+            if line.startswith(":"):
+                self.comments += 1
+            elif line != "\n":
+                name, _, value = line.rstrip("\n").partition(": ")
+                fields[name] = value
+        return None
+
+    def events(self, count: int) -> list[dict[str, str]]:
+        events = [self.event() for _ in range(count)]
+        return [event for event in events if event is not None]
