@@ -35,15 +35,20 @@ CREATE TABLE operations (
     CONSTRAINT operations_pkey PRIMARY KEY (organization_id, operation_id)
 );
 
--- For the purge; rows are stored by the time of their end, more or less.
-CREATE INDEX operations_by_end ON operations USING brin (finished_at);
+-- For the purge.
+CREATE INDEX operations_by_end ON operations (finished_at);
+
+-- For finding those that were refused, or FAILED, among all the others.
+CREATE INDEX operations_refused ON operations (organization_id, operation_id)
+WHERE revision IS NULL;
 
 -- Who may apply an organization's queued operations: the holder of the latest fence.
 CREATE TABLE operation_leases (
     organization_id text COLLATE "C" NOT NULL,
     fence bigint NOT NULL,
     leased_until timestamptz NOT NULL,
-    -- Leases since operations were last applied, the present one included.
+    -- Calls that ended without an answer since operations were last applied. From the first
+    -- on they go in a call of their own, one at a time: others are not to suffer from them.
     attempts integer NOT NULL,
     CONSTRAINT operation_leases_pkey PRIMARY KEY (organization_id)
 );
@@ -59,7 +64,8 @@ SET enable_sort = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    v_next text := p_after;
+    -- In the order of the column, whatever that of the database is.
+    v_next text COLLATE "C" := p_after;
     v_left integer := p_most;
     v_round boolean := false;
     v_leased_until timestamptz;
@@ -82,17 +88,18 @@ BEGIN
         FROM operation_leases l
         WHERE l.organization_id = v_next;
         IF NOT FOUND THEN
+            -- Two that insert rows of several organizations would wait for each other.
+            CONTINUE WHEN NOT pg_try_advisory_xact_lock(hashtextextended(v_next, 7236002));
             RETURN QUERY
             INSERT INTO operation_leases AS l (organization_id, fence, leased_until, attempts)
-            VALUES (v_next, 1, clock_timestamp() + p_lease, 1)
+            VALUES (v_next, 1, clock_timestamp() + p_lease, 0)
             ON CONFLICT DO NOTHING
             RETURNING l.organization_id, l.fence, l.attempts;
         ELSIF v_leased_until < clock_timestamp() THEN
             RETURN QUERY
             UPDATE operation_leases l
             SET fence = l.fence + 1,
-                leased_until = clock_timestamp() + p_lease,
-                attempts = l.attempts + 1
+                leased_until = clock_timestamp() + p_lease
             FROM (
                 SELECT free.organization_id
                 FROM operation_leases free
@@ -130,7 +137,8 @@ AS $$
         outcome, organization_revision, conflicts, failure, write
     )
     SELECT
-        p_organization_id, p_operation_id, p_accepted_at, clock_timestamp(), p_write ->> 'id',
+        p_organization_id, p_operation_id, p_accepted_at, clock_timestamp(),
+        coalesce(p_write ->> 'id', ''),
         CASE WHEN p_failure IS NULL THEN 'TIME_RANGE_CONFLICT' ELSE 'FAILED' END,
         coalesce(
             (SELECT o.revision FROM organizations o WHERE o.organization_id = p_organization_id), 0
@@ -152,7 +160,7 @@ $$;
 --
 -- An operation that makes the database refuse the call as a whole is ended by itself, with
 -- the error; the others are applied. What has other causes than the operation (locks,
--- resources, a server that stops) ends the call: nothing was written then.
+-- resources, missing privileges, a server that stops) ends the call: nothing was written then.
 CREATE FUNCTION apply_operations(p_organization_id text, p_operations json)
 RETURNS void
 LANGUAGE plpgsql
@@ -210,8 +218,9 @@ BEGIN
             conflicts, number
         );
     EXCEPTION WHEN OTHERS THEN
-        -- Transaction rollback, resources, object in use, operator intervention, system.
-        IF left(SQLSTATE, 2) IN ('25', '40', '53', '55', '57', '58') THEN
+        -- Not supported, transaction state and rollback, schema and privileges, resources,
+        -- object in use, operator intervention, system, internal.
+        IF left(SQLSTATE, 2) IN ('0A', '25', '40', '42', '53', '55', '57', '58', 'XX') THEN
             RAISE;
         END IF;
         IF cardinality(v_ids) > 1 THEN
@@ -241,6 +250,9 @@ $$;
 -- on), BUSY (another session has the organization's lock; never of a single lease, which
 -- waits for it), LOST (the lease is another's now). delay: seconds since the oldest of them
 -- was accepted.
+--
+-- Several leases wait for no lock that another session has, of whatever kind, longer than
+-- an instant: the call ends, and nothing was written.
 CREATE FUNCTION apply_queued_operations(p_leases json, p_most integer, p_lease interval)
 RETURNS TABLE (organization_id text, status text, applied integer, delay double precision)
 LANGUAGE plpgsql
@@ -256,6 +268,9 @@ DECLARE
     v_oldest timestamptz;
     lease record;
 BEGIN
+    IF v_leases > 1 THEN
+        PERFORM set_config('lock_timeout', '50ms', true);
+    END IF;
     FOR lease IN
         SELECT *
         FROM json_to_recordset(p_leases) AS r (organization_id text, fence bigint, only_one boolean)
@@ -314,10 +329,10 @@ BEGIN
 END
 $$;
 
--- End the first queued operation of a leased organization as FAILED: every worker that
--- tried to apply it came to an end, or its call took too long.
+-- End the first queued operation of a leased organization as FAILED, since every call for
+-- it ended without an answer, and return its id.
 CREATE FUNCTION give_up_operation(p_organization_id text, p_fence bigint, p_failure text)
-RETURNS void
+RETURNS uuid
 LANGUAGE plpgsql
 VOLATILE
 SET search_path = public, pg_temp
@@ -342,8 +357,10 @@ BEGIN
             PERFORM refuse_operation(
                 p_organization_id, first.operation_id, first.accepted_at, first.write, p_failure
             );
+            RETURN first.operation_id;
         END IF;
     END IF;
+    RETURN NULL;
 END
 $$;
 

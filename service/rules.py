@@ -26,7 +26,7 @@ MAX_ATTRIBUTES_BYTES = 16 * 1024
 MAX_ATTRIBUTES_DEPTH = 30
 
 # Unicode's control characters (general category Cc).
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The years 1 to 9999, which RFC 3339 and google.protobuf.Timestamp can say.
 _FIRST_SECOND = -62_135_596_800
@@ -74,7 +74,7 @@ def _string_check(field: FieldDescriptor, rules: rules_pb2.FieldRules) -> _Check
                 violations.append((prefix + name, "must not be empty; leave it out instead"))
         elif len(text) > most:
             violations.append((prefix + name, f"must have at most {most:,} characters"))
-        if not text.isprintable() and _CONTROL.search(text):
+        if not text.isprintable() and CONTROL.search(text):
             violations.append((prefix + name, "must not contain control characters"))
 
     return check

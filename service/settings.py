@@ -33,7 +33,8 @@ class Settings(BaseSettings):
     log_format: Literal["json", "text"] = "json"
 
     worker_metrics_port: Port | None = 9466
-    worker_connections: Annotated[int, Field(ge=2)] = 4
+    # One may wait for a lock, one is for other duties, and one for what goes on meanwhile.
+    worker_connections: Annotated[int, Field(ge=3)] = 4
     operation_queue: Literal["postgres", "rabbitmq"] = "postgres"
     # How long a worker that says nothing keeps its organizations; twice the statement
     # timeout at least.

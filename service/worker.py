@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from typing import NoReturn
 
 import structlog
 
@@ -14,7 +13,7 @@ from service.events.publisher import EventPublisher
 from service.events.rabbitmq import declare_exchange
 from service.events.store import EventStore
 from service.metrics import Metrics, serve_metrics
-from service.operations.postgres_queue import PostgresQueueWorker
+from service.operations.postgres_queue_worker import PostgresQueueWorker
 from service.operations.rabbitmq_worker import RabbitMQQueueWorker
 from service.operations.results import OperationResults
 from service.schema import check_schema
@@ -97,22 +96,24 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
                 interval=settings.event_poll_interval,
                 lease=settings.event_lease,
             ).run
-        for name, duty in duties.items():
-            task = asyncio.create_task(_keep(name, duty))
-            stack.push_async_callback(_end, task)
+        tasks = [asyncio.create_task(_keep(name, duty)) for name, duty in duties.items()]
+        stack.push_async_callback(_end, tasks)
         yield port
 
 
-async def _keep(name: str, duty: Duty) -> NoReturn:
+async def _keep(name: str, duty: Duty) -> None:
     """Do a duty again and again: a fault in it is logged and does not end the others."""
-    while True:
+    task = asyncio.current_task()
+    # One that fails while it is cancelled has ended all the same.
+    while task is not None and not task.cancelling():
         try:
             await duty()
         except Exception:  # every other duty goes on
             log.exception("a duty failed", duty=name)
-        await asyncio.sleep(RESTART_DELAY)
+            await asyncio.sleep(0 if task.cancelling() else RESTART_DELAY)
 
 
-async def _end(task: asyncio.Task[NoReturn]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)

@@ -5,9 +5,12 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, unquote
 from uuid import UUID
 
+from service import rules
 from service.domain import Write, WriteResult, new_id
 from service.errors import InvalidFields, OperationNotFound, ServiceError
 
+# As the protos have it of every organization_id.
+MAX_ORGANIZATION = 128
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -60,7 +63,7 @@ def read_parent(name: str) -> str:
     """Return the organization of `organizations/{organization}`. Raises InvalidFields."""
     match name.split("/"):
         case ["organizations", organization] if organization:
-            return unquote(organization)
+            return _read_organization(organization)
     raise InvalidFields([("name", "must be organizations/{organization}")])
 
 
@@ -72,8 +75,27 @@ def read_name(name: str) -> tuple[str, UUID]:
     """
     match name.split("/"):
         case ["organizations", organization, "operations", id] if organization and id:
+            organization_id = _read_organization(organization)
             try:
-                return unquote(organization), UUID(id)
+                operation_id = UUID(id)
             except ValueError:
-                raise OperationNotFound("there is no such operation") from None
+                operation_id = None
+            if operation_id is None or str(operation_id) != id:
+                raise OperationNotFound("there is no such operation")
+            return organization_id, operation_id
     raise InvalidFields([("name", "must be organizations/{organization}/operations/{id}")])
+
+
+def _read_organization(part: str) -> str:
+    organization_id = unquote(part)
+    if len(organization_id) > MAX_ORGANIZATION or rules.CONTROL.search(organization_id):
+        raise InvalidFields(
+            [
+                (
+                    "name",
+                    f"must name an organization of at most {MAX_ORGANIZATION} characters, none"
+                    " of them a control character",
+                )
+            ]
+        )
+    return organization_id

@@ -9,38 +9,44 @@ from uuid import UUID
 from service import rows
 from service.database import Database
 from service.domain import Outcome, WriteResult
-from service.errors import (
-    DatabaseUnavailable,
-    OperationFailed,
-    OperationNotFound,
-    Overloaded,
-    ServiceError,
-)
+from service.errors import OperationFailed, OperationNotFound, ServiceError
 from service.operations.operation import OperationState, time_of
 from service.rows import Row
 from service.writes import refusal
 
-_HISTORY_APPOINTMENT: LiteralString = ", ".join(
-    f"h.{column.strip()}" for column in rows.APPOINTMENT.split(",")
-)
-
-# Those that are done and those that are not, at one moment.
+# Those that are done and those that are not, at one moment. Of each as many are read as
+# are shown.
 _OPERATIONS: LiteralString = f"""
-    SELECT o.operation_id, o.accepted_at, o.appointment_id AS wanted_id, o.finished_at,
-        o.outcome, o.organization_revision, o.conflicts, o.failure, {_HISTORY_APPOINTMENT}
+    SELECT o.operation_id, o.accepted_at, o.wanted_id, o.finished_at,
+        o.outcome, o.organization_revision, o.conflicts, o.failure, {rows.APPOINTMENT}
     FROM (
-        SELECT organization_id, operation_id, accepted_at, appointment_id, finished_at,
-            outcome, organization_revision, revision, conflicts, failure
-        FROM operations
-        WHERE organization_id = %(organization_id)s {{only}} {{done}}
+        (
+            SELECT organization_id, operation_id, accepted_at, appointment_id AS wanted_id,
+                finished_at, outcome, organization_revision, revision AS left_revision,
+                conflicts, failure
+            FROM operations
+            WHERE organization_id = %(organization_id)s {{only}} {{done}}
+            ORDER BY operation_id DESC
+            LIMIT %(limit)s
+        )
         UNION ALL
-        SELECT organization_id, operation_id, accepted_at, write ->> 'id', NULL,
-            NULL, NULL, NULL, NULL, NULL
-        FROM queued_operations
-        WHERE organization_id = %(organization_id)s {{only}} {{queued}}
+        (
+            SELECT organization_id, operation_id, accepted_at, write ->> 'id', NULL,
+                NULL, NULL, NULL, NULL, NULL
+            FROM queued_operations
+            WHERE organization_id = %(organization_id)s {{only}} {{queued}}
+            ORDER BY operation_id DESC
+            LIMIT %(limit)s
+        )
     ) AS o
-    LEFT JOIN appointment_history h
-        ON h.organization_id = o.organization_id AND h.revision = o.revision
+    -- By the order of the primary key; another index would do as well while there is little.
+    LEFT JOIN LATERAL (
+        SELECT {rows.APPOINTMENT}
+        FROM appointment_history h
+        WHERE h.organization_id = o.organization_id AND h.revision >= o.left_revision
+        ORDER BY h.organization_id, h.revision
+        LIMIT 1
+    ) AS h ON h.revision = o.left_revision
     ORDER BY o.operation_id DESC
     LIMIT %(limit)s
 """
@@ -54,7 +60,9 @@ _DONE: LiteralString = """
 _PURGE: LiteralString = """
     DELETE FROM operations
     WHERE ctid = ANY (ARRAY(
-        SELECT ctid FROM operations WHERE finished_at < %s LIMIT %s
+        SELECT ctid FROM operations WHERE finished_at < %s
+        ORDER BY finished_at
+        LIMIT %s
     ))
     RETURNING 1
 """
@@ -147,7 +155,7 @@ class OperationResults:
                 purged = await self._database.fetch(
                     _PURGE, (datetime.now(UTC) - self._retention, PURGED_AT_ONCE)
                 )
-            except (DatabaseUnavailable, Overloaded):
+            except ServiceError:
                 purged = []
             if len(purged) < PURGED_AT_ONCE:
                 await asyncio.sleep(PURGE_INTERVAL)
@@ -162,7 +170,7 @@ class OperationResults:
                 organizations, ids = zip(*self._waiting, strict=True)
                 try:
                     found = await self._database.fetch(_DONE, (list(organizations), list(ids)))
-                except (DatabaseUnavailable, Overloaded):
+                except ServiceError:
                     continue  # who waits does so no longer than it wants
                 for key in found:
                     for done in self._waiting.get((key[0], key[1]), ()):
