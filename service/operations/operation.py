@@ -88,14 +88,9 @@ def read_name(name: str) -> tuple[str, UUID]:
 
 def _read_organization(part: str) -> str:
     organization_id = unquote(part)
-    if len(organization_id) > MAX_ORGANIZATION or rules.CONTROL.search(organization_id):
-        raise InvalidFields(
-            [
-                (
-                    "name",
-                    f"must name an organization of at most {MAX_ORGANIZATION} characters, none"
-                    " of them a control character",
-                )
-            ]
-        )
+    if len(organization_id) > MAX_ORGANIZATION:
+        problem = f"must name an organization of at most {MAX_ORGANIZATION} characters"
+        raise InvalidFields([("name", problem)])
+    if rules.CONTROL.search(organization_id):
+        raise InvalidFields([("name", "must not contain control characters")])
     return organization_id

@@ -1,0 +1,92 @@
+"""Asynchronous writes as tests use them: short calls, and operations taken apart."""
+
+from typing import Any
+from urllib.parse import quote
+
+import grpc
+from appointments.v1 import appointment_pb2 as pb
+from appointments.v1 import appointment_service_pb2 as rpc
+from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
+from google.longrunning import operations_pb2 as lro
+from google.longrunning.operations_pb2_grpc import OperationsStub
+from google.protobuf.duration_pb2 import Duration
+
+from tests.api import TIMEOUT, Organization, appointment
+
+
+class Submissions:
+    """The operations of one organization; every call raises grpc.RpcError when refused."""
+
+    def __init__(self, channel: grpc.Channel, id: str) -> None:
+        self.appointments = AppointmentServiceStub(channel)
+        self.operations: Any = OperationsStub(channel)
+        self.id = id
+
+    @property
+    def org(self) -> Organization:
+        """The same organization, with synchronous calls."""
+        return Organization(self.appointments, self.id)
+
+    def submit(self, *, actor: str = "", **write: Any) -> lro.Operation:
+        request = rpc.SubmitAppointmentRequest(**write)
+        metadata = (("x-actor", actor),) if actor else ()
+        return self.appointments.SubmitAppointment(request, timeout=TIMEOUT, metadata=metadata)
+
+    def upsert(self, id: str | None, start: float, end: float, **fields: Any) -> lro.Operation:
+        """Submit an upsert; fields that are not the appointment's go where they belong."""
+        actor = fields.pop("actor", "")
+        beside = ("etag", "create_only", "idempotency_key")
+        options = {name: fields.pop(name) for name in beside if name in fields}
+        wanted = appointment(self.id, id, start, end, **fields)
+        request = rpc.UpsertAppointmentRequest(appointment=wanted, **options)
+        return self.submit(upsert=request, actor=actor)
+
+    def cancel(self, id: str, **options: Any) -> lro.Operation:
+        request = rpc.CancelAppointmentRequest(organization_id=self.id, id=id, **options)
+        return self.submit(cancel=request)
+
+    def get(self, name: str) -> lro.Operation:
+        found: lro.Operation = self.operations.GetOperation(
+            lro.GetOperationRequest(name=name), timeout=TIMEOUT
+        )
+        return found
+
+    def wait(self, operation: lro.Operation, *, timeout: float | None = None) -> lro.Operation:
+        """Wait until it is done; with a timeout (seconds), as it is then."""
+        request = lro.WaitOperationRequest(name=operation.name)
+        if timeout is not None:
+            request.timeout.CopyFrom(Duration(nanos=int(timeout * 1e9)))
+        found: lro.Operation = self.operations.WaitOperation(request, timeout=TIMEOUT)
+        assert found.done or timeout is not None, "not done in time"
+        return found
+
+    def page(self, **fields: Any) -> lro.ListOperationsResponse:
+        fields.setdefault("name", f"organizations/{quote(self.id, safe='')}")
+        found: lro.ListOperationsResponse = self.operations.ListOperations(
+            lro.ListOperationsRequest(**fields), timeout=TIMEOUT
+        )
+        return found
+
+    def listed(self, **filters: Any) -> list[str]:
+        """The names of all, over all pages."""
+        names: list[str] = []
+        token = ""
+        while True:
+            page = self.page(page_token=token, **filters)
+            names += [operation.name for operation in page.operations]
+            token = page.next_page_token
+            if not token:
+                return names
+
+
+def metadata_of(operation: lro.Operation) -> rpc.OperationMetadata:
+    metadata = rpc.OperationMetadata()
+    assert operation.metadata.Unpack(metadata)
+    return metadata
+
+
+def response_of(operation: lro.Operation) -> pb.Appointment:
+    assert operation.WhichOneof("result") == "response", operation
+    stored = pb.Appointment()
+    assert operation.response.Unpack(stored)
+    return stored

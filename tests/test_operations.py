@@ -1,0 +1,389 @@
+"""Writes that are accepted now and applied soon, by gRPC."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from appointments.v1 import appointment_pb2 as pb
+from appointments.v1 import appointment_service_pb2 as rpc
+from google.longrunning import operations_pb2 as lro
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.status_pb2 import Status
+from grpc_reflection.v1alpha import reflection_pb2
+
+from scripts.programs import Program
+from tests.api import TIMEOUT, Organization, appointment, refusal
+from tests.conftest import CreateDatabase, StartProgram
+from tests.observing import until
+from tests.submitting import Submissions, metadata_of, response_of
+
+
+@pytest.fixture
+def later(channel: grpc.Channel, organization: str) -> Submissions:
+    """A fresh organization of `service`; whether a worker runs is of no importance."""
+    return Submissions(channel, organization)
+
+
+@pytest.fixture
+def soon(worker: Program, later: Submissions) -> Submissions:
+    """The same, and a worker runs."""
+    return later
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """An organization in a database that no worker looks at until the test starts one."""
+
+    submissions: Submissions
+    start_worker: Callable[[], Program]
+
+
+@pytest.fixture
+def quiet(
+    create_database: CreateDatabase,
+    start_service: StartProgram,
+    start_worker: StartProgram,
+    organization: str,
+) -> Iterator[Quiet]:
+    url = create_database()
+    with grpc.insecure_channel(start_service(DATABASE_URL=url).address) as channel:
+        yield Quiet(Submissions(channel, organization), lambda: start_worker(DATABASE_URL=url))
+
+
+def sync_status(error: grpc.RpcError) -> Status:
+    assert isinstance(error, grpc.Call)
+    details = dict(error.trailing_metadata() or ())["grpc-status-details-bin"]
+    assert isinstance(details, bytes)
+    return Status.FromString(details)
+
+
+def test_it_ends_with_the_appointment_that_is_stored(soon: Submissions, org: Organization) -> None:
+    accepted = soon.upsert("a", 0, 10, title="first", attributes={"room": 3}, resource_id="r")
+    assert not accepted.done
+    assert accepted.name.startswith(f"organizations/{org.id}/operations/")
+    assert metadata_of(accepted) == rpc.OperationMetadata(
+        organization_id=org.id,
+        appointment_id="a",
+        accepted_at=metadata_of(accepted).accepted_at,
+    )
+    done = soon.wait(accepted)
+    metadata = metadata_of(done)
+    assert response_of(done) == org.get("a")
+    assert metadata.outcome == pb.CREATED
+    assert metadata.accepted_at == metadata_of(accepted).accepted_at
+    assert metadata.finished_at.ToNanoseconds() > metadata.accepted_at.ToNanoseconds()
+    assert soon.get(done.name) == done
+    assert response_of(soon.wait(soon.cancel("a"))) == org.get("a")
+    assert org.get("a").state == pb.Appointment.CANCELLED
+
+
+def test_an_appointment_without_id_and_organization_gets_them(soon: Submissions) -> None:
+    wanted = appointment("", None, 0, 1, resource_id=str(uuid.uuid4()))
+    wanted.ClearField("organization_id")
+    accepted = soon.submit(upsert=rpc.UpsertAppointmentRequest(appointment=wanted))
+    stored = response_of(soon.wait(accepted))
+    assert stored.organization_id == metadata_of(accepted).organization_id == "default"
+    assert stored.id == metadata_of(accepted).appointment_id
+    assert uuid.UUID(stored.id).version == 7
+
+
+def test_a_write_that_changes_nothing_says_why(soon: Submissions, org: Organization) -> None:
+    stored = org.upsert("a", 0, 10, updated_at=_at(5)).appointment
+    late = soon.wait(soon.upsert("a", 0, 20, updated_at=_at(4)))
+    same = soon.wait(soon.upsert("a", 0, 10, updated_at=_at(5)))
+    assert [metadata_of(late).outcome, metadata_of(same).outcome] == [pb.STALE, pb.UNCHANGED]
+    assert response_of(late) == response_of(same) == stored
+    org.cancel("a")
+    again = soon.wait(soon.cancel("a"))
+    assert metadata_of(again).outcome == pb.UNCHANGED
+    assert response_of(again) == org.get("a")
+    assert len(org.changes()) == 2
+
+
+def _at(minute: int) -> Any:
+    return appointment("", None, minute, minute + 1).start
+
+
+@pytest.mark.parametrize(
+    ("reason", "id", "start", "options"),
+    [
+        ("TIME_RANGE_CONFLICT", "b", 5, {}),
+        ("ETAG_MISMATCH", "a", 0, {"etag": "ff"}),
+        ("ETAG_MISMATCH", "b", 50, {"etag": "*"}),
+        ("APPOINTMENT_EXISTS", "a", 0, {"create_only": True}),
+        ("IDEMPOTENCY_KEY_REUSED", "b", 50, {"idempotency_key": "key"}),
+    ],
+)
+def test_a_refusal_is_the_very_one_of_the_synchronous_call(
+    soon: Submissions, org: Organization, reason: str, id: str, start: int, options: dict[str, Any]
+) -> None:
+    org.upsert("a", 0, 10, idempotency_key="key")
+    org.upsert("other", 10, 12)
+    done = soon.wait(soon.upsert(id, start, start + 10, **options))
+    with pytest.raises(grpc.RpcError) as caught:
+        org.upsert(id, start, start + 10, **options)
+    assert done.error == sync_status(caught.value)
+    assert refusal(caught.value).reason == reason
+    assert not metadata_of(done).HasField("outcome")
+    assert metadata_of(done).HasField("finished_at")
+    assert len(org.changes()) == 2
+    assert soon.listed(filter="error:*") == [done.name]
+
+
+def test_cancelling_what_is_not_there_is_refused_as_by_the_synchronous_call(
+    soon: Submissions, org: Organization
+) -> None:
+    done = soon.wait(soon.cancel("a"))
+    with pytest.raises(grpc.RpcError) as caught:
+        org.cancel("a")
+    assert done.error == sync_status(caught.value)
+    assert refusal(caught.value).reason == "APPOINTMENT_NOT_FOUND"
+
+
+def test_a_conflict_lists_as_many_as_the_synchronous_call(
+    soon: Submissions, org: Organization
+) -> None:
+    for number in range(25):
+        org.upsert(f"{number:02}", number, number + 1)
+    done = soon.wait(soon.upsert("long", 0, 60))
+    with pytest.raises(grpc.RpcError) as caught:
+        org.upsert("long", 0, 60)
+    assert done.error == sync_status(caught.value)
+    assert len(refusal(caught.value).conflicts) == 20
+    assert refusal(caught.value).more_conflicts
+
+
+@pytest.mark.parametrize(
+    ("request_", "fields"),
+    [
+        (rpc.SubmitAppointmentRequest(), {"write"}),
+        (
+            rpc.SubmitAppointmentRequest(upsert=rpc.UpsertAppointmentRequest()),
+            {"upsert.appointment"},
+        ),
+        (
+            rpc.SubmitAppointmentRequest(
+                upsert=rpc.UpsertAppointmentRequest(
+                    appointment=pb.Appointment(id="x" * 257, title="\n", end=_at(0)),
+                    validate_only=True,
+                )
+            ),
+            {
+                "upsert.validate_only",
+                "upsert.appointment.id",
+                "upsert.appointment.title",
+                "upsert.appointment.start",
+            },
+        ),
+        (
+            rpc.SubmitAppointmentRequest(cancel=rpc.CancelAppointmentRequest(validate_only=True)),
+            {"cancel.id", "cancel.validate_only"},
+        ),
+    ],
+)
+def test_the_fields_rules_are_checked_before_it_is_accepted(
+    later: Submissions, request_: rpc.SubmitAppointmentRequest, fields: set[str]
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        later.appointments.SubmitAppointment(request_, timeout=TIMEOUT)
+    refused = refusal(caught.value)
+    assert refused.reason == "INVALID_FIELD"
+    assert set(refused.fields) == fields
+
+
+def test_an_idempotency_key_takes_effect_once_whichever_way_it_comes(
+    soon: Submissions, org: Organization
+) -> None:
+    first = org.upsert("a", 0, 10, idempotency_key="sync first").appointment
+    assert response_of(soon.wait(soon.upsert("a", 0, 10, idempotency_key="sync first"))) == first
+    second = response_of(soon.wait(soon.upsert("a", 1, 10, idempotency_key="async first")))
+    assert org.upsert("a", 1, 10, idempotency_key="async first").appointment == second
+    twice = [soon.upsert(None, 20, 30, idempotency_key="no id") for _ in range(2)]
+    third, fourth = [soon.wait(operation) for operation in twice]
+    assert twice[0].name != twice[1].name
+    assert third.response == fourth.response
+    assert metadata_of(fourth).outcome == pb.CREATED
+    assert len(org.changes()) == 3
+
+
+def test_an_etag_guards_an_operation(soon: Submissions, org: Organization) -> None:
+    etag = org.upsert("a", 0, 10).appointment.etag
+    first, second = soon.upsert("a", 0, 11, etag=etag), soon.upsert("a", 0, 12, etag=etag)
+    assert metadata_of(soon.wait(first)).outcome == pb.UPDATED
+    assert soon.wait(second).error.code == grpc.StatusCode.ABORTED.value[0]
+    assert org.get("a").version == 2
+
+
+def test_the_actor_of_the_caller_is_recorded(soon: Submissions, org: Organization) -> None:
+    soon.wait(soon.upsert("a", 0, 10, actor="somebody"))
+    assert org.changes()[0].actor == "somebody"
+
+
+def test_wait_answers_when_it_is_done_or_when_the_time_is_over(
+    quiet: Quiet,
+) -> None:
+    later = quiet.submissions
+    accepted = later.upsert("a", 0, 10)
+    for seconds in (0, 0.2):
+        waited = later.wait(accepted, timeout=seconds)
+        assert waited == accepted
+    call = later.operations.WaitOperation.future(
+        lro.WaitOperationRequest(name=accepted.name), timeout=TIMEOUT
+    )
+    assert not call.done()
+    quiet.start_worker()
+    done = call.result()
+    assert done.done
+    assert later.wait(done, timeout=0) == done
+    assert dict(call.trailing_metadata())["organization-revision"] == "1"
+
+
+def test_wait_ends_before_the_callers_own_deadline(quiet: Quiet) -> None:
+    later = quiet.submissions
+    accepted = later.upsert("a", 0, 10)
+    request = lro.WaitOperationRequest(name=accepted.name)
+    assert later.operations.WaitOperation(request, timeout=1.0) == accepted
+
+
+def test_a_negative_time_to_wait_is_refused(later: Submissions) -> None:
+    accepted = later.upsert("a", 0, 10)
+    request = lro.WaitOperationRequest(name=accepted.name, timeout=Duration(seconds=-1))
+    with pytest.raises(grpc.RpcError) as caught:
+        later.operations.WaitOperation(request, timeout=TIMEOUT)
+    assert set(refusal(caught.value).fields) == {"timeout"}
+
+
+@pytest.mark.parametrize("odd", ["a/b", "50%", "%2F", "Zürich 東京 🗓", "a?b#c", " ", "..", "+"])
+def test_any_organization_has_a_name(soon: Submissions, channel: grpc.Channel, odd: str) -> None:
+    named = Submissions(channel, f"{odd}{uuid.uuid4()}")
+    done = named.wait(named.upsert("a", 0, 1))
+    assert response_of(done).organization_id == named.id
+    assert done.name.count("/") == 3
+    assert named.listed() == [done.name]
+
+
+ID = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "INVALID_FIELD"),
+        (ID, "INVALID_FIELD"),
+        (f"operations/{ID}", "INVALID_FIELD"),
+        (f"organizations//operations/{ID}", "INVALID_FIELD"),
+        (f"organizations/a/b/operations/{ID}", "INVALID_FIELD"),
+        ("organizations/a/operations/", "INVALID_FIELD"),
+        (f"organizations/%00/operations/{ID}", "INVALID_FIELD"),
+        (f"organizations/\0/operations/{ID}", "INVALID_FIELD"),
+        (f"organizations/{'a' * 129}/operations/{ID}", "INVALID_FIELD"),
+        (f"organizations/%ff/operations/{ID}", "OPERATION_NOT_FOUND"),
+        (f"organizations/a/operations/{ID}", "OPERATION_NOT_FOUND"),
+        (f"organizations/a/operations/{{{ID}}}", "OPERATION_NOT_FOUND"),
+        ("organizations/a/operations/none", "OPERATION_NOT_FOUND"),
+    ],
+)
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_name_of_no_operation(later: Submissions, name: str, reason: str, wait: bool) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        later.wait(lro.Operation(name=name)) if wait else later.get(name)
+    assert refusal(caught.value).reason == reason
+
+
+def test_an_operation_of_another_organization_is_not_found(later: Submissions) -> None:
+    accepted = later.upsert("a", 0, 1)
+    other = accepted.name.replace(later.id, "other")
+    with pytest.raises(grpc.RpcError) as caught:
+        later.get(other)
+    assert refusal(caught.value).reason == "OPERATION_NOT_FOUND"
+
+
+def test_lists_are_filtered_and_paged(quiet: Quiet) -> None:
+    later = quiet.submissions
+    names = [later.upsert(str(number), 0, 1).name for number in range(9)]
+    assert later.listed(filter="done=false", page_size=4) == names[::-1]
+    assert later.listed(filter="done=true") == later.listed(filter="error:*") == []
+    worker = quiet.start_worker()
+    for name in names:
+        later.wait(lro.Operation(name=name))
+    worker.stop()
+    names += [later.upsert(str(number), 0, 1).name for number in range(3)]
+    assert later.listed(page_size=1) == later.listed(page_size=0) == names[::-1]
+    assert later.listed(filter="done=false") == names[:8:-1]
+    assert later.listed(filter="done=true", page_size=4) == names[8::-1]
+    assert later.listed(filter="error:*", page_size=3) == names[8:0:-1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"filter": "done"}, {"filter"}),
+        ({"page_size": -1, "filter": "x"}, {"page_size", "filter"}),
+        ({"page_size": 1001}, {"page_size"}),
+        ({"page_token": "x"}, {"page_token"}),
+        ({"name": ""}, {"name"}),
+        ({"name": "organizations/%00"}, {"name"}),
+        ({"name": "organizations/a/operations"}, {"name"}),
+    ],
+)
+def test_a_list_that_cannot_be_is_refused(
+    later: Submissions, fields: dict[str, Any], named: set[str]
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        later.page(**fields)
+    assert set(refusal(caught.value).fields) == named
+
+
+def test_a_page_token_goes_with_its_filter(later: Submissions) -> None:
+    for number in range(3):
+        later.upsert(str(number), 0, 1)
+    token = later.page(page_size=1).next_page_token
+    with pytest.raises(grpc.RpcError) as caught:
+        later.page(page_size=1, page_token=token, filter="done=false")
+    assert set(refusal(caught.value).fields) == {"page_token"}
+
+
+@pytest.mark.parametrize("method", ["DeleteOperation", "CancelOperation"])
+def test_what_is_accepted_cannot_be_taken_back(later: Submissions, method: str) -> None:
+    accepted = later.upsert("a", 0, 1)
+    request = getattr(lro, f"{method}Request")(name=accepted.name)
+    with pytest.raises(grpc.RpcError) as caught:
+        getattr(later.operations, method)(request, timeout=TIMEOUT)
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert later.get(accepted.name) == accepted
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_shows_operations(channel: grpc.Channel, version: str) -> None:
+    ask = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    requests: Iterator[Any] = iter(
+        [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            reflection_pb2.ServerReflectionRequest(
+                file_containing_symbol="google.longrunning.Operations"
+            ),
+        ]
+    )
+    services, files = list(ask(requests, timeout=TIMEOUT))
+    names = {service.name for service in services.list_services_response.service}
+    assert "google.longrunning.Operations" in names
+    assert files.file_descriptor_response.file_descriptor_proto
+
+
+def test_results_are_purged_when_they_are_old(
+    later: Submissions, org: Organization, start_worker: StartProgram
+) -> None:
+    start_worker(OPERATION_RETENTION_DAYS="0.000001")
+    names = [later.upsert(str(number), number, number + 1).name for number in range(5)]
+    until(lambda: len(org.changes()) == 5)
+    until(lambda: later.listed() == [])
+    with pytest.raises(grpc.RpcError) as caught:
+        later.get(names[0])
+    assert refusal(caught.value).reason == "OPERATION_NOT_FOUND"
