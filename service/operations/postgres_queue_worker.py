@@ -204,8 +204,6 @@ class PostgresQueueWorker:
     async def _leave(self, leases: list[_Lease], error: Exception) -> None:
         """Give leases back after a call that failed; nothing is known to be written."""
         locked = isinstance(error, LockTimeout)
-        if not locked:
-            await self._pause_in_trouble(error)
         if len(leases) > 1:  # which of them it was about will show
             await self._give_back([replace(lease, attempts=1) for lease in leases])
         elif not locked and _may_be_its_fault(error):
@@ -214,6 +212,8 @@ class PostgresQueueWorker:
             await self._give_back([replace(lease, attempts=lease.attempts + 1)], delay=delay)
         else:
             await self._give_back(leases, delay=BUSY_DELAY)
+        if not locked:
+            await self._pause_in_trouble(error)
 
     async def _give_up(self, lease: _Lease) -> None:
         failure = f"not applied in {MAX_ATTEMPTS} calls, each of which ended without an answer"
