@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PROTO_FILES := $(sort $(wildcard protos/appointments/v1/*.proto protos/appointments/relay/v1/*.proto))
-SERVICE_FILES := protos/appointments/v1/appointment_service.proto protos/appointments/relay/v1/relay.proto
+SERVICE_FILES := $(sort $(wildcard protos/appointments/v1/*_service.proto)) protos/appointments/relay/v1/relay.proto
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint format migrate demo demo-fosdem bench bench-quick bench-plot protos lock audit clean
