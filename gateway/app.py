@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiohttp.web import ServerRunner, TCPSite
-from appointments.v1 import appointment_service_pb2
+from appointments.v1 import appointment_service_pb2, webhook_service_pb2
 from google.protobuf.descriptor import ServiceDescriptor
 from google.rpc.status_pb2 import Status
 from grpc import aio
@@ -31,15 +31,17 @@ from gateway.operations import (
 from gateway.pages import DOCUMENT_PATH, Alive, Ready, document_page, viewer_pages
 from gateway.problems import StatusReader
 from gateway.relay import Relay
-from gateway.routes import Route, Router, routes_of
+from gateway.routes import Router, location_template, routes_of
 from gateway.settings import Settings
 from gateway.watch import Watch
 from processes.logs import lifecycle_logger
 from processes.supervised import Supervised, share_gauges
 
-SERVICE: ServiceDescriptor = appointment_service_pb2.DESCRIPTOR.services_by_name[
-    "AppointmentService"
-]
+# The first is the one whose health says whether the gateway is ready.
+SERVICES: tuple[ServiceDescriptor, ...] = (
+    appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentService"],
+    webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"],
+)
 
 _CONNECTION_BACKLOG = 1024
 _CHANNEL_OPTIONS = (
@@ -74,7 +76,7 @@ def build_router(
     streams: Streams,
 ) -> Router[Endpoint]:
     """Make the endpoints of all routes and pages."""
-    routes = routes_of(SERVICE)
+    routes = routes_of(*SERVICES)
     statuses = StatusReader(
         frozenset(route.body for route in routes if route.body not in {"", "*"})
     )
@@ -97,24 +99,17 @@ def build_router(
     )
     router: Router[Endpoint] = Router()
     for route in routes:
-        call = CallEndpoint(route, shared, _location(route, routes))
+        call = CallEndpoint(route, shared, location_template(route, routes))
         endpoint = ChangesEndpoint(route, call, watch, statuses, streams) if route.stream else call
         router.add(route.http_method, route.template, endpoint)
     router.add("GET", OPERATION_PATH, OperationEndpoint(service, operations))
     router.add("GET", OPERATIONS_PATH, OperationsEndpoint(service, operations))
     router.add("GET", "/healthz", Alive())
-    router.add("GET", "/readyz", Ready(channels[0], SERVICE.full_name))
-    router.add("GET", DOCUMENT_PATH, document_page(openapi_document(SERVICE, routes)))
+    router.add("GET", "/readyz", Ready(channels[0], SERVICES[0].full_name))
+    router.add("GET", DOCUMENT_PATH, document_page(openapi_document(SERVICES, routes)))
     for path, page in viewer_pages().items():
         router.add("GET", path, page)
     return router
-
-
-def _location(route: Route, routes: tuple[Route, ...]) -> str | None:
-    """Find the path under which what a route stores is read again."""
-    readable = {other.template for other in routes if other.http_method == "GET"}
-    stores = route.http_method == "POST" and f"{route.template}/{{id}}" in readable
-    return route.template if stores else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

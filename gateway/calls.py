@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
+from operator import attrgetter
 from typing import Any
 from urllib.parse import quote
 
@@ -124,15 +125,20 @@ class CallEndpoint:
                     return await self._submission.answer(exchange, message, actor, preferences)
             reply = await self._settings.service.call(self.name, message, exchange, actor=actor)
         headers = {**_COMMON_HEADERS, **revision_header(reply.organization_revision)}
-        if not self._has_outcome:
+        if not self._has_outcome and self._location is None:
             if self._reads and len(reply.response) <= MAX_CACHED_BYTES:
                 body, further = self._render_cached(reply.response)
             else:
                 body, further = self._render_response(reply.response)
             return json_answer(HTTPStatus.OK, body, {**headers, **further})
         response = self._read_response(reply.response)
+        shown = self._shown(response)
+        if not self._has_outcome:  # nothing but a creation stores without one
+            headers[hdrs.LOCATION] = location_of(self._location or "", shown)
+            body, further = self._body(shown)
+            return json_answer(HTTPStatus.CREATED, body, {**headers, **further})
         dry_run = getattr(message, "validate_only", False)
-        return self._written(exchange, self._shown(response), response.outcome, headers, dry_run)
+        return self._written(exchange, shown, response.outcome, headers, dry_run)
 
     def _written(
         self,
@@ -166,8 +172,10 @@ class CallEndpoint:
 def organization_reader(input_type: Descriptor) -> Callable[[Any], str | None]:
     """Give what reads the organization that a request is for, for the log; the service decides."""
     fields = input_type.fields_by_name
-    if "appointment" in fields:
-        return lambda request: _organization_of(request.appointment)
+    for name in ("appointment", "webhook"):
+        if name in fields:
+            read = attrgetter(name)
+            return lambda request: _organization_of(read(request))
     if "requests" in fields:
         return lambda batch: (
             _organization_of(batch.requests[0].appointment) if batch.requests else None
@@ -180,16 +188,16 @@ def _organization_of(message: Any) -> str:  # noqa: ANN401  any message with an 
     return organization[:128] or DEFAULT_ORGANIZATION
 
 
-def location_of(path: str, appointment: Any) -> str:  # noqa: ANN401  any message with an id
-    """Give the reference under which an appointment is read."""
+def location_of(path: str, stored: Any) -> str:  # noqa: ANN401  any message with an id
+    """Give the reference under which what was stored is read."""
     # Dots need no encoding, but a segment of dots alone would be taken for a step up.
-    identifier = _encoded(appointment.id)
+    identifier = _encoded(stored.id)
     if identifier in {".", ".."}:
         identifier = identifier.replace(".", "%2E")
     location = f"{path}/{identifier}"
-    if appointment.organization_id in {"", DEFAULT_ORGANIZATION}:
+    if stored.organization_id in {"", DEFAULT_ORGANIZATION}:
         return location
-    return f"{location}?organizationId={_encoded(appointment.organization_id)}"
+    return f"{location}?organizationId={_encoded(stored.organization_id)}"
 
 
 def _encoded(text: str) -> str:

@@ -133,7 +133,8 @@ class InputReader:
         self._new: Callable[..., Message] = GetMessageClass(route.rpc.input_type)
         self._body = route.body
         message = route.body_message
-        self._body_reader = MessageReader(message) if message is not None else None
+        in_path = frozenset(route.variables) if route.body == "*" else frozenset[str]()
+        self._body_reader = MessageReader(message, without=in_path) if message is not None else None
         self._variables = {
             name: (fields[name].json_name, query_reader(fields[name])) for name in route.variables
         }
@@ -169,6 +170,8 @@ class InputReader:
         if errors:
             raise invalid_fields(errors)
         if message is not None and self._body == "*":
+            for name, value in fields.items():
+                setattr(message, name, value)
             return message
         if message is not None:
             fields[self._body] = message

@@ -1,6 +1,6 @@
 """The OpenAPI 3.1 document, from the descriptors, annotations and comments of the protos."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from importlib import metadata
 from typing import Any
@@ -25,7 +25,7 @@ from gateway.operations import (
     submission_kind,
 )
 from gateway.problems import MEDIA_TYPE
-from gateway.routes import Route
+from gateway.routes import Route, location_template
 from gateway.schemas import Schema, Schemas
 
 _TEXT: Schema = {"type": "string"}
@@ -91,7 +91,7 @@ _HEADERS: dict[str, Schema] = {
         "schema": _TEXT,
     },
     "Location": {
-        "description": "Where the appointment, or the operation, is read; not with `validateOnly`.",
+        "description": "Where what was stored, or the operation, is read; not with `validateOnly`.",
         "schema": {"type": "string", "format": "uri-reference"},
     },
     OUTCOME: {
@@ -115,10 +115,15 @@ _PROBLEM_HEADERS: dict[HTTPStatus, tuple[str, ...]] = {
 }
 _PROBLEM_MEANINGS: dict[HTTPStatus, str] = {
     HTTPStatus.BAD_REQUEST: "`INVALID_FIELD` names every fault; `MALFORMED_REQUEST` is not JSON.",
-    HTTPStatus.NOT_FOUND: "`APPOINTMENT_NOT_FOUND`, `OPERATION_NOT_FOUND`, `ROUTE_NOT_FOUND`.",
+    HTTPStatus.NOT_FOUND: (
+        "`APPOINTMENT_NOT_FOUND`, `OPERATION_NOT_FOUND`, `WEBHOOK_NOT_FOUND` or `ROUTE_NOT_FOUND`."
+    ),
     HTTPStatus.METHOD_NOT_ALLOWED: "`METHOD_NOT_ALLOWED`.",
     HTTPStatus.REQUEST_TIMEOUT: "`REQUEST_TIMEOUT`: the body took too long.",
-    HTTPStatus.CONFLICT: "`TIME_RANGE_CONFLICT`: the range is taken; `conflicts` lists by what.",
+    HTTPStatus.CONFLICT: (
+        "`TIME_RANGE_CONFLICT`: the range is taken; `conflicts` lists by what. Or"
+        " `WEBHOOK_LIMIT_REACHED`: the organization has as many as it may have."
+    ),
     HTTPStatus.PRECONDITION_FAILED: "`ETAG_MISMATCH` or `APPOINTMENT_EXISTS`.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "`REQUEST_TOO_LARGE`.",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "`UNSUPPORTED_MEDIA_TYPE`: not JSON, or compressed.",
@@ -188,13 +193,17 @@ _CONFLICT_EXAMPLE = {
 }
 
 
-def openapi_document(service: ServiceDescriptor, routes: Sequence[Route]) -> dict[str, Any]:
-    """Describe the routes of a service, every status that they can answer included."""
+def openapi_document(
+    services: Sequence[ServiceDescriptor], routes: Sequence[Route]
+) -> dict[str, Any]:
+    """Describe the routes of the services, every status that they can answer included."""
     comments = read_comments()
     schemas = Schemas(comments)
     paths: dict[str, Schema] = {}
     for route in routes:
-        operation = _operation(route, schemas, comments.get(route.rpc.full_name, ""))
+        comment = comments.get(route.rpc.full_name, "")
+        creates = location_template(route, routes) is not None
+        operation = _operation(route, schemas, comment, creates=creates)
         paths.setdefault(route.template, {})[route.http_method.lower()] = operation
     paths.update(_operation_paths())
     paths.update(_health_paths())
@@ -203,8 +212,9 @@ def openapi_document(service: ServiceDescriptor, routes: Sequence[Route]) -> dic
         "info": {
             "title": "Appointments",
             "version": metadata.version("appointments"),
-            "description": _description(comments.get(service.full_name, "")),
+            "description": _description(comments.get(services[0].full_name, "")),
         },
+        "tags": [_tag(service, comments) for service in services],
         "paths": paths,
         "components": {
             "schemas": {
@@ -228,11 +238,22 @@ def _description(comment: str) -> str:
     return "\n\n".join([*comment.split("\n\n")[:2], _CONVENTIONS])
 
 
-def _operation(route: Route, schemas: Schemas, comment: str) -> Schema:
+def _tag(service: ServiceDescriptor, comments: Mapping[str, str]) -> Schema:
+    summary, _, description = comments.get(service.full_name, "").partition("\n\n")
+    # What the first says beyond that is in the description of the whole.
+    text = summary if service.name == "AppointmentService" else f"{summary}\n\n{description}"
+    return {"name": _tag_name(service), "description": text}
+
+
+def _tag_name(service: ServiceDescriptor) -> str:
+    return service.name.removesuffix("Service") + "s"
+
+
+def _operation(route: Route, schemas: Schemas, comment: str, *, creates: bool) -> Schema:
     summary, _, description = comment.partition("\n\n")
     operation: Schema = {
         "operationId": route.rpc.name,
-        "tags": ["Appointments"],
+        "tags": [_tag_name(route.rpc.containing_service)],
         "summary": " ".join(summary.split()).replace("`", ""),  # plain text, says OpenAPI
     }
     if description:
@@ -240,11 +261,12 @@ def _operation(route: Route, schemas: Schemas, comment: str) -> Schema:
     operation["parameters"] = list(_parameters(route, schemas))
     message = route.body_message
     if message is not None:
-        content: Schema = {"schema": schemas.taken(message)}
+        in_path = route.variables if route.body == "*" else ()
+        content: Schema = {"schema": schemas.taken(message, without=in_path)}
         if message.name == "Appointment":
             content["examples"] = {"write": {"value": _WRITE_EXAMPLE}}
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
-    operation["responses"] = _responses(route, schemas)
+    operation["responses"] = _responses(route, schemas, creates=creates)
     return operation
 
 
@@ -276,7 +298,7 @@ def _parameters(route: Route, schemas: Schemas) -> Iterator[Schema]:
         yield {"$ref": "#/components/parameters/Prefer"}
 
 
-def _responses(route: Route, schemas: Schemas) -> Schema:
+def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
     output = route.rpc.output_type
     message = route.answer_message
     has_outcome = "outcome" in output.fields_by_name
@@ -286,7 +308,6 @@ def _responses(route: Route, schemas: Schemas) -> Schema:
     if has_outcome:
         headers.append(OUTCOME)
         schemas.enumeration(Outcome.DESCRIPTOR)
-    creates = has_outcome and route.http_method == "POST"
     if creates:
         headers.append("Location")
     content: Schema = {"schema": schemas.given(message)}
@@ -296,7 +317,9 @@ def _responses(route: Route, schemas: Schemas) -> Schema:
     if route.stream is not None:
         contents[EVENT_STREAM] = _EVENTS
     success = {"headers": _header_references(headers), "content": contents}
-    responses: Schema = {"200": {"description": "Done.", **success}}
+    responses: Schema = {}
+    if has_outcome or not creates:
+        responses["200"] = {"description": "Done.", **success}
     if creates:
         responses["201"] = {"description": "Created.", **success}
     if submission_kind(route.rpc.input_type):

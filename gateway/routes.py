@@ -1,7 +1,7 @@
 """Routes of the REST interface, from the `google.api.http` annotations of the service."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 from urllib.parse import unquote
@@ -64,17 +64,25 @@ class Route:
         return f"/{self.rpc.containing_service.full_name}/{self.rpc.name}"
 
 
-def routes_of(service: ServiceDescriptor) -> tuple[Route, ...]:
-    """List the routes of every annotated method of a service.
+def routes_of(*services: ServiceDescriptor) -> tuple[Route, ...]:
+    """List the routes of every annotated method of the services.
 
     Raises `NotImplementedError` for what this gateway does not do: streaming methods,
     and templates with more than plain `{field}` variables.
     """
     return tuple(
         _route(method, rule)
+        for service in services
         for method in service.methods
         for rule in _rules(method.GetOptions().Extensions[annotations_pb2.http])
     )
+
+
+def location_template(route: Route, routes: Sequence[Route]) -> str | None:
+    """Find the path under which what a route stores is read again, by its id."""
+    readable = {other.template for other in routes if other.http_method == "GET"}
+    stores = route.http_method == "POST" and f"{route.template}/{{id}}" in readable
+    return route.template if stores else None
 
 
 def _rules(rule: http_pb2.HttpRule) -> Iterator[http_pb2.HttpRule]:
@@ -141,11 +149,14 @@ class Router(Generic[Endpoint]):
             f"(?P<{part}>[^/]+)" if index % 2 else re.escape(part)
             for index, part in enumerate(parts)
         )
-        for pattern, methods in self._templates:
+        for pattern, known in self._templates:
             if pattern.pattern == source:
-                return methods
-        self._templates.append((re.compile(source), {}))
-        return self._templates[-1][1]
+                return known
+        methods: dict[str, Endpoint] = {}
+        self._templates.append((re.compile(source), methods))
+        # What a variable would take as well, such as a verb behind it, is tried before it.
+        self._templates.sort(key=lambda each: -len(each[0].pattern))
+        return methods
 
 
 def decode_percent(text: str) -> str:

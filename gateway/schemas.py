@@ -1,6 +1,6 @@
 """JSON Schemas of messages: what is taken, and what is given."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from appointments.v1 import rules_pb2
@@ -57,10 +57,11 @@ class Schemas:
         self._comments = comments
         self.components: dict[str, Schema] = {}
 
-    def taken(self, message: Descriptor) -> Schema:
-        """Refer to the schema of a message in a request."""
+    def taken(self, message: Descriptor, *, without: Collection[str] = ()) -> Schema:
+        """Refer to the schema of a message in a request, whose path holds some of its fields."""
         name = _component_name(message)
-        return self._message(message, name if "Request" in name else f"{name}Input", True)
+        name = name if "Request" in name else f"{name}Input"
+        return self._message(message, name, True, without=without)
 
     def given(self, message: Descriptor) -> Schema:
         """Refer to the schema of a message in an answer."""
@@ -79,18 +80,19 @@ class Schemas:
         description = self._comments.get(field.full_name)
         return {**parameter, "description": description} if description else parameter
 
-    def _message(self, message: Descriptor, name: str, taken: bool) -> Schema:
+    def _message(
+        self, message: Descriptor, name: str, taken: bool, *, without: Collection[str] = ()
+    ) -> Schema:
         if name not in self.components:
             schema: Schema = {"type": "object"}
             self.components[name] = schema
             if message.full_name in self._comments:
                 schema["description"] = self._comments[message.full_name]
-            schema["properties"] = {
-                field.json_name: self._field(field, taken) for field in message.fields
-            }
+            fields = [field for field in message.fields if field.name not in without]
+            schema["properties"] = {field.json_name: self._field(field, taken) for field in fields}
             required = [
                 field.json_name
-                for field in message.fields
+                for field in fields
                 if _is_required(field) or not (taken or field.has_presence)
             ]
             if required:

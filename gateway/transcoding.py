@@ -45,18 +45,19 @@ class _Field:
 class MessageReader:
     """Reads JSON objects into messages of one type.
 
-    Names are the fields' JSON names only; an unknown one is an error. Types of fields
-    that no message here uses (maps, bytes, floating point) are refused when the reader
-    is made.
+    Names are the fields' JSON names only; an unknown one is an error, and so are the
+    names of the fields of `without`, which come by another way. Types of fields that no
+    message here uses (maps, bytes, floating point) are refused when the reader is made.
     """
 
-    def __init__(self, descriptor: Descriptor) -> None:
+    def __init__(self, descriptor: Descriptor, *, without: frozenset[str] = frozenset()) -> None:
         self._new: Callable[..., Message] = GetMessageClass(descriptor)
         self._fields: Mapping[str, _Field] = {
             field.json_name: _Field(
                 name=field.name, read=_read_of(field), ignored=is_output_only(field)
             )
             for field in descriptor.fields
+            if field.name not in without
         }
         self._json_names: Mapping[str, str] = {
             field.name: field.json_name

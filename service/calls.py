@@ -80,8 +80,9 @@ class _Method:
 
 
 class CallHandler:
-    """Handles calls of the methods of services, each by its name alone.
+    """Handles calls of the methods of services, by their servicers.
 
+    A method's name is enough to call it, so no two services may share one: ValueError.
     `timeout` (seconds) bounds calls whose caller set no deadline or a later one.
     """
 

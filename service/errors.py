@@ -90,6 +90,14 @@ class OperationFailed(ServiceError):
     reason = "OPERATION_FAILED"
 
 
+class WebhookNotFound(ServiceError):
+    reason = "WEBHOOK_NOT_FOUND"
+
+
+class WebhookLimitReached(ServiceError):
+    reason = "WEBHOOK_LIMIT_REACHED"
+
+
 class Overloaded(ServiceError):
     """Too much waits already; nothing was written."""
 

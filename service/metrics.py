@@ -87,6 +87,14 @@ class Metrics:
             "History entries that were sent to watchers",
             registry=self.registry,
         )
+        self.webhook_seconds = Histogram(
+            "appointments_webhook_delivery_seconds",
+            "Time that sending a change to a webhook took, by result: taken, status (another"
+            " than 2xx), timeout, connection, refused (its address is not allowed)",
+            ["result"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         # livesum: of several processes, those that live are added up.
         self.queued_writes = Gauge(
             "appointments_queued_writes",

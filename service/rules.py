@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 from appointments.v1 import rules_pb2
+from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
@@ -43,7 +44,10 @@ def check_fields(message: Message, prefix: str, violations: Violations) -> None:
 def _checks(descriptor: Descriptor) -> list[_Check]:
     checks = []
     for field in descriptor.fields:
-        rules = field.GetOptions().Extensions[rules_pb2.rules]
+        options = field.GetOptions()
+        if field_behavior_pb2.OUTPUT_ONLY in options.Extensions[field_behavior_pb2.field_behavior]:
+            continue  # sent back as it was read, and ignored
+        rules = options.Extensions[rules_pb2.rules]
         if field.is_repeated:
             checks.append(_items_check(field.name, rules.max_items))
         elif field.type == FieldDescriptor.TYPE_STRING:

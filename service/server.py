@@ -11,8 +11,9 @@ from typing import Any
 import grpc
 import structlog
 from appointments.relay.v1 import relay_pb2, relay_pb2_grpc
-from appointments.v1 import appointment_service_pb2
+from appointments.v1 import appointment_service_pb2, webhook_service_pb2
 from google.longrunning import operations_pb2
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
@@ -40,10 +41,14 @@ from service.servicer import AppointmentServicer
 from service.settings import Settings
 from service.unary import unary_handlers
 from service.watch import Watch
+from service.webhooks.addresses import AddressRules
+from service.webhooks.servicer import WebhookServicer
+from service.webhooks.store import WebhookStore
 from service.writes import WriteStore
 
 OPERATIONS = operations_pb2.DESCRIPTOR.services_by_name["Operations"]
 APPOINTMENTS = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentService"]
+WEBHOOKS = webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"]
 SERVICE = APPOINTMENTS.full_name
 RELAY = relay_pb2.DESCRIPTOR.services_by_name["RelayService"].full_name
 READINESS_INTERVAL = 1.0
@@ -138,45 +143,54 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             max_waiting=settings.max_queued_writes,
         )
         store = ReadStore(reads, replicas)
-        calls = CallHandler(
-            {
-                APPOINTMENTS: AppointmentServicer(
-                    committer,
-                    accepter,
+        services: dict[ServiceDescriptor, object] = {
+            APPOINTMENTS: AppointmentServicer(
+                committer,
+                accepter,
+                store,
+                PageCache(Moments(reads, max_waiting=settings.max_queued_reads)),
+                Watch(
+                    reads,
                     store,
-                    PageCache(Moments(reads, max_waiting=settings.max_queued_reads)),
-                    Watch(
-                        reads,
-                        store,
-                        metrics,
-                        interval=settings.watch_poll_interval,
-                        patience=settings.watch_patience,
-                        max_watchers=settings.max_watchers,
-                    ),
+                    metrics,
+                    interval=settings.watch_poll_interval,
+                    patience=settings.watch_patience,
+                    max_watchers=settings.max_watchers,
                 ),
-                OPERATIONS: OperationsServicer(
-                    OperationResults(
-                        reads,
-                        retention=timedelta(days=settings.operation_retention_days),
-                        poll_interval=settings.operation_poll_interval,
-                        queued_elsewhere=settings.operation_queue == "rabbitmq",
-                    ),
-                    timeout=settings.request_timeout,
+            ),
+            OPERATIONS: OperationsServicer(
+                OperationResults(
+                    reads,
+                    retention=timedelta(days=settings.operation_retention_days),
+                    poll_interval=settings.operation_poll_interval,
+                    queued_elsewhere=settings.operation_queue == "rabbitmq",
                 ),
-            },
+                timeout=settings.request_timeout,
+            ),
+            # Rare and short, so they share the connections of the reads, not the committer's.
+            WEBHOOKS: WebhookServicer(
+                WebhookStore(
+                    reads,
+                    most=settings.webhook_max_per_organization,
+                    secret_overlap=settings.webhook_secret_overlap,
+                ),
+                AddressRules(settings.webhook_allowed_networks),
+            ),
+        }
+        calls = CallHandler(
+            services,
             metrics,
             timeout=settings.request_timeout,
         )
         relay = RelayServicer(calls.handle, metrics)
         server.add_generic_rpc_handlers(
-            tuple(
-                unary_handlers(service, calls.handle, calls.stream)
-                for service in (APPOINTMENTS, OPERATIONS)
-            )
+            tuple(unary_handlers(service, calls.handle, calls.stream) for service in services)
         )
         relay_pb2_grpc.add_RelayServiceServicer_to_server(relay, server)
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-        _add_reflection(server, SERVICE, OPERATIONS.full_name, RELAY, health.SERVICE_NAME)
+        _add_reflection(
+            server, *(service.full_name for service in services), RELAY, health.SERVICE_NAME
+        )
         port = _bind(server, settings.grpc_host, settings.grpc_port)
 
         for database in (writes, reads, replicas):

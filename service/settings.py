@@ -1,10 +1,11 @@
 """What the environment says: validated at start, one line for everything that is wrong."""
 
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal, Self
 
 import psycopg
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.amqp import is_amqp_url
 from service.replicas import by_host
@@ -13,6 +14,18 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 # Times are in seconds.
 Seconds = Annotated[float, Field(ge=0.001, le=3600)]
+# Up to a hundred days.
+LongSeconds = Annotated[float, Field(ge=0.001, le=8_640_000)]
+
+
+def _networks(value: object) -> object:
+    """Read a list of CIDRs with commas between them; nothing is an empty one."""
+    if isinstance(value, str):
+        return [ip_network(part.strip()) for part in value.split(",") if part.strip()]
+    return value or ()
+
+
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)]
 
 
 class Settings(BaseSettings):
@@ -61,6 +74,20 @@ class Settings(BaseSettings):
     # Room for the answer of a batch in the 4 MiB that a client takes by default.
     max_message_bytes: Annotated[int, Field(ge=1024)] = 3 * 1024 * 1024
 
+    # Beyond the public internet, and for http: CIDRs. The service and its workers need the same.
+    webhook_allowed_networks: Networks = ()
+    webhook_max_per_organization: Annotated[int, Field(ge=1, le=1000)] = 20
+    webhook_secret_overlap: LongSeconds = 24 * 3600
+    # How many a worker sends to at the same time.
+    webhook_concurrency: Annotated[int, Field(ge=2, le=1024)] = 128
+    webhook_timeout: Seconds = 10.0
+    webhook_poll_interval: Seconds = 0.2
+    webhook_lease: Seconds = 30.0
+    webhook_first_retry: Seconds = 1.0
+    webhook_longest_retry: LongSeconds = 3600
+    webhook_give_up_after: LongSeconds = 3 * 24 * 3600
+    webhook_log_retention: LongSeconds = 14 * 24 * 3600
+
     connection_timeout: Seconds = 1.0
     lock_timeout: Seconds = 2.0
     statement_timeout: Seconds = 5.0
@@ -105,6 +132,12 @@ class Settings(BaseSettings):
             # A message may come again after hours; by its result it is known to be done.
             if self.operation_retention_days < 1:
                 raise ValueError("OPERATION_RETENTION_DAYS must be at least 1 with rabbitmq")
+        return self
+
+    @model_validator(mode="after")
+    def _lease_outlasts_a_request(self) -> Self:
+        if self.webhook_lease < 2 * self.webhook_timeout:
+            raise ValueError("WEBHOOK_LEASE must be at least twice WEBHOOK_TIMEOUT")
         return self
 
     @model_validator(mode="after")

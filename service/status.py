@@ -30,6 +30,8 @@ from service.errors import (
     ServiceError,
     ServiceStopping,
     TimeRangeTaken,
+    WebhookLimitReached,
+    WebhookNotFound,
 )
 
 DOMAIN = "appointments.v1"
@@ -49,6 +51,8 @@ _CODES: dict[type[ServiceError], grpc.StatusCode] = {
     AppointmentNotFound: grpc.StatusCode.NOT_FOUND,
     OperationNotFound: grpc.StatusCode.NOT_FOUND,
     OperationFailed: grpc.StatusCode.INTERNAL,
+    WebhookNotFound: grpc.StatusCode.NOT_FOUND,
+    WebhookLimitReached: grpc.StatusCode.FAILED_PRECONDITION,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     LockTimeout: grpc.StatusCode.UNAVAILABLE,
     DatabaseUnavailable: grpc.StatusCode.UNAVAILABLE,

@@ -16,8 +16,12 @@ from service.metrics import Metrics, serve_metrics
 from service.operations.postgres_queue_worker import PostgresQueueWorker
 from service.operations.rabbitmq_worker import RabbitMQQueueWorker
 from service.operations.results import OperationResults
+from service.reads import ReadStore
 from service.schema import check_schema
 from service.settings import Settings
+from service.webhooks.addresses import AddressRules
+from service.webhooks.claims import ClaimStore
+from service.webhooks.delivery import Deliverer, Pace
 
 # Runs until it is cancelled, and leaves things in order then.
 Duty = Callable[[], Awaitable[None]]
@@ -69,9 +73,30 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
             poll_interval=settings.operation_poll_interval,
             queued_elsewhere=settings.operation_queue == "rabbitmq",
         )
+        webhooks = Deliverer(
+            ClaimStore(
+                database,
+                lease=settings.webhook_lease,
+                give_up_after=settings.webhook_give_up_after,
+                log_retention=settings.webhook_log_retention,
+            ),
+            ReadStore(database, None),
+            AddressRules(settings.webhook_allowed_networks),
+            metrics,
+            pace=Pace(
+                places=settings.webhook_concurrency,
+                poll_interval=settings.webhook_poll_interval,
+                lease=settings.webhook_lease,
+                timeout=settings.webhook_timeout,
+                first_retry=settings.webhook_first_retry,
+                longest_retry=settings.webhook_longest_retry,
+            ),
+        )
         duties: dict[str, Duty] = {
             "operations": operations.run,
             "purge": results.keep_purged,
+            "send to webhooks": webhooks.run,
+            "shorten the log of webhooks": webhooks.purge,
         }
         if settings.amqp_url:
             broker = Broker(

@@ -6,14 +6,14 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.wrappers_pb2 import BytesValue, DoubleValue
 
-from gateway.app import SERVICE
+from gateway.app import SERVICES
 from gateway.rendering import MessageRenderer
 from gateway.routes import Router, routes_of
 from gateway.transcoding import MessageReader
 
 
 def test_routes_are_those_of_the_annotations() -> None:
-    assert {(route.http_method, route.template) for route in routes_of(SERVICE)} == {
+    assert {(route.http_method, route.template) for route in routes_of(*SERVICES)} == {
         ("POST", "/api/appointments"),
         ("GET", "/api/appointments"),
         ("GET", "/api/appointments/{id}"),
@@ -21,6 +21,14 @@ def test_routes_are_those_of_the_annotations() -> None:
         ("GET", "/api/appointments/{id}/history"),
         ("GET", "/api/changes"),
         ("POST", "/api/appointments:batchUpsert"),
+        ("POST", "/api/webhooks"),
+        ("GET", "/api/webhooks"),
+        ("GET", "/api/webhooks/{id}"),
+        ("PUT", "/api/webhooks/{id}"),
+        ("DELETE", "/api/webhooks/{id}"),
+        ("POST", "/api/webhooks/{id}:rotateSecret"),
+        ("POST", "/api/webhooks/{id}:replay"),
+        ("GET", "/api/webhooks/{id}/deliveries"),
     }
 
 
@@ -29,6 +37,14 @@ def test_a_route_is_given_away_only_once() -> None:
     router.add("GET", "/a/{id}", "one")
     with pytest.raises(ValueError, match="has an endpoint already"):
         router.add("GET", "/a/{id}", "two")
+
+
+def test_a_verb_behind_a_variable_is_not_taken_for_its_end() -> None:
+    router: Router[str] = Router()
+    router.add("GET", "/a/{id}", "read")
+    router.add("POST", "/a/{id}:verb", "verb")
+    assert router.find("/a/b:verb") == ({"POST": "verb"}, {"id": "b"})
+    assert router.find("/a/b:other") == ({"GET": "read", "HEAD": "read"}, {"id": "b:other"})
 
 
 @pytest.mark.parametrize("make", [MessageReader, MessageRenderer])

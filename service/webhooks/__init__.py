@@ -1,0 +1,1 @@
+"""Webhooks: changes of organizations, sent to the URLs that they have registered."""

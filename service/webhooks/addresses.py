@@ -1,0 +1,201 @@
+"""Which addresses a webhook may reach: none inside the operator's network unless allowed.
+
+An address is judged where the request itself resolves the name, so that the name cannot
+stand for another one in between.
+"""
+
+import asyncio
+import ipaddress
+import re
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+# Resolves a host and port to what `socket.getaddrinfo` gives. Raises OSError.
+LookUp = Callable[[str, int, socket.AddressFamily], Awaitable[list[tuple[Any, ...]]]]
+
+# RFC 6052, section 2.1: the rest is an IPv4 address.
+_NAT64 = IPv6Network("64:ff9b::/96")
+# RFC 4291, section 2.4: all that is routed globally.
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+# What inet_aton takes for an address: 127.1, 0x7f000001, 017700000001.
+_LEGACY_IPV4 = re.compile(r"(0[xX])?[0-9a-fA-F]*(\.(0[xX])?[0-9a-fA-F]*){0,3}\.?")
+
+
+_UNSAFE = re.compile(r"[\s\\]")
+
+
+class AddressRefused(OSError):
+    """Nothing is sent to this address; the message says which and why."""
+
+
+class AddressRules:
+    """Judges addresses and URLs. Public addresses are reached by https only."""
+
+    def __init__(self, allowed: Sequence[Network]) -> None:
+        self._allowed = tuple(allowed)
+
+    def permits(self, address: Address, *, secure: bool) -> bool:
+        """Tell whether an address may be reached, by https (`secure`) or by http."""
+        meant = _meant(address)
+        if any(each in network for network in self._allowed for each in {address, meant}):
+            return True
+        return secure and _is_public(meant)
+
+    def fault_of(self, text: str) -> str | None:
+        """Say what is wrong with a URL, as far as that is evident without resolving it."""
+        try:
+            url = URL(text)
+        except ValueError:
+            return "must be a URL"
+        rules = (
+            (
+                url.scheme in {"https", "http"} and bool(url.host),
+                "must be a URL that begins with https:// and a host",
+            ),
+            (url.user is None and url.password is None, "must not hold a user or a password"),
+            ("#" not in text, "must not hold a fragment"),
+            (not _UNSAFE.search(text), "must not hold spaces or backslashes; percent-encode them"),
+            (url.port != 0, "must have a port from 1 to 65535"),
+        )
+        for kept, fault in rules:
+            if not kept:
+                return fault
+        return self._address_fault(url)
+
+    def _address_fault(self, url: URL) -> str | None:
+        secure = url.scheme == "https"
+        address = literal_of(url)
+        if address is None:
+            if secure or self._allowed:
+                return None
+            return "must begin with https://"
+        if self.permits(address, secure=secure):
+            return None
+        if not secure and self.permits(address, secure=True):
+            return "must begin with https://"
+        return f"must not have the address {address}, which is not a public one"
+
+    def refusal(self, url: URL) -> str | None:
+        """Say why nothing is sent to a URL whose host is an address; None for others."""
+        address = literal_of(url)
+        if address is None or self.permits(address, secure=url.scheme == "https"):
+            return None
+        return refused(url.host or "", [address], secure=url.scheme == "https")
+
+
+def literal_of(url: URL) -> Address | None:
+    """Return the address that a URL's host is, in any form that a resolver takes."""
+    host = (url.host or "").partition("%")[0]
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    if not _LEGACY_IPV4.fullmatch(host):
+        return None
+    try:
+        return IPv4Address(socket.inet_aton(host))
+    except OSError:
+        return None
+
+
+def refused(host: str, addresses: Sequence[Address], *, secure: bool) -> str:
+    """Say that a host was not reached because of its addresses."""
+    named = ", ".join(map(str, addresses))
+    what = "is not a public address" if secure else "may not be reached by http"
+    return f"{host} is not reached: {named} {what}, and not allowed by WEBHOOK_ALLOWED_NETWORKS"
+
+
+def _meant(address: Address) -> Address:
+    """Return the IPv4 address that an IPv6 address leads to, or the address itself."""
+    if isinstance(address, IPv4Address):
+        return address
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.sixtofour or address
+
+
+def _is_public(address: Address) -> bool:
+    if isinstance(address, IPv6Address) and address not in _GLOBAL_UNICAST:
+        return False
+    # Python counts multicast among what is global.
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+class GuardedResolver(AbstractResolver):
+    """Resolves names for one connector, to addresses that may be reached and no others."""
+
+    def __init__(self, rules: AddressRules, *, secure: bool, look_up: LookUp) -> None:
+        self._rules = rules
+        self._secure = secure
+        self._look_up = look_up
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the permitted addresses. Raises AddressRefused if there is none."""
+        found: list[ResolveResult] = []
+        addresses: list[Address] = []
+        for its_family, _, protocol, _, where in await self._look_up(host, port, family):
+            address = ipaddress.ip_address(str(where[0]).partition("%")[0])
+            addresses.append(address)
+            if self._rules.permits(address, secure=self._secure):
+                found.append(
+                    ResolveResult(
+                        hostname=host,
+                        host=str(address),
+                        port=port,
+                        family=its_family,
+                        proto=protocol,
+                        flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+                    )
+                )
+        if not found:
+            raise AddressRefused(refused(host, addresses, secure=self._secure))
+        return found
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+async def look_up(host: str, port: int, family: socket.AddressFamily) -> list[tuple[Any, ...]]:
+    """Ask the system, in a thread of its own: a name server that hangs holds up no others.
+
+    The thread outlives a caller that is cancelled, but not the process.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[tuple[Any, ...]]] = loop.create_future()
+
+    def hand_over(found: list[tuple[Any, ...]] | OSError) -> None:
+        if answer.done():
+            return
+        if isinstance(found, OSError):
+            answer.set_exception(found)
+        else:
+            answer.set_result(found)
+
+    def ask() -> None:
+        found: list[Any] | OSError
+        try:
+            found = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG
+            )
+        except OSError as error:
+            found = error
+        except UnicodeError as error:  # a label that is too long
+            found = OSError(str(error))
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(hand_over, found)
+
+    threading.Thread(target=ask, name=f"look up {host}", daemon=True).start()
+    return await answer

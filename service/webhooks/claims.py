@@ -1,0 +1,265 @@
+"""How workers share the webhooks, and record how far each is.
+
+Times are the database's. Whatever is recorded of a webhook needs the fence that it was
+claimed with and the cursor that was recorded last: a worker that was held up beyond its
+lease, or whose webhook was told to begin elsewhere, records nothing.
+"""
+
+import json
+from collections.abc import Sequence
+from time import monotonic
+from typing import LiteralString, NamedTuple
+
+from service.database import Database
+from service.rows import Row
+from service.webhooks.webhook import Attempt, Claim
+
+PURGED_AT_ONCE = 1000
+
+_CLAIM_COLUMNS: LiteralString = """
+    w.organization_id, w.webhook_id, w.fence, w.url, w.changes,
+    array_prepend(w.secret, ARRAY(
+        SELECT old.secret
+        FROM unnest(w.old_secrets, w.old_secrets_until) AS old (secret, until)
+        WHERE old.until > now()
+    )),
+    w.disabled, w.cursor_revision, w.attempts
+"""
+
+# The index gives them in the order in which they have waited, and the organization's row
+# is looked up for each: neither depends on how many organizations there are.
+_DUE: LiteralString = """
+    SELECT w.organization_id, w.webhook_id
+    FROM webhooks w
+    WHERE NOT w.disabled
+        AND w.attempts {attempts}
+        AND w.next_attempt_at <= now()
+        AND w.leased_until <= now()
+        AND w.cursor_revision < (
+            SELECT o.revision FROM organizations o WHERE o.organization_id = w.organization_id
+        )
+    ORDER BY w.next_attempt_at
+    LIMIT {limit}
+    FOR UPDATE OF w SKIP LOCKED
+"""
+
+_CLAIM: LiteralString = f"""
+    WITH due AS MATERIALIZED ({_DUE.format(attempts="= 0", limit="%(places)s")}),
+    failing AS MATERIALIZED ({_DUE.format(attempts="> 0", limit="%(failing_places)s")})
+    UPDATE webhooks w
+    SET leased_until = now() + make_interval(secs => %(lease)s), fence = w.fence + 1
+    FROM (
+        SELECT organization_id, webhook_id FROM due
+        UNION ALL
+        SELECT organization_id, webhook_id FROM failing
+    ) AS chosen
+    WHERE w.organization_id = chosen.organization_id AND w.webhook_id = chosen.webhook_id
+    RETURNING {_CLAIM_COLUMNS}
+"""
+
+_OURS: LiteralString = """
+    w.organization_id = %(organization_id)s
+        AND w.webhook_id = %(id)s
+        AND w.fence = %(fence)s
+        AND w.cursor_revision = %(cursor)s
+"""
+
+# The log beside the webhook's own row, or neither.
+_RECORD: LiteralString = """
+    WITH recorded AS (
+        UPDATE webhooks w
+        SET {changes}
+        WHERE {ours}
+        RETURNING {columns}
+    ),
+    logged AS (
+        INSERT INTO webhook_deliveries (
+            organization_id, webhook_id, revision, attempt, attempted_at, duration_ms,
+            http_status, error
+        )
+        SELECT
+            recorded.organization_id, recorded.webhook_id, sent.revision, sent.attempt,
+            now() - make_interval(secs => sent.seconds_ago), sent.duration_ms,
+            sent.http_status, sent.error
+        FROM recorded, json_to_recordset(%(sent)s::json) AS sent (
+            revision bigint, attempt integer, seconds_ago double precision,
+            duration_ms integer, http_status integer, error text
+        )
+    )
+    SELECT * FROM recorded
+"""
+
+_ADVANCE: LiteralString = _RECORD.format(
+    changes="""
+            cursor_revision = %(reached)s,
+            attempts = 0,
+            failing_since = NULL,
+            leased_until = CASE
+                WHEN %(release)s THEN '-infinity'
+                ELSE now() + make_interval(secs => %(lease)s)
+            END,
+            next_attempt_at = CASE WHEN %(release)s THEN now() ELSE next_attempt_at END
+    """,
+    ours=_OURS,
+    columns=_CLAIM_COLUMNS,
+)
+
+_FAIL: LiteralString = _RECORD.format(
+    changes="""
+            attempts = w.attempts + 1,
+            failing_since = coalesce(w.failing_since, now()),
+            next_attempt_at = now() + make_interval(secs => %(wait)s),
+            leased_until = '-infinity',
+            disabled = w.disabled OR %(gone)s
+                OR w.failing_since <= now() - make_interval(secs => %(give_up_after)s),
+            disabled_reason = CASE
+                WHEN w.disabled THEN w.disabled_reason
+                WHEN %(gone)s THEN 'the receiver answered 410 Gone'
+                WHEN w.failing_since <= now() - make_interval(secs => %(give_up_after)s) THEN
+                    'revision ' || %(revision)s || ' could not be delivered since '
+                    || to_char(w.failing_since, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+                    || '; at last: ' || %(error)s
+                ELSE ''
+            END
+    """,
+    ours=_OURS,
+    columns=_CLAIM_COLUMNS,
+)
+
+_RELEASE: LiteralString = """
+    UPDATE webhooks w
+    SET leased_until = '-infinity', next_attempt_at = greatest(w.next_attempt_at, now())
+    WHERE w.organization_id = %(organization_id)s
+        AND w.webhook_id = %(id)s
+        AND w.fence = %(fence)s
+    RETURNING 1
+"""
+
+# The index by time finds the oldest; rows are never changed, so their places hold.
+_PURGE: LiteralString = """
+    WITH purged AS (
+        DELETE FROM webhook_deliveries
+        WHERE ctid = ANY (ARRAY(
+            SELECT old.ctid
+            FROM webhook_deliveries old
+            WHERE old.attempted_at < now() - make_interval(secs => %(log_retention)s)
+            ORDER BY old.attempted_at
+            LIMIT %(limit)s
+        ))
+        RETURNING 1
+    )
+    SELECT count(*) FROM purged
+"""
+
+
+class Sent(NamedTuple):
+    """A change, which attempt it was, and what came of it."""
+
+    revision: int
+    attempt: int
+    outcome: Attempt
+
+
+class ClaimStore:
+    """Times are in seconds. Every method raises Overloaded, LockTimeout, DatabaseUnavailable."""
+
+    def __init__(
+        self, database: Database, *, lease: float, give_up_after: float, log_retention: float
+    ) -> None:
+        self._database = database
+        self._lease = lease
+        self._give_up_after = give_up_after
+        self._log_retention = log_retention
+
+    async def claim(self, *, places: int, failing_places: int) -> list[Claim]:
+        """Take webhooks that have something to be sent, for the time of a lease.
+
+        Those whose last attempt failed have places of their own.
+        """
+        found = await self._database.fetch(
+            _CLAIM, {"places": places, "failing_places": failing_places, "lease": self._lease}
+        )
+        return [_claim(row) for row in found]
+
+    async def advance(
+        self, claim: Claim, sent: Sequence[Sent], *, reached: int, release: bool
+    ) -> Claim | None:
+        """Record that everything up to a revision was taken or passed over.
+
+        Renews the lease, or gives it up with `release`. Returns the webhook as it is now,
+        None if nothing was recorded since it is not ours any more or its cursor was moved.
+        """
+        return await self._record(_ADVANCE, claim, sent, reached=reached, release=release)
+
+    async def fail(self, claim: Claim, sent: Sent, *, wait: float, gone: bool) -> Claim | None:
+        """Record that sending the next change failed, and give the webhook up.
+
+        It is tried again after `wait`, unless it was disabled: because it is `gone`, or
+        has failed for too long.
+        """
+        return await self._record(
+            _FAIL,
+            claim,
+            [sent],
+            wait=wait,
+            gone=gone,
+            give_up_after=self._give_up_after,
+            revision=str(sent.revision),
+            error=sent.outcome.error,
+        )
+
+    async def release(self, claim: Claim) -> None:
+        """Give a webhook up, if it is still ours."""
+        await self._database.fetch(
+            _RELEASE,
+            {"organization_id": claim.organization_id, "id": claim.id, "fence": claim.fence},
+        )
+
+    async def purge(self) -> int:
+        """Delete some of what the log has kept for long enough; return how many."""
+        [(count,)] = await self._database.fetch(
+            _PURGE, {"log_retention": self._log_retention, "limit": PURGED_AT_ONCE}
+        )
+        return int(count)
+
+    async def _record(
+        self,
+        statement: LiteralString,
+        claim: Claim,
+        sent: Sequence[Sent],
+        **parameters: float | str,
+    ) -> Claim | None:
+        found = await self._database.fetch(
+            statement,
+            {
+                "organization_id": claim.organization_id,
+                "id": claim.id,
+                "fence": claim.fence,
+                "cursor": claim.cursor,
+                "sent": _log_of(sent),
+                "lease": self._lease,
+                **parameters,
+            },
+        )
+        return _claim(found[0]) if found else None
+
+
+def _log_of(sent: Sequence[Sent]) -> str:
+    now = monotonic()
+    return json.dumps(
+        [
+            {
+                "revision": each.revision,
+                "attempt": each.attempt,
+                "seconds_ago": now - each.outcome.ended + each.outcome.seconds,
+                "duration_ms": round(each.outcome.seconds * 1000),
+                "http_status": each.outcome.http_status,
+                "error": each.outcome.error,
+            }
+            for each in sent
+        ]
+    )
+
+
+def _claim(row: Row) -> Claim:
+    return Claim(*row)

@@ -1,0 +1,82 @@
+"""Between the messages of the webhooks' API and what is stored."""
+
+from appointments.v1 import appointment_pb2 as pb
+from appointments.v1 import webhook_service_pb2 as rpc
+
+from service import rules
+from service.domain import Outcome
+from service.errors import InvalidFields
+from service.messages import timestamp
+from service.webhooks.addresses import AddressRules
+from service.webhooks.webhook import Delivery, Webhook, WebhookContent
+
+_CHANGES = {
+    pb.HistoryEntry.Change.Value(change): change
+    for change in (Outcome.CREATED, Outcome.UPDATED, Outcome.CANCELLED)
+}
+_NUMBERS = {change: number for number, change in _CHANGES.items()}
+
+
+def content(
+    request: rpc.CreateWebhookRequest | rpc.UpdateWebhookRequest, addresses: AddressRules
+) -> WebhookContent:
+    """Read what a caller sets. Raises InvalidFields, naming every field that breaks a rule."""
+    violations: rules.Violations = []
+    rules.check_fields(request, "", violations)
+    if not request.HasField("webhook"):
+        violations.append(("webhook", "is required"))
+        raise InvalidFields(violations)
+    wanted = request.webhook
+    before = len(violations)
+    rules.check_fields(wanted, "webhook.", violations)
+    if not any(field == "webhook.url" for field, _ in violations[before:]):
+        fault = addresses.fault_of(wanted.url)
+        if fault is not None:
+            violations.append(("webhook.url", fault))
+    violations.extend(
+        (f"webhook.changes[{index}]", f"must be one of {', '.join(_NUMBERS)}")
+        for index, number in enumerate(wanted.changes)
+        if number not in _CHANGES
+    )
+    if violations:
+        raise InvalidFields(violations)
+    return WebhookContent(
+        url=wanted.url,
+        description=wanted.description,
+        changes=frozenset(_CHANGES[number] for number in wanted.changes),
+        disabled=wanted.disabled,
+    )
+
+
+def webhook(stored: Webhook, *, secret: str | None = None) -> rpc.Webhook:
+    """Write a webhook, with its secret where the caller is to learn of it."""
+    message = rpc.Webhook(
+        organization_id=stored.organization_id,
+        id=stored.id,
+        url=stored.content.url,
+        description=stored.content.description,
+        changes=sorted(_NUMBERS[change] for change in stored.content.changes),
+        disabled=stored.content.disabled,
+        disabled_reason=stored.disabled_reason,
+        secret=secret,
+        delivered_revision=stored.delivered_revision,
+        failed_attempts=stored.failed_attempts,
+        created_at=timestamp(stored.created_at),
+        updated_at=timestamp(stored.updated_at),
+    )
+    if stored.failing_since is not None:
+        message.failing_since.CopyFrom(timestamp(stored.failing_since))
+        if not stored.content.disabled:
+            message.next_attempt_at.CopyFrom(timestamp(stored.next_attempt_at))
+    return message
+
+
+def delivery(logged: Delivery) -> rpc.WebhookDelivery:
+    return rpc.WebhookDelivery(
+        revision=logged.revision,
+        attempt=logged.attempt,
+        attempted_at=timestamp(logged.attempted_at),
+        duration_ms=logged.duration_ms,
+        http_status=logged.http_status,
+        error=logged.error,
+    )

@@ -1,0 +1,261 @@
+"""Webhooks as their organizations see them: registered, read, changed, deleted."""
+
+import base64
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, LiteralString
+
+from service.database import Database
+from service.domain import Outcome, new_id
+from service.errors import InvalidFields, WebhookLimitReached, WebhookNotFound
+from service.rows import Row
+from service.webhooks.webhook import Delivery, Webhook, WebhookContent
+
+SECRET_BYTES = 32
+
+_COLUMNS: LiteralString = """
+    webhook_id, url, description, changes, disabled, disabled_reason, cursor_revision, attempts,
+    failing_since, next_attempt_at, created_at, updated_at
+"""
+
+# The organization's revision, beside what is found or was changed, if anything.
+_WITH_REVISION: LiteralString = """
+    WITH found AS ({query})
+    SELECT organization.revision, found.*
+    FROM (
+        SELECT coalesce(max(o.revision), 0) AS revision
+        FROM organizations o
+        WHERE o.organization_id = %(organization_id)s
+    ) AS organization
+    LEFT JOIN found ON true
+"""
+
+_THIS: LiteralString = "organization_id = %(organization_id)s AND webhook_id = %(id)s"
+
+_GET: LiteralString = f"SELECT {_COLUMNS} FROM webhooks WHERE {_THIS}"
+
+_LIST: LiteralString = f"""
+    SELECT {_COLUMNS}
+    FROM webhooks
+    WHERE organization_id = %(organization_id)s
+    ORDER BY webhook_id
+"""
+
+# What waits to be tried again is tried at once: the URL may be another.
+_UPDATE: LiteralString = f"""
+    UPDATE webhooks
+    SET url = %(url)s,
+        description = %(description)s,
+        changes = %(changes)s,
+        disabled = %(disabled)s,
+        disabled_reason = CASE WHEN %(disabled)s THEN disabled_reason ELSE '' END,
+        attempts = 0,
+        failing_since = NULL,
+        next_attempt_at = now(),
+        updated_at = now()
+    WHERE {_THIS}
+    RETURNING {_COLUMNS}
+"""
+
+_DELETE: LiteralString = f"DELETE FROM webhooks WHERE {_THIS} RETURNING {_COLUMNS}"
+
+# Old secrets beyond the fourth end at once: each makes every request longer.
+_ROTATE: LiteralString = f"""
+    UPDATE webhooks
+    SET secret = %(secret)s,
+        old_secrets = (array_prepend(secret, old_secrets))[1:4],
+        old_secrets_until = (array_prepend(
+            now() + make_interval(secs => %(overlap)s), old_secrets_until
+        ))[1:4],
+        updated_at = now()
+    WHERE {_THIS}
+    RETURNING {_COLUMNS}
+"""
+
+# A worker that has it at the moment finds another cursor than its own, and stops.
+_REPLAY: LiteralString = f"""
+    UPDATE webhooks
+    SET cursor_revision = %(after)s,
+        disabled = false,
+        disabled_reason = '',
+        attempts = 0,
+        failing_since = NULL,
+        next_attempt_at = now(),
+        updated_at = now()
+    WHERE {_THIS}
+        AND %(after)s <= coalesce(
+            (SELECT o.revision FROM organizations o WHERE o.organization_id = %(organization_id)s),
+            0
+        )
+    RETURNING {_COLUMNS}
+"""
+
+_DELIVERIES: LiteralString = f"""
+    SELECT delivery_id, revision, attempt, attempted_at, duration_ms, http_status, error
+    FROM webhook_deliveries
+    WHERE {_THIS} AND delivery_id < %(before)s
+    ORDER BY delivery_id DESC
+    LIMIT %(limit)s
+"""
+
+NOT_FOUND = "the organization has no webhook with this id"
+
+
+class WebhookStore:
+    """Every method raises WebhookNotFound for an id that the organization does not have.
+
+    What they return comes with the organization's revision.
+    """
+
+    def __init__(self, database: Database, *, most: int, secret_overlap: float) -> None:
+        self._database = database
+        self._most = most
+        self._secret_overlap = secret_overlap
+
+    async def create(
+        self, organization_id: str, content: WebhookContent, *, after: int | None
+    ) -> tuple[Webhook, str, int]:
+        """Register a webhook and return it with its secret.
+
+        Raises InvalidFields for an `after` beyond the organization's revision, and
+        WebhookLimitReached.
+        """
+        webhook_id, secret = new_id(), new_secret()
+        [(outcome, revision)] = await self._database.fetch(
+            "SELECT outcome, organization_revision FROM create_webhook("
+            " %(organization_id)s, %(id)s, %(url)s, %(description)s, %(changes)s, %(disabled)s,"
+            " %(secret)s, %(after)s, %(most)s)",
+            {
+                "organization_id": organization_id,
+                "id": webhook_id,
+                "secret": secret,
+                "after": after,
+                "most": self._most,
+                **_parameters(content),
+            },
+        )
+        if outcome == "BEYOND":
+            raise _beyond(revision)
+        if outcome == "LIMIT_REACHED":
+            raise WebhookLimitReached(
+                f"the organization has {self._most} webhooks already; delete one first",
+                organization_revision=revision,
+            )
+        webhook, revision = await self.get(organization_id, webhook_id)
+        return webhook, secret, revision
+
+    async def get(self, organization_id: str, id: str) -> tuple[Webhook, int]:
+        return await self._one(_GET, organization_id, id)
+
+    async def list(self, organization_id: str) -> tuple[Sequence[Webhook], int]:
+        """Return all webhooks of an organization, the oldest first."""
+        found = await self._database.fetch(
+            _WITH_REVISION.format(query=_LIST), {"organization_id": organization_id}
+        )
+        webhooks = [_webhook(organization_id, row[1:]) for row in found if row[1] is not None]
+        return webhooks, found[0][0]
+
+    async def update(
+        self, organization_id: str, id: str, content: WebhookContent
+    ) -> tuple[Webhook, int]:
+        return await self._one(_UPDATE, organization_id, id, _parameters(content))
+
+    async def delete(self, organization_id: str, id: str) -> int:
+        _, revision = await self._one(_DELETE, organization_id, id)
+        return revision
+
+    async def rotate(self, organization_id: str, id: str) -> tuple[Webhook, str, int]:
+        """Give a webhook a new secret, which is returned; the old one signs on for a while."""
+        secret = new_secret()
+        parameters = {"secret": secret, "overlap": self._secret_overlap}
+        webhook, revision = await self._one(_ROTATE, organization_id, id, parameters)
+        return webhook, secret, revision
+
+    async def replay(self, organization_id: str, id: str, *, after: int) -> tuple[Webhook, int]:
+        """Go on after a revision. Raises InvalidFields for one that does not exist yet."""
+        try:
+            return await self._one(_REPLAY, organization_id, id, {"after": after})
+        except WebhookNotFound:
+            _, revision = await self.get(organization_id, id)
+            if after > revision:
+                raise _beyond(revision) from None
+            raise
+
+    async def deliveries(
+        self, organization_id: str, id: str, *, before: int, limit: int
+    ) -> tuple[Sequence[Delivery], int]:
+        """Return what was sent, newest first, with numbers below `before`."""
+        _, revision = await self.get(organization_id, id)
+        found = await self._database.fetch(
+            _DELIVERIES,
+            {"organization_id": organization_id, "id": id, "before": before, "limit": limit},
+        )
+        return [_delivery(row) for row in found], revision
+
+    async def _one(
+        self,
+        query: LiteralString,
+        organization_id: str,
+        id: str,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> tuple[Webhook, int]:
+        [(revision, *row)] = await self._database.fetch(
+            _WITH_REVISION.format(query=query),
+            {"organization_id": organization_id, "id": id, **(parameters or {})},
+        )
+        if row[0] is None:
+            raise WebhookNotFound(NOT_FOUND, organization_revision=revision)
+        return _webhook(organization_id, tuple(row)), revision
+
+
+def new_secret() -> str:
+    """Make a secret as Standard Webhooks writes it."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
+
+
+def _beyond(revision: int) -> InvalidFields:
+    return InvalidFields(
+        [("after_revision", f"must not be beyond the organization's revision, {revision}")],
+        organization_revision=revision,
+    )
+
+
+def _parameters(content: WebhookContent) -> dict[str, Any]:
+    return {
+        "url": content.url,
+        "description": content.description,
+        "changes": sorted(change.value for change in content.changes),
+        "disabled": content.disabled,
+    }
+
+
+def _webhook(organization_id: str, row: Row) -> Webhook:
+    return Webhook(
+        organization_id=organization_id,
+        id=row[0],
+        content=WebhookContent(
+            url=row[1],
+            description=row[2],
+            changes=frozenset(map(Outcome, row[3])),
+            disabled=row[4],
+        ),
+        disabled_reason=row[5],
+        delivered_revision=row[6],
+        failed_attempts=row[7],
+        failing_since=row[8],
+        next_attempt_at=row[9],
+        created_at=row[10],
+        updated_at=row[11],
+    )
+
+
+def _delivery(row: Row) -> Delivery:
+    return Delivery(
+        number=row[0],
+        revision=row[1],
+        attempt=row[2],
+        attempted_at=row[3],
+        duration_ms=row[4],
+        http_status=row[5],
+        error=row[6],
+    )
