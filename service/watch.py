@@ -72,17 +72,10 @@ class Watch:
         """
         with self._place(organization_id) as organization:
             changes = await self._read(organization_id, after, min_revision=None)
-            if after > changes.organization_revision:
-                latest = changes.organization_revision
-                raise InvalidFields(
-                    [
-                        (
-                            "after_revision",
-                            f"must not be beyond the organization's revision, {latest}",
-                        )
-                    ],
-                    organization_revision=latest,
-                )
+            latest = changes.organization_revision
+            if after > latest:
+                beyond = f"must not be beyond the organization's revision, {latest}"
+                raise InvalidFields([("after_revision", beyond)], organization_revision=latest)
             while True:
                 organization.advance(changes.organization_revision)
                 after = changes.response.revision
