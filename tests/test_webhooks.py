@@ -237,7 +237,7 @@ def test_a_url_is_kept_as_it_is(rest: Client, url: str) -> None:
     ids=str,
 )
 def test_fields_that_break_rules_are_named(
-    rest: Client, body: dict[str, object], fields: set[str]
+    rest: Client, body: dict[str, Any], fields: set[str]
 ) -> None:
     refused = post(rest, **body)
     assert (refused.status, refused.json["code"]) == (400, "INVALID_FIELD")
