@@ -1,0 +1,195 @@
+"""What operations of the OpenAPI document refer to: headers, parameters, problems."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+
+from appointments.v1.appointment_pb2 import TimeRangeConflict
+
+from gateway.answers import REQUEST_ID
+from gateway.caller import REVISION
+from gateway.calls import ACTOR, MAX_ACTOR_LENGTH, OUTCOME
+from gateway.operations import MAX_WAIT, PREFER, PREFERENCE_APPLIED
+from gateway.problems import MEDIA_TYPE
+from gateway.schemas import Schema, Schemas
+
+TEXT: Schema = {"type": "string"}
+PARAMETERS: dict[str, Schema] = {
+    "RequestId": {
+        "name": REQUEST_ID,
+        "in": "header",
+        "description": "Given back in the answer and in the logs, if it is 1 to 128 printable "
+        "ASCII characters without spaces; else, or without it, a new one is made.",
+        "schema": TEXT,
+    },
+    "Actor": {
+        "name": ACTOR,
+        "in": "header",
+        "description": "Who makes the change, recorded in the history; not verified.",
+        "schema": {"type": "string", "pattern": "^[ -~]*$", "maxLength": MAX_ACTOR_LENGTH},
+    },
+    "Prefer": {
+        "name": PREFER,
+        "in": "header",
+        "description": "`respond-async`: accept the write and answer 202 with an operation that"
+        " ends as the write does. `respond-async, wait=5`: only if it does not end within so"
+        f" many seconds, at most {MAX_WAIT:g}. Anything else is ignored (RFC 7240).",
+        "schema": TEXT,
+    },
+}
+HEADERS: dict[str, Schema] = {
+    REQUEST_ID: {"description": "Names this request in the logs.", "schema": TEXT},
+    REVISION: {
+        "description": "The organization's revision, if the database decided this answer.",
+        "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
+    "ETag": {
+        "description": "The appointment's `etag`, in double quotes, for `If-Match`.",
+        "schema": TEXT,
+    },
+    "Location": {
+        "description": "Where what was stored, or the operation, is read; not with `validateOnly`.",
+        "schema": {"type": "string", "format": "uri-reference"},
+    },
+    OUTCOME: {
+        "description": "What the write did.",
+        "schema": {"$ref": "#/components/schemas/Outcome"},
+    },
+    PREFERENCE_APPLIED: {
+        "description": "`respond-async`, or `wait=5` if the end came within the time to wait.",
+        "schema": TEXT,
+    },
+    "Retry-After": {
+        "description": "Whole seconds after which trying again may help.",
+        "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
+    "Allow": {"description": "The methods that this path takes.", "schema": TEXT},
+}
+_PROBLEM_HEADERS: dict[HTTPStatus, tuple[str, ...]] = {
+    HTTPStatus.METHOD_NOT_ALLOWED: ("Allow",),
+    HTTPStatus.TOO_MANY_REQUESTS: ("Retry-After",),
+    HTTPStatus.SERVICE_UNAVAILABLE: ("Retry-After",),
+}
+PROBLEM_MEANINGS: dict[HTTPStatus, str] = {
+    HTTPStatus.BAD_REQUEST: "`INVALID_FIELD` names every fault; `MALFORMED_REQUEST` is not JSON.",
+    HTTPStatus.NOT_FOUND: (
+        "`APPOINTMENT_NOT_FOUND`, `OPERATION_NOT_FOUND`, `WEBHOOK_NOT_FOUND` or `ROUTE_NOT_FOUND`."
+    ),
+    HTTPStatus.METHOD_NOT_ALLOWED: "`METHOD_NOT_ALLOWED`.",
+    HTTPStatus.REQUEST_TIMEOUT: "`REQUEST_TIMEOUT`: the body took too long.",
+    HTTPStatus.CONFLICT: (
+        "`TIME_RANGE_CONFLICT`: the range is taken; `conflicts` lists by what. Or"
+        " `WEBHOOK_LIMIT_REACHED`: the organization has as many as it may have."
+    ),
+    HTTPStatus.PRECONDITION_FAILED: "`ETAG_MISMATCH` or `APPOINTMENT_EXISTS`.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "`REQUEST_TOO_LARGE`.",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "`UNSUPPORTED_MEDIA_TYPE`: not JSON, or compressed.",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "`IDEMPOTENCY_KEY_REUSED`: the key is another write's.",
+    HTTPStatus.TOO_MANY_REQUESTS: "`OVERLOADED`: too much is waiting already.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "`INTERNAL`: our fault.",
+    HTTPStatus.SERVICE_UNAVAILABLE: (
+        "`SERVICE_UNAVAILABLE`, `DATABASE_UNAVAILABLE` or `LOCK_TIMEOUT`: it did not answer."
+    ),
+    HTTPStatus.GATEWAY_TIMEOUT: "`DEADLINE_EXCEEDED`: a write may or may not have happened.",
+}
+ALWAYS = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+WITH_BODY = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+)
+_CONFLICT_EXAMPLE = {
+    "type": "about:blank",
+    "title": "Conflict",
+    "status": 409,
+    "detail": "The range is taken.",
+    "code": "TIME_RANGE_CONFLICT",
+    "conflicts": [
+        {
+            "id": "retro",
+            "start": "2026-03-02T09:10:00Z",
+            "end": "2026-03-02T10:00:00Z",
+            "version": 1,
+        }
+    ],
+    "moreConflicts": False,
+    "requestId": "0b8e7d5c4f5d4a5e9f0f6a4c7b1d2e3f",
+}
+
+
+def reference(schema: str) -> Schema:
+    """Refer to a schema by its name."""
+    return {"$ref": f"#/components/schemas/{schema}"}
+
+
+def response_name(status: HTTPStatus) -> str:
+    """Give the name of the response that a refusal with this status refers to."""
+    return status.phrase.title().replace(" ", "")
+
+
+def problem_response(status: HTTPStatus | None) -> Schema:
+    """Describe refusals with a status, or with any other one."""
+    content: Schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    if status is HTTPStatus.CONFLICT:
+        content["examples"] = {"conflict": {"value": _CONFLICT_EXAMPLE}}
+    headers = [REQUEST_ID, REVISION]
+    if status is not None:
+        headers.extend(_PROBLEM_HEADERS.get(status, ()))
+    return {
+        "description": PROBLEM_MEANINGS[status] if status else "Every other error.",
+        "headers": header_references(headers),
+        "content": {MEDIA_TYPE: content},
+    }
+
+
+def header_references(names: Sequence[str]) -> Schema:
+    """Refer to headers of an answer."""
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def problem_schemas(schemas: Schemas) -> dict[str, Schema]:
+    """Describe the body of every error."""
+    conflict = TimeRangeConflict.DESCRIPTOR.nested_types_by_name["Conflict"]
+    reference = schemas.given(conflict)
+    return {
+        "FieldError": {
+            "type": "object",
+            "description": "One fault of a request.",
+            "properties": {
+                "field": {
+                    "type": "string",
+                    "description": "Where, such as `start` or `requests[3].appointment.title`.",
+                },
+                "detail": TEXT,
+            },
+            "required": ["field", "detail"],
+        },
+        "Problem": {
+            "type": "object",
+            "description": "Every error, as RFC 9457 has it.",
+            "properties": {
+                "type": {"type": "string", "format": "uri-reference"},
+                "title": TEXT,
+                "status": {"type": "integer"},
+                "detail": TEXT,
+                "code": {"type": "string", "description": "Stable; for programs to go by."},
+                "errors": {"type": "array", "items": {"$ref": "#/components/schemas/FieldError"}},
+                "conflicts": {"type": "array", "items": reference},
+                "moreConflicts": {
+                    "type": "boolean",
+                    "description": "There are more than are listed.",
+                },
+                "requestId": {
+                    "type": "string",
+                    "description": f"As in the header `{REQUEST_ID}`; absent inside an answer.",
+                },
+            },
+            "required": ["type", "title", "status", "detail", "code"],
+        },
+    }
