@@ -327,11 +327,8 @@ def test_two_services_with_a_method_of_the_same_name_are_refused_at_start() -> N
         def __getattr__(self, name: str) -> object:
             return name
 
-    class Copy:
-        methods = list(WEBHOOKS.methods)
-
     services: dict[ServiceDescriptor, object] = {APPOINTMENTS: Twice(), WEBHOOKS: Twice()}
     CallHandler(services, Metrics(), timeout=1)
-    copy: Any = Copy()
+    copy: Any = type("Copy", (), {"methods": WEBHOOKS.methods})
     with pytest.raises(ValueError, match="CreateWebhook"):
         CallHandler({**services, copy: Twice()}, Metrics(), timeout=1)
