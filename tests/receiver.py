@@ -84,18 +84,18 @@ class Receiver:
 
     def _run(self, listening: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
-        runner = web.ServerRunner(web.Server(self._handle), shutdown_timeout=0.1)
-        self._loop.run_until_complete(self._listen(runner))
+        runner = self._loop.run_until_complete(self._listen())
         listening.set()
         self._loop.run_forever()
         self._loop.run_until_complete(runner.cleanup())
         self._loop.close()
 
-    async def _listen(self, runner: web.ServerRunner) -> None:
+    async def _listen(self) -> web.ServerRunner:
+        runner = web.ServerRunner(web.Server(self._handle), shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
         self.port = runner.addresses[0][1]
+        return runner
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         received = Received(

@@ -111,7 +111,8 @@ _FAIL: LiteralString = _RECORD.format(
             next_attempt_at = now() + make_interval(secs => %(wait)s),
             leased_until = '-infinity',
             disabled = w.disabled OR %(gone)s
-                OR w.failing_since <= now() - make_interval(secs => %(give_up_after)s),
+                OR coalesce(w.failing_since, now())
+                    <= now() - make_interval(secs => %(give_up_after)s),
             disabled_reason = CASE
                 WHEN w.disabled THEN w.disabled_reason
                 WHEN %(gone)s THEN 'the receiver answered 410 Gone'
