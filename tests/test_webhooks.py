@@ -32,7 +32,7 @@ def hooks(channel: grpc.Channel) -> WebhookServiceStub:
     return WebhookServiceStub(channel)
 
 
-def post(rest: Client, path: str = "/webhooks", /, query: str = "", **body: object) -> Answer:
+def post(rest: Client, path: str = "/webhooks", /, query: str = "", **body: Any) -> Answer:
     raw = json.dumps({"organizationId": rest.organization, **body}).encode()
     return rest.send("POST", f"/api{path}{query}", raw, Content_Type="application/json")
 
