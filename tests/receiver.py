@@ -87,7 +87,7 @@ class Receiver:
         runner = self._loop.run_until_complete(self._listen())
         listening.set()
         self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
+        self._loop.run_until_complete(_end(runner))
         self._loop.close()
 
     async def _listen(self) -> web.ServerRunner:
@@ -107,3 +107,12 @@ class Receiver:
         self.requests.append(received)
         answer = self.answers.get(request.path)
         return await answer(received) if answer else web.Response()
+
+
+async def _end(runner: web.ServerRunner) -> None:
+    """End what hangs, too."""
+    await runner.cleanup()
+    hanging = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in hanging:
+        task.cancel()
+    await asyncio.gather(*hanging, return_exceptions=True)
