@@ -25,6 +25,7 @@ from scripts.programs import Program
 from scripts.rabbitmq import RabbitMQ, server_script
 from scripts.stack import ANY_PORT, DATABASE, base_environment
 from tests.api import Organization
+from tests.place import Place
 
 StartProgram = Callable[..., Program]
 OwnPostgres = Callable[..., EmbeddedPostgres]
@@ -158,6 +159,22 @@ def start_worker(database_url: str) -> Iterator[StartProgram]:
     with ExitStack() as stack:
         settings = {**ANY_PORT, "DATABASE_URL": database_url}
         yield lambda **env: _start(stack, "service", {**settings, **env}, "worker")
+
+
+@pytest.fixture
+def place(create_database: CreateDatabase, start_service: StartProgram) -> Iterator[Place]:
+    url = create_database()
+    service = start_service(DATABASE_URL=url)
+    with grpc.insecure_channel(service.address) as channel:
+        place = Place(url, service, channel)
+        with place.sql:
+            yield place
+
+
+@pytest.fixture
+def start_beside(place: Place, start_worker: StartProgram) -> Callable[..., Program]:
+    """Start a worker at the place."""
+    return lambda **env: start_worker(DATABASE_URL=place.url, **env)
 
 
 @pytest.fixture
