@@ -85,7 +85,7 @@ def test_stopped_in_the_middle_of_work_it_gives_its_leases_back(
             " generate_series(1, 2000) WHERE organization_id = 'large'"
         )
         worker = start_worker(DATABASE_URL=url, OPERATION_LEASE="3600")
-        until(lambda: metric(worker, "appointments_applied_operations_sum") > 0)
+        until(lambda: metric(worker, "appointments_applied_operations_sum") > 2000)
         until(lambda: count("pg_locks WHERE locktype = 'advisory' AND NOT granted") == 1)
         started = time.monotonic()
         assert worker.stop() == 0
