@@ -68,6 +68,18 @@ def test_what_is_accepted_survives_when_everything_is_killed(
             org.check_history()
 
 
+def test_nothing_is_answered_before_it_is_stored(place: Place) -> None:
+    org = place.organization("o")
+    with psycopg.connect(place.url) as holder, ThreadPoolExecutor(1) as pool:
+        holder.execute("LOCK TABLE queued_operations IN SHARE MODE")
+        submitting = pool.submit(org.upsert, "a", 0, 1)
+        until(lambda: place.count("pg_locks", "NOT granted") == 1)
+        assert not submitting.done()
+        assert org.listed() == []
+        holder.rollback()
+        assert org.listed() == [submitting.result().name]
+
+
 @pytest.mark.parametrize("immediate", [True, False], ids=["crash", "restart"])
 def test_the_database_away_and_back_while_operations_are_queued(
     own_postgres: OwnPostgres,
