@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from bench.eventual import accepted_by, eventual_runs, missing
 from bench.generators import wrk_is_installed
 from bench.measure import runs, warm_up
 from bench.plan import GROUPS, Group, plan
@@ -21,6 +22,7 @@ from bench.report import Row, rows, table
 from bench.stack import database, stack
 from bench.stored import overlapping
 from scripts.programs import ROOT, StartError
+from scripts.rabbitmq import server_script
 
 progress = Console(stderr=True)
 
@@ -45,7 +47,7 @@ def main(
 ) -> None:
     """Measure service and gateway against what the database alone does.
 
-    Exits with 1 if active appointments overlap afterwards.
+    Exits with 1 if active appointments overlap afterwards, or accepted writes are missing.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rounds = rounds or (1 if quick else 3)
@@ -59,18 +61,22 @@ def main(
     if not wrk_is_installed():
         progress.print("wrk is missing (apt-get install wrk): what it measures is left out")
         groups = [without for group in groups if (without := group.without_wrk()).loads]
+    if server_script() is None:
+        progress.print("rabbitmq-server is missing: what it measures is left out")
+        groups = [group for group in groups if group.settings.get("OPERATION_QUEUE") != "rabbitmq"]
     data = ROOT / ".data"
     data.mkdir(exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix="bench-", dir=data) as name:
             Path(name).chmod(0o711)  # PostgreSQL may run as another user
-            found, overlaps = _measure(groups, Path(name), rounds=rounds, seconds=seconds)
+            found, overlaps, lacking = _measure(groups, Path(name), rounds=rounds, seconds=seconds)
     except StartError as error:
         sys.exit(f"error: {error}")
     machine = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
     shown = table(found)
     shown.title = f"{machine}; median of {rounds} x {seconds} s; limits are dim"
     shown.caption = f"Overlapping active appointments in the database afterwards: {overlaps}"
+    shown.caption += f"; accepted writes that were not applied: {lacking}"
     Console(width=max(Console().width, 170)).print(shown)
     if path is not None:
         results = {
@@ -79,26 +85,30 @@ def main(
             "seconds": seconds,
             "settings": given,
             "overlapping": overlaps,
+            "missing": lacking,
             "rows": [asdict(row) for row in found],
         }
         path.write_text(json.dumps(results, indent=1))
-    sys.exit(1 if overlaps else 0)
+    sys.exit(1 if overlaps or lacking else 0)
 
 
 def _measure(
     groups: Sequence[Group], directory: Path, *, rounds: int, seconds: int
-) -> tuple[list[Row], int]:
-    """All rows, and how many appointments overlap in the end."""
+) -> tuple[list[Row], int, int]:
+    """All rows, how many appointments overlap in the end, and how many accepted are missing."""
     found: list[Row] = []
+    accepted: dict[str, int] = {}
     with database(directory) as (url, postgres):
         for settings, alike in groupby(groups, key=lambda group: group.settings):
             with stack(url, postgres, settings, directory) as running:
                 warm_up(running)
                 for group in alike:
                     progress.print(f"{group.title} ...")
-                    measured = list(runs(group, running, rounds=rounds, seconds=seconds))
+                    of_group = eventual_runs if group.name == "eventual" else runs
+                    measured = list(of_group(group, running, rounds=rounds, seconds=seconds))
+                    accepted |= accepted_by(measured)
                     found += rows(group, measured, running.peak_mib())
-        return found, overlapping(url)
+        return found, overlapping(url), missing(url, accepted)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ class Calls:
     """Requests for as long as the time lasts, and how many seconds each answer took, by code.
 
     `make` gets 0, 1, 2 and so on. A caller whose answer is not good waits `pause` seconds
-    before its next request.
+    before its next request, and one with an `interval` lets so many seconds pass from one
+    request to the next.
     """
 
     def __init__(
@@ -23,9 +24,13 @@ class Calls:
         *,
         seconds: float,
         pause: float,
+        interval: float = 0.0,
     ) -> None:
         self.answers: dict[str, list[float]] = {}
-        self.pause = pause
+        # The time over which the callers' first requests are spread.
+        self.spread = interval or pause
+        self._pause = pause
+        self._interval = interval
         self._make = make
         self._sent = 0
         self._began = self._last = perf_counter()
@@ -51,4 +56,5 @@ class Calls:
         if found is None:
             found = self.answers[code] = []
         found.append(now - started)
-        return 0.0 if code in GOOD else self.pause
+        rest = max(started + self._interval - now, 0.0)
+        return rest if code in GOOD else max(rest, self._pause)

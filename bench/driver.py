@@ -31,15 +31,18 @@ async def drive(
     callers: int,
     seconds: float,
     pause: float,
+    rate: float | None = None,
 ) -> Measured:
     """Let so many callers make one call after another for so long, and wait for the answers.
 
-    A caller whose answer is not good pauses before it calls again.
+    A caller whose answer is not good pauses before it calls again. With a `rate` all of
+    them together make so many calls a second, or less if answers are late.
     """
     work = Workload(**workload)
     make = grpc_messages(work) if protocol == "grpc" else http_messages(work, address)
     cpu_before = _cpu_seconds()
-    calls = Calls(make, seconds=seconds, pause=pause)
+    interval = callers / rate if rate else 0.0
+    calls = Calls(make, seconds=seconds, pause=pause, interval=interval)
     connections: list[GrpcConnection | HttpConnection] = []
     if protocol == "grpc":
         method = f"/appointments.v1.AppointmentService/{METHODS[work.operation]}"
@@ -54,7 +57,8 @@ async def drive(
     for connection in connections:
         await _open(connection, address)
     await asyncio.wait(
-        [connection.ended for connection in connections], timeout=seconds + pause + PATIENCE
+        [connection.ended for connection in connections],
+        timeout=seconds + max(pause, interval) + PATIENCE,
     )
     for connection in connections:
         connection.abandon()

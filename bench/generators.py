@@ -57,7 +57,14 @@ def pgbench(url: str, work: Workload, *, clients: int, seconds: int) -> Measured
 
 
 def driver(
-    address: str, work: Workload, *, protocol: str, callers: int, seconds: float, pause: float = 0.0
+    address: str,
+    work: Workload,
+    *,
+    protocol: str,
+    callers: int,
+    seconds: float,
+    pause: float = 0.0,
+    rate: float | None = None,
 ) -> Measured:
     """Run `bench.driver`."""
     arguments = {
@@ -67,6 +74,7 @@ def driver(
         "callers": callers,
         "seconds": seconds,
         "pause": pause,
+        "rate": rate,
     }
     said, _ = _run(sys.executable, "-m", "bench.driver", json.dumps(arguments))
     fields = json.loads(said)

@@ -171,9 +171,8 @@ class GrpcConnection(asyncio.Protocol):
         ]
         self._headers = encoder.encode(headers)
         self._same_headers = encoder.encode(headers)
-        # Callers that pause begin spread over that time, not all at once.
         for caller in range(self._callers):
-            self._call_after(self._calls.pause * caller / self._callers)
+            self._call_after(self._calls.spread * caller / self._callers)
 
     def _call(self) -> None:
         """Let a caller make its next call; without one it ends, and the last one closes."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.generators import driver, pgbench, wrk
-from bench.measured import Measured
+from bench.measured import Latency, Measured
 from bench.plan import Group, Load
 from bench.stack import Stack
 from bench.stored import preload
@@ -18,11 +18,16 @@ NUMBERS = 1_000_000  # for each run, more than it can use
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run of a load, and the CPU seconds of each process meanwhile."""
+    """One run of a load, and the CPU seconds of each process meanwhile.
+
+    `delays` is how long accepted writes waited for their end, where it is known.
+    """
 
     load: Load
+    organization: str
     measured: Measured
     cpu_seconds: dict[str, float]
+    delays: Latency | None = None
 
 
 def warm_up(stack: Stack) -> None:
@@ -52,18 +57,26 @@ def runs(group: Group, stack: Stack, *, rounds: int, seconds: int) -> Iterator[R
                 first=first,
             )
             first += NUMBERS
-            yield _run(load, work, stack, seconds)
+            yield run(load, work, stack, seconds)
 
 
-def _run(load: Load, work: Workload, stack: Stack, seconds: int) -> Run:
+def run(
+    load: Load, work: Workload, stack: Stack, seconds: int, *, rate: float | None = None
+) -> Run:
+    """Run a load, by gRPC at so many calls a second if a rate is given."""
     before = stack.cpu_seconds()
-    measured = _generate(load, work, stack, seconds)
-    after = stack.cpu_seconds()
-    spent = {name: after[name] - before[name] for name in after}
-    return Run(load=load, measured=measured, cpu_seconds=spent)
+    measured = _generate(load, work, stack, seconds, rate)
+    return Run(
+        load=load,
+        organization=work.organization,
+        measured=measured,
+        cpu_seconds=stack.cpu_seconds_since(before),
+    )
 
 
-def _generate(load: Load, work: Workload, stack: Stack, seconds: int) -> Measured:
+def _generate(
+    load: Load, work: Workload, stack: Stack, seconds: int, rate: float | None
+) -> Measured:
     match load.interface:
         case "SQL":
             return pgbench(stack.database_url, work, clients=load.in_flight, seconds=seconds)
@@ -79,4 +92,5 @@ def _generate(load: Load, work: Workload, stack: Stack, seconds: int) -> Measure
                 # Callers come one by one in the time of a pause, and need it at the end.
                 seconds=seconds + 2 * pause,
                 pause=pause,
+                rate=rate,
             )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Self
 
-GOOD = frozenset({"OK", "200", "201"})
+GOOD = frozenset({"OK", "200", "201", "202"})
 CONFLICTS = frozenset({"ALREADY_EXISTS", "409"})
 REFUSALS = frozenset({"RESOURCE_EXHAUSTED", "429"})
 

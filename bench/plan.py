@@ -1,16 +1,18 @@
 """What is measured, and against what."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from bench.workload import Operation
 
-Interface = Literal["SQL", "gRPC", "REST"]
+Interface = Literal["SQL", "gRPC", "REST", "worker"]
+Queue = Literal["postgres", "rabbitmq"]
 
 GROUPS = (
     "hot",
     "many",
+    "eventual",
     "contended",
     "batches",
     "reads",
@@ -27,6 +29,11 @@ class Load:
 
     Each organization has `stored` appointments before. If `polite`, callers whose
     answer is not good wait as long as refusals ask for.
+
+    Of submitted writes: `worker` says whether a worker runs meanwhile. By the interface
+    "worker" it applies what was accepted since one last ran. If `paced`, the calls come at
+    half the rate of the slower of accepting and applying. `against` says whose
+    synchronous writes are the limit: those with so many organizations.
     """
 
     interface: Interface
@@ -35,6 +42,10 @@ class Load:
     organizations: int = 1
     stored: int = 0
     polite: bool = False
+    title: str = ""  # where those of a group differ
+    worker: bool = False
+    paced: bool = False
+    against: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +67,11 @@ class Group:
             return []
         smallest = min(limit.in_flight for limit in self.limits)
         most = max(smallest, load.in_flight)
-        return [limit for limit in self.limits if limit.in_flight <= most]
+        return [
+            limit
+            for limit in self.limits
+            if limit.in_flight <= most and load.against in (None, limit.organizations)
+        ]
 
     def without_wrk(self) -> "Group":
         """What can be measured without that program."""
@@ -77,6 +92,7 @@ def plan(*, quick: bool) -> list[Group]:
                 rest=[64],
                 organizations=1_000,
             ),
+            *_eventual(quick=True),
             _contended(),
             _batches(16),
             *_reads(),
@@ -91,6 +107,7 @@ def plan(*, quick: bool) -> list[Group]:
         _group(
             "many", many, limits=[16, 64], grpc=[8, 64, 256], rest=[16, 64], organizations=1_000
         ),
+        *_eventual(quick=False),
         _contended(),
         _batches(1),
         _batches(16),
@@ -139,6 +156,63 @@ def _group(
         limits=loads("SQL", limits),
         loads=[*loads("gRPC", grpc), *loads("REST", rest)],
     )
+
+
+def _eventual(*, quick: bool) -> list[Group]:
+    """Writes that are accepted and then applied, against those answered when they are applied.
+
+    Accepted with no worker, then applied by one, then both at once.
+    """
+    names: dict[Queue, str] = {"postgres": "PostgreSQL", "rabbitmq": "RabbitMQ"}
+    shapes = {1: "one organization", 1_000: "1,000 organizations"}
+
+    def loads(shape: str, organizations: int, name: str) -> Iterator[Load]:
+        submitting = Load(
+            interface="gRPC",
+            in_flight=64,
+            operation="submit",
+            organizations=organizations,
+            title=f"{shape}, accepted ({name})",
+            against=organizations,
+        )
+        yield submitting
+        if organizations > 1 and not quick:
+            yield replace(submitting, interface="REST")
+        yield replace(
+            submitting,
+            interface="worker",
+            in_flight=1,
+            title=f"{shape}, then applied",
+            worker=True,
+            against=1,
+        )
+        if organizations > 1 or not quick:
+            beside = replace(submitting, title=f"{shape}, both at once", worker=True)
+            yield beside
+            yield replace(beside, title=f"{shape}, at half the rate", paced=True)
+
+    return [
+        Group(
+            name="eventual",
+            title=f"accepted ({name})",
+            limits=[
+                Load(
+                    interface="gRPC",
+                    in_flight=64,
+                    organizations=organizations,
+                    title=f"{shape}, synchronous",
+                )
+                for organizations, shape in shapes.items()
+            ],
+            loads=[
+                load
+                for organizations, shape in shapes.items()
+                for load in loads(shape, organizations, name)
+            ],
+            settings={"OPERATION_QUEUE": queue} if queue != "postgres" else {},
+        )
+        for queue, name in names.items()
+    ]
 
 
 def _contended() -> Group:

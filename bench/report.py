@@ -17,7 +17,8 @@ class Row:
     """A load, or a limit: medians of its rounds, its answers in all.
 
     Rates are a second, CPU is microseconds an answer by program, memory the most that
-    a program ever had resident. `ratio` is the median of the rounds' own.
+    a program ever had resident. `ratio` is the median of the rounds' own. `delay_ms` is how
+    long accepted writes waited for their end.
     """
 
     group: str
@@ -27,6 +28,7 @@ class Row:
     limit_per_second: float | None
     ratio: float | None
     latency_ms: Latency
+    delay_ms: Latency | None
     refused_per_second: float
     refusal_latency_ms: Latency | None
     answers: dict[str, int]
@@ -52,14 +54,16 @@ def rows(group: Group, runs: Sequence[Run], peak_mib: Mapping[str, float]) -> li
         limits = [rates[limit] for limit in group.limits_of(load)]
         limit = [max(of_round) for of_round in zip(*limits, strict=True)]
         refusals = [each.refusals for each in measured if each.refusals is not None]
+        delays = [run.delays for run in own if run.delays is not None]
         return Row(
             group=group.name,
-            title=group.title,
+            title=load.title or group.title,
             load=load,
             per_second=median(rates[load]),
             limit_per_second=median(limit) if limit else None,
             ratio=median(map(float.__truediv__, rates[load], limit)) if limit else None,
             latency_ms=Latency.median([each.latency for each in measured]),
+            delay_ms=Latency.median(delays) if delays else None,
             refused_per_second=median(each.per_second(REFUSALS) for each in measured),
             refusal_latency_ms=Latency.median(refusals) if refusals else None,
             answers=dict(answers),
@@ -97,7 +101,9 @@ def table(found: Sequence[Row]) -> Table:
         "answers",
         "gateway\nµs",
         "service\nµs",
+        "worker\nµs",
         "database\nµs",
+        "broker\nµs",
         "load\nµs",
         "gateway\nMiB",
         "service\nMiB",
@@ -115,7 +121,7 @@ def table(found: Sequence[Row]) -> Table:
             "limit" if row.ratio is None else f"{row.ratio:.2f}",
             *_latency(row.latency_ms),
             _answers(row),
-            *(f"{row.cpu_us[name]:,.0f}" for name in ("gateway", "service", "postgresql", "load")),
+            *(f"{row.cpu_us[name]:,.0f}" if name in row.cpu_us else "" for name in _SPENDERS),
             *(f"{row.peak_mib[name]:,.0f}" for name in ("gateway", "service")),
             style="dim" if row.ratio is None else "",
         )
@@ -128,8 +134,14 @@ def table(found: Sequence[Row]) -> Table:
                 "",
                 *_latency(row.refusal_latency_ms),
             )
+        if row.delay_ms is not None:
+            shown.add_row("  until applied", "", "", "", "", *_latency(row.delay_ms))
         title = row.title
     return shown
+
+
+# In the order of the table's columns.
+_SPENDERS = ("gateway", "service", "worker", "postgresql", "rabbitmq", "load")
 
 
 def _answers(row: Row) -> str:
@@ -140,4 +152,5 @@ def _answers(row: Row) -> str:
 
 
 def _latency(latency: Latency) -> list[str]:
-    return [f"{milliseconds:.1f}" for milliseconds in (latency.p50, latency.p95, latency.p99)]
+    times = (latency.p50, latency.p95, latency.p99)
+    return [f"{milliseconds:.1f}" if milliseconds else "" for milliseconds in times]

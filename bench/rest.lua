@@ -26,12 +26,15 @@ local function stored_day(number, days)
   return math.floor(number / organizations) * LEAP % days
 end
 
+local function upsert(number)
+  local day = number * LEAP % stored
+  local start = FIRST_DAY + day * DAY + HOUR + math.floor(number / stored)
+  return post(number, start, start + 1)
+end
+
 local operations = {
-  upsert = function(number)
-    local day = number * LEAP % stored
-    local start = FIRST_DAY + day * DAY + HOUR + math.floor(number / stored)
-    return post(number, start, start + 1)
-  end,
+  upsert = upsert,
+  submit = upsert,
   contend = function(number)
     local start = FIRST_DAY + number * LEAP % SLOTS * 600
     return post(number, start, start + 1800)
@@ -52,6 +55,7 @@ local operations = {
 function init(arguments)
   wrk.headers["Content-Type"] = "application/json"
   operation = operations[arguments[1]]
+  if arguments[1] == "submit" then wrk.headers["Prefer"] = "respond-async" end
   organization = arguments[2]
   organizations, stored = tonumber(arguments[3]), tonumber(arguments[4])
   next_number = tonumber(arguments[5])

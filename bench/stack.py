@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import psutil
 
 from scripts.postgres import EmbeddedPostgres, migrate
 from scripts.programs import ROOT, STARTED_WITHIN, STOPPED_WITHIN, StartError, tethered
+from scripts.rabbitmq import RabbitMQ
 from scripts.stack import ANY_PORT, DATABASE, base_environment
 
 # Durability is PostgreSQL's default. The rest is for pgbench's clients, and for a store of
@@ -33,15 +34,44 @@ class Stack:
     database_url: str
     service: str
     gateway: str
+    worker: "Worker"
     processes: dict[str, int]
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU time so far by process, its children's included, by the system's account."""
         return {name: _cpu_seconds(pid) for name, pid in self.processes.items()}
 
+    def cpu_seconds_since(self, before: Mapping[str, float]) -> dict[str, float]:
+        """CPU time since then, of the processes that run now."""
+        return {
+            name: seconds - before.get(name, 0.0) for name, seconds in self.cpu_seconds().items()
+        }
+
     def peak_mib(self) -> dict[str, float]:
         """The most memory that service and gateway ever had resident, children included."""
         return {name: _peak_mib(self.processes[name]) for name in ("service", "gateway")}
+
+
+class Worker:
+    """A worker of the stack, which runs from `start` to `stop`, and not at first."""
+
+    def __init__(
+        self, environment: Mapping[str, str], directory: Path, processes: dict[str, int]
+    ) -> None:
+        self._environment = environment
+        self._directory = directory
+        self._processes = processes
+        self._program = ExitStack()
+
+    def start(self) -> None:
+        """Return when it works, which may already be so."""
+        if "worker" not in self._processes:
+            program = _program("worker", self._environment, self._directory)
+            self._processes["worker"], _ = self._program.enter_context(program)
+
+    def stop(self) -> None:
+        self._processes.pop("worker", None)
+        self._program.close()
 
 
 @contextmanager
@@ -57,27 +87,42 @@ def database(directory: Path) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def stack(url: str, postgres: int, settings: Mapping[str, str], directory: Path) -> Iterator[Stack]:
-    """Run the service and the gateway on the database, with their logs in the directory."""
+    """Run the service and the gateway on the database, with their logs in the directory.
+
+    And RabbitMQ, if the settings want the queue there and do not say where it is.
+    """
     environment = {**base_environment(), **ANY_PORT, **settings, "DATABASE_URL": url}
-    with _program("service", environment, directory) as (service, service_address):
-        environment["SERVICE_ADDRESS"] = service_address
-        with _program("gateway", environment, directory) as (gateway, gateway_address):
-            yield Stack(
-                database_url=url,
-                service=service_address,
-                gateway=gateway_address,
-                processes={"gateway": gateway, "service": service, "postgresql": postgres},
-            )
+    processes = {"postgresql": postgres}
+    with ExitStack() as parts:
+        if settings.get("OPERATION_QUEUE") == "rabbitmq" and "AMQP_URL" not in settings:
+            broker = parts.enter_context(RabbitMQ(directory / "rabbitmq"))
+            environment["AMQP_URL"] = broker.url
+            processes["rabbitmq"] = broker.pid
+        worker = Worker(environment, directory, processes)
+        parts.callback(worker.stop)
+        addresses = {}
+        for name in ("service", "gateway"):
+            program = _program(name, dict(environment), directory)
+            processes[name], addresses[name] = parts.enter_context(program)
+            environment[f"{name.upper()}_ADDRESS"] = addresses[name]
+        yield Stack(
+            database_url=url,
+            service=addresses["service"],
+            gateway=addresses["gateway"],
+            worker=worker,
+            processes=processes,
+        )
 
 
 @contextmanager
 def _program(
-    module: str, environment: Mapping[str, str], directory: Path
+    name: str, environment: Mapping[str, str], directory: Path
 ) -> Iterator[tuple[int, str]]:
-    log = directory / f"{module}.log"
+    arguments = ["service", "worker"] if name == "worker" else [name]
+    log = directory / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            tethered([sys.executable, "-m", module], on_death=signal.SIGTERM),
+            tethered([sys.executable, "-m", *arguments], on_death=signal.SIGTERM),
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -102,7 +147,7 @@ def _port(process: subprocess.Popen[bytes], log: Path) -> int:
         lines = log.read_text(errors="replace").splitlines()
         for event in map(_event, lines):
             if event.get("event") == "listening":
-                return int(event["port"])
+                return int(event.get("port", 0))  # a worker has none
         if process.poll() is not None:
             raise StartError(f"{log.stem} did not start: {(lines or ['no output'])[-1]}")
         time.sleep(0.02)

@@ -23,10 +23,11 @@ SLOTS = 2_000  # that contended requests want: half an hour every ten minutes
 BATCH = 100  # writes in a request
 WINDOW = 20  # appointments in a list
 
-Operation = Literal["upsert", "contend", "batch", "get", "list"]
+Operation = Literal["upsert", "submit", "contend", "batch", "get", "list"]
 
 METHODS: dict[Operation, str] = {
     "upsert": "UpsertAppointment",
+    "submit": "SubmitAppointment",
     "contend": "UpsertAppointment",
     "batch": "BatchUpsertAppointments",
     "get": "GetAppointment",
@@ -53,6 +54,7 @@ def grpc_messages(work: Workload) -> Callable[[int], bytes]:
     """Return what makes the message of a number, counted from 0."""
     make = {
         "upsert": _upsert,
+        "submit": _submit,
         "contend": _contend,
         "batch": _batch,
         "get": _get,
@@ -111,6 +113,13 @@ def _fill(
 def _upsert(work: Workload, number: int) -> bytes:
     request = rpc.UpsertAppointmentRequest()
     _fill(request.appointment, _organization(work, number), number, *_second(work, number))
+    return request.SerializeToString()
+
+
+def _submit(work: Workload, number: int) -> bytes:
+    request = rpc.SubmitAppointmentRequest()
+    wanted = request.upsert.appointment
+    _fill(wanted, _organization(work, number), number, *_second(work, number))
     return request.SerializeToString()
 
 
