@@ -15,7 +15,7 @@ import aio_pika
 import orjson
 import psycopg
 import structlog
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from service.amqp import connection_url
@@ -89,28 +89,28 @@ class RabbitMQQueueWorker:
                 async with asyncio.timeout(self._timeout):
                     connection = await aio_pika.connect(self._url)
                 async with connection:
-                    channel = await connection.channel(on_return_raises=True)
-                    await channel.set_qos(prefetch_count=PREFETCH)
-                    await declare_queues(channel)
+                    async with connection.channel() as channel:
+                        await declare_queues(channel)
                     connected = True
-                    await self._consume(channel)
+                    await self._consume(connection)
             except (*CONNECTION_EXCEPTIONS, BrokerUnavailable, TimeoutError) as error:
                 if connected:
                     log.warning("operations in RabbitMQ cannot be had", error=repr(error))
                 connected = False
             await asyncio.sleep(RETRY_DELAY)
 
-    async def _consume(self, channel: AbstractChannel) -> None:
-        """Consume every queue until the channel closes."""
+    async def _consume(self, connection: AbstractConnection) -> None:
+        """Consume every queue until a channel closes."""
         closed = asyncio.Event()
-        channel.close_callbacks.add(lambda *_: closed.set())
         handlers: list[asyncio.Task[None]] = []
         try:
             # Workers that start together shall each become the active consumer of some.
             for name in random.sample(PARTITIONS, len(PARTITIONS)):
-                handlers.append(await self._subscribe(channel, name, self._apply_waiting))
+                handlers.append(
+                    await self._subscribe(connection, closed, name, self._apply_waiting)
+                )
                 await asyncio.sleep(0.02)
-            handlers.append(await self._subscribe(channel, DEAD, self._bury))
+            handlers.append(await self._subscribe(connection, closed, DEAD, self._bury))
             handlers.append(asyncio.create_task(_wait_for(closed)))
             done, _ = await asyncio.wait(handlers, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -122,10 +122,15 @@ class RabbitMQQueueWorker:
 
     async def _subscribe(
         self,
-        channel: AbstractChannel,
+        connection: AbstractConnection,
+        closed: asyncio.Event,
         name: str,
         handle: Callable[[AbstractChannel, "asyncio.Queue[AbstractIncomingMessage]"], Any],
     ) -> asyncio.Task[None]:
+        """Consume a queue on a channel of its own: what is before a message there is of it too."""
+        channel = await connection.channel(on_return_raises=True)
+        channel.close_callbacks.add(lambda *_: closed.set())
+        await channel.set_qos(prefetch_count=PREFETCH)
         waiting: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
 
         async def receive(message: AbstractIncomingMessage) -> None:
@@ -164,8 +169,8 @@ class RabbitMQQueueWorker:
                 oldest = min(o["accepted_at"] for m in messages for o in m.operations)
                 delay = datetime.now(UTC) - datetime.fromisoformat(oldest)
                 self._metrics.operation_delay_seconds.observe(max(delay.total_seconds(), 0))
-            for message in messages:
-                await message.incoming.ack()
+            if messages:
+                await messages[-1].incoming.ack(multiple=True)
 
     async def _apply(self, by_organization: dict[str, list[_Operation]]) -> None:
         """Return when all are done, however long it takes."""
