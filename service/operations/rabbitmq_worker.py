@@ -47,8 +47,9 @@ _REFUSE = """
     AS r (organization_id text, operation_id uuid, accepted_at timestamptz, write json)
 """
 
-# Messages that a worker has of each partition.
-PREFETCH = 16
+# Messages that a worker has of each partition: so many that the next are there when some are
+# applied, and with MAX_MESSAGE_BYTES each still no more than 128 MiB in all.
+PREFETCH = 64
 
 # Calls without an answer after which an operation that is alone in them is given up.
 MAX_ATTEMPTS = 10
