@@ -77,7 +77,7 @@ def main(
     shown.title = f"{machine}; median of {rounds} x {seconds} s; limits are dim"
     shown.caption = f"Overlapping active appointments in the database afterwards: {overlaps}"
     shown.caption += f"; accepted writes that were not applied: {lacking}"
-    Console(width=max(Console().width, 170)).print(shown)
+    Console(width=max(Console().width, 190)).print(shown)
     if path is not None:
         results = {
             "machine": machine,

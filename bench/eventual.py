@@ -49,9 +49,11 @@ def eventual_runs(group: Group, stack: Stack, *, rounds: int, seconds: int) -> I
     """Run each limit and load of the group once a round, each in organizations of its own.
 
     What a load accepts with no worker is there for the next load by the worker; what one
-    accepts beside a worker is waited for. The runs take half the time of others, or a second.
+    accepts beside a worker is waited for. There are half the rounds of half the time, rounded
+    up: what is accepted must also be applied.
     """
-    seconds = max(seconds // 2, 1)
+    rounds = (rounds + 1) // 2
+    seconds = (seconds + 1) // 2
     first = 0
     for _ in range(rounds):
         waiting: list[Run] = []

@@ -14,11 +14,13 @@ import psycopg
 import pytest
 
 from bench.driver import drive
-from bench.generators import wrk, wrk_is_installed
+from bench.eventual import missing
+from bench.generators import driver, wrk, wrk_is_installed
 from bench.measured import Measured
 from bench.stored import overlapping, preload
 from bench.workload import BATCH, SLOTS, Operation, Workload
 from scripts.programs import ROOT, Program
+from scripts.rabbitmq import server_script
 from tests.conftest import CreateDatabase, StartProgram
 from tests.observing import PATIENT, held_lock, until
 
@@ -147,6 +149,52 @@ def test_a_quick_run_has_no_errors_and_can_be_drawn(tmp_path: Path) -> None:
         check(row)
     run("bench.plot", str(results), str(picture))
     assert "PostgreSQL alone" in picture.read_text()
+
+
+def test_what_is_accepted_is_applied_and_both_are_measured(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    run("bench", "--quick", "--only", "eventual", "--json", str(results))
+    found = json.loads(results.read_text())
+    assert (found["overlapping"], found["missing"]) == (0, 0)
+    queues = 2 if server_script() else 1
+    by_worker = [row for row in found["rows"] if row["load"]["interface"] == "worker"]
+    beside = [row for row in found["rows"] if row["delay_ms"] is not None]
+    assert (len(by_worker), len(beside)) == (queues, 2 * queues)
+    for row in found["rows"]:
+        assert row["errors"] == {}
+        assert row["per_second"] > 0
+        assert (row["ratio"] is None) == (row["load"]["operation"] == "upsert")
+    for row in by_worker:
+        assert min(row["cpu_us"]["worker"], row["cpu_us"]["postgresql"]) > 0
+    for row in beside:
+        delay = row["delay_ms"]
+        assert 0 < delay["p50"] <= delay["p95"] <= delay["p99"]
+
+
+def test_accepted_writes_that_nobody_applies_are_missing(
+    create_database: CreateDatabase, start_service: StartProgram
+) -> None:
+    url = create_database()
+    service = start_service(DATABASE_URL=url)
+    work = Workload(operation="submit", organization="accepted", organizations=3)
+    measured = driver(service.address, work, protocol="grpc", callers=8, seconds=0.2)
+    assert measured.answers.keys() == {"OK"}
+    assert missing(url, {"accepted": measured.answers["OK"]}) == measured.answers["OK"] > 0
+
+
+async def test_a_rate_is_kept(service: Program, organization: str) -> None:
+    work = Workload(operation="upsert", organization=organization)
+    measured = await drive(
+        protocol="grpc",
+        address=service.address,
+        workload=asdict(work),
+        callers=8,
+        seconds=1.0,
+        pause=0.0,
+        rate=80.0,
+    )
+    # Ten each; the first come over a tenth of a second.
+    assert 40 <= measured.answers["OK"] <= 88
 
 
 def run(*arguments: str) -> None:
