@@ -28,10 +28,10 @@ demo: .venv/installed ## Send colliding appointments at once and check what came
 demo-fosdem: .venv/installed ## Load the programme of FOSDEM 2023 and find its double booking
 	@$(BIN)/python -m scripts.demo fosdem
 
-bench: .venv/installed ## Measure everything against what the database alone can do (ten minutes; JSON=file)
+bench: .venv/installed ## Measure everything against what the database alone can do (twelve minutes; JSON=file)
 	@$(BIN)/python -m bench $(if $(JSON),--json $(JSON))
 
-bench-quick: .venv/installed ## The same in short (a minute and a half)
+bench-quick: .venv/installed ## The same in short (two minutes)
 	@$(BIN)/python -m bench --quick $(if $(JSON),--json $(JSON))
 
 bench-plot: .venv/installed ## Draw the picture of docs/performance.md (JSON=file)
