@@ -65,6 +65,12 @@ class Metrics:
             buckets=(*_SECONDS, 60, 300, 3600),
             registry=self.registry,
         )
+        self.queued_operations = Gauge(
+            "appointments_queued_operations",
+            "Operations in PostgreSQL that wait to be applied, counted up to 100,000; every"
+            " worker counts all of them",
+            registry=self.registry,
+        )
         self.events_published = Counter(
             "appointments_events_published",
             "Changes that RabbitMQ has confirmed",

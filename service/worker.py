@@ -94,6 +94,7 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
         )
         duties: dict[str, Duty] = {
             "operations": operations.run,
+            "count operations": operations.count,
             "purge": results.keep_purged,
             "send to webhooks": webhooks.run,
             "shorten the log of webhooks": webhooks.purge,

@@ -4,6 +4,7 @@ import asyncio
 import random
 from dataclasses import dataclass, replace
 from time import monotonic
+from typing import NoReturn
 
 import orjson
 import psycopg
@@ -34,6 +35,9 @@ _GIVE_BACK = """
 """
 
 _GIVE_UP = "SELECT give_up_operation(%s::text, %s::bigint, %s::text)"
+
+_COUNT = "SELECT count(*) FROM (SELECT FROM queued_operations LIMIT 100000) AS counted"
+COUNT_INTERVAL = 10.0
 
 # Calls that end without an answer, by which the first operation is given up. The waits
 # between them double up to the longest.
@@ -93,6 +97,17 @@ class PostgresQueueWorker:
         self._going_alone = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._in_trouble = False
+
+    async def count(self) -> NoReturn:
+        """Tell Prometheus how many operations wait, until cancelled."""
+        while True:
+            try:
+                [(waiting,)] = await self._database.fetch(_COUNT)
+            except ServiceError:
+                pass  # whoever applies them says it
+            else:
+                self._metrics.queued_operations.set(waiting)
+            await asyncio.sleep(COUNT_INTERVAL)
 
     async def run(self) -> None:
         """Work until cancelled; calls under way are finished then, and leases given back."""
