@@ -64,6 +64,8 @@ class Broker:
         self._closing: set[asyncio.Task[None]] = set()
         self._pause = SHORTEST_PAUSE
         self._retry_at = 0.0
+        # What was last logged to be wrong with the broker.
+        self._told = ""
 
     async def publish(self, exchange: str, outgoing: Outgoing, *, mandatory: bool = True) -> None:
         """Return when the broker has confirmed a message.
@@ -111,7 +113,7 @@ class Broker:
                 self._discard(link)
                 return _failure("RabbitMQ did not confirm in time", error, certain=False)
             except (*CONNECTION_EXCEPTIONS, asyncio.CancelledError) as error:
-                _check_cancelled(error)
+                check_cancelled(error)
                 self._discard(link)
                 return _failure("the connection to RabbitMQ was lost", error, certain=False)
             return None
@@ -149,8 +151,8 @@ class Broker:
             # The attempt is everybody's: it goes on if one who awaits it goes.
             return await asyncio.shield(self._connecting)
         except (*CONNECTION_EXCEPTIONS, TimeoutError, asyncio.CancelledError) as error:
-            _check_cancelled(error)
-            raise _failure("RabbitMQ cannot be reached", error, certain=True) from error
+            check_cancelled(error)
+            raise _failure("RabbitMQ cannot be used now", error, certain=True) from error
 
     async def _connect(self) -> _Link:
         connection: AbstractConnection | None = None
@@ -160,14 +162,18 @@ class Broker:
                 channel = await connection.channel(on_return_raises=True)
                 await self._declare(channel)
         except BaseException as error:
-            if self._pause == SHORTEST_PAUSE and not isinstance(error, asyncio.CancelledError):
+            if repr(error) != self._told and not isinstance(error, asyncio.CancelledError):
                 log.warning("RabbitMQ cannot be used", error=repr(error))
+                self._told = repr(error)
             self._retry_at = monotonic() + self._pause
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
             if connection is not None:
                 self._close(connection)
             raise
         else:
+            if self._told:
+                log.info("RabbitMQ can be used again")
+            self._told = ""
             self._pause = SHORTEST_PAUSE
             self._link = _Link(connection=connection, channel=channel)
             return self._link
@@ -180,19 +186,20 @@ class Broker:
             self._close(link.connection)
 
     def _close(self, connection: AbstractConnection) -> None:
-        """Close it beside: a broker that hangs takes no leave."""
-
-        async def close() -> None:
-            try:
-                async with asyncio.timeout(self._timeout):
-                    await connection.close()
-            except (*CONNECTION_EXCEPTIONS, TimeoutError, asyncio.CancelledError) as error:
-                _check_cancelled(error)
-                log.debug("closing a connection to RabbitMQ failed", error=repr(error))
-
-        task = asyncio.create_task(close())
+        """Close it beside."""
+        task = asyncio.create_task(close(connection, within=self._timeout))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+async def close(connection: AbstractConnection, *, within: float) -> None:
+    """Close a connection, without an error, within some seconds: who hangs takes no leave."""
+    try:
+        async with asyncio.timeout(within):
+            await connection.close()
+    except (*CONNECTION_EXCEPTIONS, TimeoutError, asyncio.CancelledError) as error:
+        check_cancelled(error)
+        log.debug("closing a connection to RabbitMQ failed", error=repr(error))
 
 
 def connection_url(url: str, name: str) -> URL:
@@ -217,7 +224,7 @@ def _failure(what: str, cause: BaseException, *, certain: bool) -> BrokerUnavail
     return failure
 
 
-def _check_cancelled(error: BaseException) -> None:
+def check_cancelled(error: BaseException) -> None:
     """Raise it if it is our own cancellation: aiormq ends its waiters with the same error."""
     task = asyncio.current_task()
     if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
