@@ -1,118 +1,111 @@
-"""Applies the operations that RabbitMQ keeps.
+"""Brings the operations that RabbitMQ keeps to the database.
 
-A message is acknowledged once all of its operations are done. What comes again is passed
-over, by the results in the database: so each operation takes effect once, also when a worker
-that was stopped for long goes on with messages that others have had meanwhile.
+A message is acknowledged once all of its operations are done; one that is not comes again,
+to this worker or another.
 """
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
 
 import aio_pika
 import orjson
-import psycopg
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
-from service.amqp import connection_url
+from service.amqp import check_cancelled, close, connection_url
 from service.database import Database
-from service.errors import BrokerUnavailable, LockTimeout, ServiceError
 from service.metrics import Metrics
+from service.operations.rabbitmq_applier import OperationApplier
+from service.operations.rabbitmq_messages import PARTITIONS, QueuedOperation, read
 from service.operations.rabbitmq_queue import (
     DEAD,
     DELIVERY_LIMIT,
-    PARTITIONS,
     UNREADABLE,
     declare_queues,
 )
-
-# An organization that another session has locked is left out, unless it is the only one.
-_APPLY = """
-    SELECT r.organization_id, CASE
-        WHEN %s::boolean
-            OR pg_try_advisory_xact_lock(hashtextextended(r.organization_id, 7236001))
-        THEN (SELECT true FROM apply_operations(r.organization_id, r.operations))
-        ELSE false
-    END
-    FROM json_to_recordset(%s::json) AS r (organization_id text, operations json)
-"""
-
-_REFUSE = """
-    SELECT refuse_operation(r.organization_id, r.operation_id, r.accepted_at, r.write, %s::text)
-    FROM json_to_recordset(%s::json)
-    AS r (organization_id text, operation_id uuid, accepted_at timestamptz, write json)
-"""
 
 # Messages that a worker has of each partition: so many that the next are there when some are
 # applied, and with MAX_MESSAGE_BYTES each still no more than 128 MiB in all.
 PREFETCH = 64
 
-# Calls without an answer after which an operation that is alone in them is given up.
-MAX_ATTEMPTS = 10
-
-# Seconds before the broker, or the database, is tried again.
+# Seconds before the broker is tried again.
 RETRY_DELAY = 1.0
 
 log = structlog.get_logger()
 
-_Operation = dict[str, Any]
-
-
-class _Message(NamedTuple):
-    incoming: AbstractIncomingMessage
-    operations: list[_Operation]
+Messages = asyncio.Queue[AbstractIncomingMessage]
 
 
 class RabbitMQQueueWorker:
     """Consumes the partitions; the broker makes it the active consumer of some or all.
 
-    `max_batch` bounds the operations of a call of the database; `timeout` is in seconds.
+    `max_batch` bounds the operations of a call of the database, by and large; `timeout`
+    bounds every answer of the broker, in seconds.
     """
 
     def __init__(
         self, url: str, database: Database, metrics: Metrics, *, max_batch: int, timeout: float
     ) -> None:
         self._url = connection_url(url, "appointments-worker")
-        self._database = database
+        self._applier = OperationApplier(database)
         self._metrics = metrics
         self._max_batch = max_batch
         self._timeout = timeout
+        # What is being handled: at most one task of each queue.
+        self._under_way: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Work until cancelled; what is not acknowledged then goes to others."""
-        connected = True
+        """Work until cancelled.
+
+        What is being applied then is finished and acknowledged, if that takes no longer
+        than the timeout. The rest goes to others.
+        """
+        told = ""
         while True:
+            # What cannot be applied now stays in the broker: each time that messages go
+            # back there counts as a delivery.
+            await self._applier.wait_for_database()
+            began = asyncio.get_running_loop().time()
             try:
-                async with asyncio.timeout(self._timeout):
-                    connection = await aio_pika.connect(self._url)
-                async with connection:
-                    async with connection.channel() as channel:
-                        await declare_queues(channel)
-                    connected = True
-                    await self._consume(connection)
-            except (*CONNECTION_EXCEPTIONS, BrokerUnavailable, TimeoutError) as error:
-                if connected:
-                    log.warning("operations in RabbitMQ cannot be had", error=repr(error))
-                connected = False
+                await self._work()
+                failure = "the connection was lost"
+            except (*CONNECTION_EXCEPTIONS, TimeoutError, asyncio.CancelledError) as error:
+                check_cancelled(error)
+                failure = repr(error)
+            if asyncio.get_running_loop().time() - began > 2 * self._timeout:
+                told = ""
+            if failure != told:
+                log.warning("operations in RabbitMQ cannot be had", error=failure)
+            told = failure
             await asyncio.sleep(RETRY_DELAY)
 
+    async def _work(self) -> None:
+        """Connect, and consume until the connection is lost."""
+        connection: AbstractConnection | None = None
+        try:
+            async with asyncio.timeout(self._timeout):
+                connection = await aio_pika.connect(self._url)
+                async with connection.channel() as channel:
+                    await declare_queues(channel)
+            await self._consume(connection)
+        finally:
+            if connection is not None:
+                await close(connection, within=self._timeout)
+
     async def _consume(self, connection: AbstractConnection) -> None:
-        """Consume every queue until a channel closes."""
-        closed = asyncio.Event()
-        handlers: list[asyncio.Task[None]] = []
+        """Consume every queue until one of them, or a channel, is there no more."""
+        over = asyncio.Event()
+        handlers = [asyncio.create_task(_wait_for(over))]
         try:
             # Workers that start together shall each become the active consumer of some.
             for name in random.sample(PARTITIONS, len(PARTITIONS)):
-                handlers.append(
-                    await self._subscribe(connection, closed, name, self._apply_waiting)
-                )
+                handlers.append(await self._subscribe(connection, over, name, self._apply))
                 await asyncio.sleep(0.02)
-            handlers.append(await self._subscribe(connection, closed, DEAD, self._bury))
-            handlers.append(asyncio.create_task(_wait_for(closed)))
+            handlers.append(await self._subscribe(connection, over, DEAD, self._bury))
+            log.info("consuming operations from RabbitMQ")
             done, _ = await asyncio.wait(handlers, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -120,164 +113,103 @@ class RabbitMQQueueWorker:
             for task in handlers:
                 task.cancel()
             await asyncio.gather(*handlers, return_exceptions=True)
+            await self._finish()
 
     async def _subscribe(
         self,
         connection: AbstractConnection,
-        closed: asyncio.Event,
+        over: asyncio.Event,
         name: str,
-        handle: Callable[[AbstractChannel, "asyncio.Queue[AbstractIncomingMessage]"], Any],
+        handle: Callable[[AbstractChannel, list[AbstractIncomingMessage]], Awaitable[None]],
     ) -> asyncio.Task[None]:
-        """Consume a queue on a channel of its own: what is before a message there is of it too."""
-        channel = await connection.channel(on_return_raises=True)
-        channel.close_callbacks.add(lambda *_: closed.set())
-        await channel.set_qos(prefetch_count=PREFETCH)
-        waiting: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+        """Handle a queue's messages, in order, in a task.
+
+        The channel is of that queue alone: what came before a message there came from it.
+        """
+        waiting: Messages = asyncio.Queue()
 
         async def receive(message: AbstractIncomingMessage) -> None:
             waiting.put_nowait(message)
 
-        queue = await channel.get_queue(name, ensure=False)
-        await queue.consume(receive)
-        return asyncio.create_task(handle(channel, waiting))
+        async with asyncio.timeout(self._timeout):
+            channel = await connection.channel(on_return_raises=True)
+            channel.close_callbacks.add(lambda *_: over.set())
+            # The queue may be deleted.
+            underlay = await channel.get_underlay_channel()
+            underlay.on_consumer_cancel_callbacks.add(lambda _: over.set())
+            await channel.set_qos(prefetch_count=PREFETCH)
+            await (await channel.get_queue(name, ensure=False)).consume(receive)
 
-    async def _apply_waiting(
-        self, channel: AbstractChannel, waiting: "asyncio.Queue[AbstractIncomingMessage]"
+        async def handle_waiting() -> None:
+            while True:
+                messages = [await waiting.get()]
+                while waiting.qsize():
+                    messages.append(waiting.get_nowait())
+                task = asyncio.ensure_future(handle(channel, messages))
+                self._under_way.add(task)
+                task.add_done_callback(self._under_way.discard)
+                # Being cancelled ends the waiting, not the work.
+                await asyncio.shield(task)
+
+        return asyncio.create_task(handle_waiting())
+
+    async def _finish(self) -> None:
+        """Wait for what is being handled, no longer than the timeout."""
+        under_way = set(self._under_way)
+        if under_way:
+            await asyncio.wait(under_way, timeout=self._timeout)
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _apply(
+        self, channel: AbstractChannel, messages: list[AbstractIncomingMessage]
     ) -> None:
-        """Apply a partition's messages in order, as many at once as are there."""
-        while True:
-            messages: list[_Message] = []
-            size = 0
-            incoming: AbstractIncomingMessage | None = await waiting.get()
-            while incoming is not None:
-                operations = _read(incoming.body)
-                if operations is None:
-                    await _move_unreadable(channel, incoming)
-                else:
-                    messages.append(_Message(incoming, operations))
-                    size += len(operations)
-                incoming = (
-                    waiting.get_nowait() if size < self._max_batch and waiting.qsize() else None
-                )
-            by_organization: dict[str, list[_Operation]] = {}
-            for message in messages:
-                for operation in message.operations:
-                    of_one = by_organization.setdefault(operation["organization_id"], [])
-                    of_one.append(operation)
-            if size:
-                await self._apply(by_organization)
-                self._metrics.applied_together.observe(size)
-                oldest = min(o["accepted_at"] for m in messages for o in m.operations)
-                delay = datetime.now(UTC) - datetime.fromisoformat(oldest)
-                self._metrics.operation_delay_seconds.observe(max(delay.total_seconds(), 0))
-            if messages:
-                await messages[-1].incoming.ack(multiple=True)
-
-    async def _apply(self, by_organization: dict[str, list[_Operation]]) -> None:
-        """Return when all are done, however long it takes."""
-        left = list(by_organization)
-        if len(left) > 1:
-            try:
-                found = await self._call(by_organization)
-                left = [organization_id for organization_id, done in found if not done]
-            except (ServiceError, psycopg.Error) as error:
-                log.warning("operations not applied together", error=str(error))
-        for organization_id in left:
-            await self._apply_one(organization_id, by_organization[organization_id])
-
-    async def _apply_one(self, organization_id: str, operations: Sequence[_Operation]) -> None:
-        """Apply the operations of one organization, waiting for its lock and the database."""
-        attempts = 0
-        while True:
-            try:
-                await self._call({organization_id: operations})
-            except LockTimeout:
+        """Apply messages of a partition, in order, as many together as a call may have."""
+        operations: list[QueuedOperation] = []
+        for position, message in enumerate(messages, 1):
+            found = read(message.body)
+            if found is None:
+                await self._put_aside(channel, message.body)
+            operations += found or ()
+            if len(operations) < self._max_batch and position < len(messages):
                 continue
-            except (ServiceError, psycopg.Error) as error:
-                if attempts == 0:
-                    log.warning(
-                        "operations not applied", organization=organization_id, error=str(error)
-                    )
-                # What takes too long may be the fault of an operation; else it is not.
-                attempts += isinstance(error.__cause__, psycopg.errors.QueryCanceled)
-                if attempts > 1 and len(operations) > 1:
-                    for operation in operations:
-                        await self._apply_one(organization_id, [operation])
-                    return
-                if attempts == MAX_ATTEMPTS:
-                    await self._refuse(operations, f"not applied in {attempts} attempts: {error}")
-                    return
-                await asyncio.sleep(RETRY_DELAY)
-            else:
-                return
-
-    async def _call(
-        self, by_organization: dict[str, Sequence[_Operation]] | dict[str, list[_Operation]]
-    ) -> Sequence[tuple[Any, ...]]:
-        parameter = [
-            {"organization_id": organization_id, "operations": operations}
-            for organization_id, operations in by_organization.items()
-        ]
-        return await self._database.fetch(
-            _APPLY, (len(by_organization) == 1, orjson.dumps(parameter).decode())
-        )
-
-    async def _refuse(self, operations: Sequence[_Operation], failure: str) -> None:
-        for operation in operations:
-            log.error(
-                "operation given up",
-                organization=operation["organization_id"],
-                operation=operation["operation_id"],
-            )
-        await self._database.fetch(_REFUSE, (failure, orjson.dumps(operations).decode()))
+            if operations:
+                for unfit in await self._applier.apply(operations):
+                    await self._put_aside(channel, orjson.dumps([unfit]))
+                self._observe(operations)
+            # And all before it.
+            await message.ack(multiple=True)
+            operations = []
 
     async def _bury(
-        self, channel: AbstractChannel, waiting: "asyncio.Queue[AbstractIncomingMessage]"
+        self, channel: AbstractChannel, messages: list[AbstractIncomingMessage]
     ) -> None:
         """End the operations of dead letters that are not done."""
-        while True:
-            incoming = await waiting.get()
-            operations = _read(incoming.body)
+        failure = f"not applied in {DELIVERY_LIMIT} deliveries, none of which came to an end"
+        for message in messages:
+            operations = read(message.body)
             if operations is None:
-                await _move_unreadable(channel, incoming)
-                continue
-            while True:
-                try:
-                    await self._refuse(
-                        operations,
-                        f"not applied in {DELIVERY_LIMIT} deliveries, each of which ended"
-                        " without an answer",
-                    )
-                except (ServiceError, psycopg.Error) as error:
-                    log.warning("dead letters not ended", error=str(error))
-                    await asyncio.sleep(RETRY_DELAY)
-                else:
-                    break
-            await incoming.ack()
+                await self._put_aside(channel, message.body)
+            for unfit in await self._applier.refuse(operations or (), failure):
+                await self._put_aside(channel, orjson.dumps([unfit]))
+            await message.ack()
+
+    async def _put_aside(self, channel: AbstractChannel, body: bytes) -> None:
+        """Keep what cannot be read where it can be looked at."""
+        log.error("unreadable operation put aside", queue=UNREADABLE, bytes=len(body))
+        await channel.default_exchange.publish(
+            aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT),
+            UNREADABLE,
+            timeout=self._timeout,
+        )
+
+    def _observe(self, operations: list[QueuedOperation]) -> None:
+        self._metrics.applied_together.observe(len(operations))
+        oldest = min(datetime.fromisoformat(each["accepted_at"]) for each in operations)
+        delay = datetime.now(UTC) - oldest
+        self._metrics.operation_delay_seconds.observe(max(delay.total_seconds(), 0))
 
 
 async def _wait_for(event: asyncio.Event) -> None:
     await event.wait()
-
-
-def _read(body: bytes) -> list[_Operation] | None:
-    """Return the operations of a message; None if it is none of ours."""
-    try:
-        operations: list[_Operation] = orjson.loads(body)
-        for operation in operations:
-            datetime.fromisoformat(operation["accepted_at"])
-            if not {"organization_id", "operation_id", "write"} <= operation.keys():
-                return None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-    return operations
-
-
-async def _move_unreadable(channel: AbstractChannel, incoming: AbstractIncomingMessage) -> None:
-    """Put a message aside, where it stays to be looked at."""
-    log.error("unreadable operation put aside", queue=UNREADABLE, bytes=len(incoming.body))
-    await channel.default_exchange.publish(
-        aio_pika.Message(incoming.body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT),
-        UNREADABLE,
-    )
-    await incoming.ack()
