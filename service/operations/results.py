@@ -70,6 +70,9 @@ PURGED_AT_ONCE = 1000
 # Seconds.
 PURGE_INTERVAL = 10.0
 
+# By how much the clock of the machine that accepted an operation may be ahead of ours.
+CLOCK_SKEW = timedelta(minutes=1)
+
 # Which operations a list shows, by its filter.
 FILTERS: dict[str, tuple[LiteralString, LiteralString]] = {
     "": ("", ""),
@@ -111,7 +114,7 @@ class OperationResults:
         if found:
             return _state(organization_id, found[0])
         age = datetime.now(UTC) - time_of(id) if id.version == 7 else None
-        if not self._queued_elsewhere or age is None or not timedelta() <= age < self._retention:
+        if not self._queued_elsewhere or age is None or not -CLOCK_SKEW < age < self._retention:
             raise OperationNotFound("there is no such operation, or its result is no longer kept")
         return OperationState(
             organization_id=organization_id, id=id, appointment_id="", accepted_at=time_of(id)
