@@ -20,11 +20,11 @@ from service.events.rabbitmq import EXCHANGE, declare_exchange
 class Consumer:
     """A durable queue, bound to the exchange, and all that has come through it."""
 
-    def __init__(self, node: RabbitMQ, keys: Sequence[str]) -> None:
+    def __init__(self, node: RabbitMQ, keys: Sequence[str], *, virtual_host: str = "") -> None:
         self.messages: list[AbstractIncomingMessage] = []
         # The highest revision that has come of each organization.
         self.latest: dict[str, int] = {}
-        self._node = node
+        self._url = node.url + virtual_host
         self._queue = f"test-{uuid.uuid4()}"
         self._keys = keys
         self._bound = threading.Event()
@@ -64,7 +64,7 @@ class Consumer:
     async def _consume(self) -> None:
         while not self._end.is_set():
             try:
-                connection = await aio_pika.connect(self._node.url, timeout=5)
+                connection = await aio_pika.connect(self._url, timeout=5)
                 async with connection:
                     await self._receive(await connection.channel())
             except (*CONNECTION_EXCEPTIONS, TimeoutError):
