@@ -88,6 +88,7 @@ def operation_paths() -> dict[str, Schema]:
 
 def operation_schemas(schemas: Schemas) -> dict[str, Schema]:
     """Describe an operation, and a page of them."""
+
     def packed(message: Schema) -> Schema:
         kind = {"type": "object", "properties": {"@type": TEXT}, "required": ["@type"]}
         return {"allOf": [kind, message]}

@@ -23,7 +23,7 @@ from processes.supervised import share_gauges
 from service.amqp import Broker
 from service.calls import CallHandler
 from service.committer import Committer
-from service.database import Database, Timeouts
+from service.database import Database
 from service.errors import Overloaded
 from service.metrics import CannotListen, Metrics, serve_metrics
 from service.moments import Moments
@@ -82,28 +82,22 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         metrics_port = serve_metrics(settings.grpc_host, settings.metrics_port, metrics, stack)
         channelz_port = await _serve_channelz(settings, stack)
 
-        timeouts = Timeouts(
-            connection=settings.connection_timeout,
-            lock=settings.lock_timeout,
-            statement=settings.statement_timeout,
-        )
         writes = Database(
             settings.database_url,
             name="write",
             connections=settings.write_connections,
             # The committer has one call in flight for each connection at most, the accepter one.
             max_waiting=settings.write_connections,
-            timeouts=timeouts,
+            timeouts=settings.timeouts,
             replica=False,
             metrics=metrics,
         )
-
         reads = Database(
             settings.database_url,
             name="read",
             connections=settings.read_connections,
             max_waiting=settings.max_queued_reads,
-            timeouts=timeouts,
+            timeouts=settings.timeouts,
             replica=False,
             metrics=metrics,
         )

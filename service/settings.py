@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.amqp import is_amqp_url
+from service.database import Timeouts
 from service.replicas import by_host
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -97,6 +98,15 @@ class Settings(BaseSettings):
     # How often is asked what has changed, and how long watchers wait for a database that is away.
     watch_poll_interval: Seconds = 0.2
     watch_patience: Seconds = 30.0
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """Those of the primary."""
+        return Timeouts(
+            connection=self.connection_timeout,
+            lock=self.lock_timeout,
+            statement=self.statement_timeout,
+        )
 
     @field_validator("amqp_url")
     @classmethod

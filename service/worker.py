@@ -8,14 +8,14 @@ from datetime import timedelta
 import structlog
 
 from service.amqp import Broker
-from service.database import Database, Timeouts
+from service.database import Database
 from service.events.publisher import EventPublisher
 from service.events.rabbitmq import declare_exchange
 from service.events.store import EventStore
 from service.metrics import Metrics, serve_metrics
 from service.operations.postgres_queue_worker import PostgresQueueWorker
 from service.operations.rabbitmq_worker import RabbitMQQueueWorker
-from service.operations.results import OperationResults
+from service.purge import Purge
 from service.reads import ReadStore
 from service.schema import check_schema
 from service.settings import Settings
@@ -48,37 +48,44 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
                 name="worker",
                 connections=settings.worker_connections,
                 max_waiting=settings.max_queued_reads,
-                timeouts=Timeouts(
-                    connection=settings.connection_timeout,
-                    lock=settings.lock_timeout,
-                    statement=settings.statement_timeout,
-                ),
+                timeouts=settings.timeouts,
                 replica=False,
                 metrics=metrics,
             )
         )
-        operations = PostgresQueueWorker(
+        duties = _duties(settings, database, metrics)
+        if settings.amqp_url is not None:
+            duties |= _rabbitmq_duties(settings, settings.amqp_url, database, metrics, stack)
+        tasks = [asyncio.create_task(_keep(name, duty)) for name, duty in duties.items()]
+        stack.push_async_callback(_end, tasks)
+        yield port
+
+
+def _duties(settings: Settings, database: Database, metrics: Metrics) -> dict[str, Duty]:
+    operations = PostgresQueueWorker(
+        database,
+        metrics,
+        # One connection is left to the other duties.
+        lanes=settings.worker_connections - 1,
+        max_organizations=settings.max_call_organizations,
+        max_batch=settings.max_batch_writes,
+        lease=max(settings.operation_lease, 2 * settings.statement_timeout),
+        poll_interval=settings.operation_poll_interval,
+    )
+    return {
+        "apply operations": operations.run,
+        "count operations": operations.count,
+        "purge operations": Purge(
             database,
-            metrics,
-            # One connection is left to the other duties.
-            lanes=settings.worker_connections - 1,
-            max_organizations=settings.max_call_organizations,
-            max_batch=settings.max_batch_writes,
-            lease=max(settings.operation_lease, 2 * settings.statement_timeout),
-            poll_interval=settings.operation_poll_interval,
-        )
-        results = OperationResults(
-            database,
-            retention=timedelta(days=settings.operation_retention_days),
-            poll_interval=settings.operation_poll_interval,
-            queued_elsewhere=settings.operation_queue == "rabbitmq",
-        )
-        webhooks = Deliverer(
+            table="operations",
+            time="finished_at",
+            keep=timedelta(days=settings.operation_retention_days),
+        ).run,
+        "send to webhooks": Deliverer(
             ClaimStore(
                 database,
                 lease=settings.webhook_lease,
                 give_up_after=settings.webhook_give_up_after,
-                log_retention=settings.webhook_log_retention,
             ),
             ReadStore(database, None),
             AddressRules(settings.webhook_allowed_networks),
@@ -91,40 +98,44 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
                 first_retry=settings.webhook_first_retry,
                 longest_retry=settings.webhook_longest_retry,
             ),
-        )
-        duties: dict[str, Duty] = {
-            "operations": operations.run,
-            "count operations": operations.count,
-            "purge": results.keep_purged,
-            "send to webhooks": webhooks.run,
-            "shorten the log of webhooks": webhooks.purge,
-        }
-        if settings.amqp_url:
-            broker = Broker(
-                settings.amqp_url,
-                name="appointments-events",
-                timeout=settings.amqp_timeout,
-                declare=declare_exchange,
-            )
-            stack.push_async_callback(broker.close)
-            if settings.operation_queue == "rabbitmq":
-                duties["operations in RabbitMQ"] = RabbitMQQueueWorker(
-                    settings.amqp_url,
-                    database,
-                    metrics,
-                    max_batch=settings.max_batch_writes,
-                    timeout=settings.amqp_timeout,
-                ).run
-            duties["events"] = EventPublisher(
-                EventStore(database),
-                broker,
-                metrics,
-                interval=settings.event_poll_interval,
-                lease=settings.event_lease,
-            ).run
-        tasks = [asyncio.create_task(_keep(name, duty)) for name, duty in duties.items()]
-        stack.push_async_callback(_end, tasks)
-        yield port
+        ).run,
+        "purge webhook deliveries": Purge(
+            database,
+            table="webhook_deliveries",
+            time="attempted_at",
+            keep=timedelta(seconds=settings.webhook_log_retention),
+        ).run,
+    }
+
+
+def _rabbitmq_duties(
+    settings: Settings, url: str, database: Database, metrics: Metrics, stack: AsyncExitStack
+) -> dict[str, Duty]:
+    broker = Broker(
+        url,
+        name="appointments-events",
+        timeout=settings.amqp_timeout,
+        declare=declare_exchange,
+    )
+    stack.push_async_callback(broker.close)
+    duties: dict[str, Duty] = {
+        "publish events": EventPublisher(
+            EventStore(database),
+            broker,
+            metrics,
+            interval=settings.event_poll_interval,
+            lease=settings.event_lease,
+        ).run
+    }
+    if settings.operation_queue == "rabbitmq":
+        duties["apply operations in RabbitMQ"] = RabbitMQQueueWorker(
+            url,
+            database,
+            metrics,
+            max_batch=settings.max_batch_writes,
+            timeout=settings.amqp_timeout,
+        ).run
+    return duties
 
 
 async def _keep(name: str, duty: Duty) -> None:

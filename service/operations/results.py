@@ -1,9 +1,9 @@
-"""How operations ended: read, waited for, and purged when they are old."""
+"""How operations ended: read, and waited for."""
 
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import LiteralString, NoReturn
+from typing import LiteralString
 from uuid import UUID
 
 from service import rows
@@ -56,19 +56,6 @@ _DONE: LiteralString = """
     FROM unnest(%s::text[], %s::uuid[]) AS wanted (organization_id, operation_id)
     JOIN operations o USING (organization_id, operation_id)
 """
-
-_PURGE: LiteralString = """
-    DELETE FROM operations
-    WHERE ctid = ANY (ARRAY(
-        SELECT ctid FROM operations WHERE finished_at < %s
-        ORDER BY finished_at
-        LIMIT %s
-    ))
-    RETURNING 1
-"""
-PURGED_AT_ONCE = 1000
-# Seconds.
-PURGE_INTERVAL = 10.0
 
 # By how much the clock of the machine that accepted an operation may be ahead of ours.
 CLOCK_SKEW = timedelta(minutes=1)
@@ -150,18 +137,6 @@ class OperationResults:
         finally:
             self._forget(key, done)
         return await self.get(organization_id, id)
-
-    async def keep_purged(self) -> NoReturn:
-        """Delete what is older than the retention, until cancelled."""
-        while True:
-            try:
-                purged = await self._database.fetch(
-                    _PURGE, (datetime.now(UTC) - self._retention, PURGED_AT_ONCE)
-                )
-            except ServiceError:
-                purged = []
-            if len(purged) < PURGED_AT_ONCE:
-                await asyncio.sleep(PURGE_INTERVAL)
 
     async def _watch(self) -> None:
         """Ask for all that is waited for at once, as long as anything is."""

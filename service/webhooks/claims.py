@@ -11,10 +11,7 @@ from time import monotonic
 from typing import LiteralString, NamedTuple
 
 from service.database import Database
-from service.rows import Row
 from service.webhooks.webhook import Attempt, Claim
-
-PURGED_AT_ONCE = 1000
 
 _CLAIM_COLUMNS: LiteralString = """
     w.organization_id, w.webhook_id, w.fence, w.url, w.changes,
@@ -136,22 +133,6 @@ _RELEASE: LiteralString = """
     RETURNING 1
 """
 
-# The index by time finds the oldest; rows are never changed, so their places hold.
-_PURGE: LiteralString = """
-    WITH purged AS (
-        DELETE FROM webhook_deliveries
-        WHERE ctid = ANY (ARRAY(
-            SELECT old.ctid
-            FROM webhook_deliveries old
-            WHERE old.attempted_at < now() - make_interval(secs => %(log_retention)s)
-            ORDER BY old.attempted_at
-            LIMIT %(limit)s
-        ))
-        RETURNING 1
-    )
-    SELECT count(*) FROM purged
-"""
-
 
 class Sent(NamedTuple):
     """A change, which attempt it was, and what came of it."""
@@ -164,13 +145,10 @@ class Sent(NamedTuple):
 class ClaimStore:
     """Times are in seconds. Every method raises Overloaded, LockTimeout, DatabaseUnavailable."""
 
-    def __init__(
-        self, database: Database, *, lease: float, give_up_after: float, log_retention: float
-    ) -> None:
+    def __init__(self, database: Database, *, lease: float, give_up_after: float) -> None:
         self._database = database
         self._lease = lease
         self._give_up_after = give_up_after
-        self._log_retention = log_retention
 
     async def claim(self, *, places: int, failing_places: int) -> list[Claim]:
         """Take webhooks that have something to be sent, for the time of a lease.
@@ -180,7 +158,7 @@ class ClaimStore:
         found = await self._database.fetch(
             _CLAIM, {"places": places, "failing_places": failing_places, "lease": self._lease}
         )
-        return [_claim(row) for row in found]
+        return [Claim(*row) for row in found]
 
     async def advance(
         self, claim: Claim, sent: Sequence[Sent], *, reached: int, release: bool
@@ -216,13 +194,6 @@ class ClaimStore:
             {"organization_id": claim.organization_id, "id": claim.id, "fence": claim.fence},
         )
 
-    async def purge(self) -> int:
-        """Delete some of what the log has kept for long enough; return how many."""
-        [(count,)] = await self._database.fetch(
-            _PURGE, {"log_retention": self._log_retention, "limit": PURGED_AT_ONCE}
-        )
-        return int(count)
-
     async def _record(
         self,
         statement: LiteralString,
@@ -242,7 +213,7 @@ class ClaimStore:
                 **parameters,
             },
         )
-        return _claim(found[0]) if found else None
+        return Claim(*found[0]) if found else None
 
 
 def _log_of(sent: Sequence[Sent]) -> str:
@@ -260,7 +231,3 @@ def _log_of(sent: Sequence[Sent]) -> str:
             for each in sent
         ]
     )
-
-
-def _claim(row: Row) -> Claim:
-    return Claim(*row)

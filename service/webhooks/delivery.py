@@ -20,7 +20,7 @@ from service.errors import ServiceError
 from service.metrics import Metrics
 from service.reads import ReadStore
 from service.webhooks.addresses import AddressRules, LookUp, look_up
-from service.webhooks.claims import PURGED_AT_ONCE, ClaimStore, Sent
+from service.webhooks.claims import ClaimStore, Sent
 from service.webhooks.events import body_of, headers_of
 from service.webhooks.sender import Sender
 from service.webhooks.webhook import Claim
@@ -32,7 +32,6 @@ GROUP_SECONDS = 0.5
 TURN_SECONDS = 5.0
 # How long what is under way may take when the worker is told to stop.
 STOP_SECONDS = 3.0
-PURGE_INTERVAL = 60.0
 # Looking for work takes at most this part of one connection's time.
 POLL_SHARE = 0.1
 GONE = 410
@@ -89,16 +88,6 @@ class Deliverer:
                     await self._start_due(sender)
             finally:
                 await self._stop()
-
-    async def purge(self) -> NoReturn:
-        """Keep the log as long as it is to be kept."""
-        while True:
-            try:
-                while await self._claims.purge() == PURGED_AT_ONCE:
-                    pass
-            except ServiceError as error:
-                log.warning("the log of webhooks was not shortened", error=error.message)
-            await asyncio.sleep(PURGE_INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311
 
     async def _start_due(self, sender: Sender) -> None:
         """Take as many webhooks as there are places, and wait for the next time."""
