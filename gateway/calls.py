@@ -5,15 +5,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
-from operator import attrgetter
 from typing import Any
-from urllib.parse import quote
 
 import orjson
 from aiohttp import hdrs
 from aiohttp.web import Response
 from appointments.v1.appointment_pb2 import Outcome
-from google.protobuf.descriptor import Descriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from gateway.answers import json_answer
@@ -21,16 +18,17 @@ from gateway.bodies import BodyReader, refuse_body
 from gateway.caller import ServiceCaller, revision_header
 from gateway.exchange import Exchange
 from gateway.inputs import InputReader
-from gateway.operations import OperationAnswers, Submission, read_preferences, submission_kind
+from gateway.operations import OperationAnswers
+from gateway.organizations import location_of, organization_reader
 from gateway.problems import FieldError, Problem, ProblemError, invalid_fields
 from gateway.rendering import MessageRenderer, Render
 from gateway.routes import Route
+from gateway.submission import Submission, read_preferences, submission_kind
 
 ACTOR = "X-Actor"
 MAX_ACTOR_LENGTH = 256
 OUTCOME = "Appointment-Outcome"
 ETAG = "ETag"
-DEFAULT_ORGANIZATION = "default"
 
 CACHED_RESPONSES = 512
 """Of each route that reads; with their JSON at most some ten megabytes each."""
@@ -39,7 +37,6 @@ MAX_CACHED_BYTES = 8 * 1024
 _COMMON_HEADERS: Mapping[str, str] = {hdrs.CACHE_CONTROL: "private, no-cache"}
 
 _OUTCOMES = {number: name for name, number in Outcome.items()}
-_UNRESERVED = re.compile("[A-Za-z0-9_.~-]*")
 _PRINTABLE = re.compile("[ -~]*")
 
 
@@ -134,7 +131,9 @@ class CallEndpoint:
         response = self._read_response(reply.response)
         shown = self._shown(response)
         if not self._has_outcome:  # nothing but a creation stores without one
-            headers[hdrs.LOCATION] = location_of(self._location or "", shown)
+            headers[hdrs.LOCATION] = location_of(
+                self._location or "", shown.id, shown.organization_id
+            )
             body, further = self._body(shown)
             return json_answer(HTTPStatus.CREATED, body, {**headers, **further})
         dry_run = getattr(message, "validate_only", False)
@@ -152,7 +151,7 @@ class CallEndpoint:
         headers[OUTCOME] = exchange.outcome = _OUTCOMES[outcome]
         created = outcome == Outcome.CREATED and not dry_run
         if self._location is not None and not dry_run:
-            headers[hdrs.LOCATION] = location_of(self._location, shown)
+            headers[hdrs.LOCATION] = location_of(self._location, shown.id, shown.organization_id)
         body, further = self._body(shown)
         status = HTTPStatus.CREATED if created else HTTPStatus.OK
         return json_answer(status, body, {**headers, **further})
@@ -167,41 +166,6 @@ class CallEndpoint:
         """Give the body, and the headers that belong to it."""
         etag = shown.etag if self._has_etag else ""
         return orjson.dumps(self._render(shown)), {ETAG: f'"{etag}"'} if etag else {}
-
-
-def organization_reader(input_type: Descriptor) -> Callable[[Any], str | None]:
-    """Give what reads the organization that a request is for, for the log; the service decides."""
-    fields = input_type.fields_by_name
-    for name in ("appointment", "webhook"):
-        if name in fields:
-            read = attrgetter(name)
-            return lambda request: _organization_of(read(request))
-    if "requests" in fields:
-        return lambda batch: (
-            _organization_of(batch.requests[0].appointment) if batch.requests else None
-        )
-    return _organization_of
-
-
-def _organization_of(message: Any) -> str:  # noqa: ANN401  any message with an organization
-    organization: str = message.organization_id
-    return organization[:128] or DEFAULT_ORGANIZATION
-
-
-def location_of(path: str, stored: Any) -> str:  # noqa: ANN401  any message with an id
-    """Give the reference under which what was stored is read."""
-    # Dots need no encoding, but a segment of dots alone would be taken for a step up.
-    identifier = _encoded(stored.id)
-    if identifier in {".", ".."}:
-        identifier = identifier.replace(".", "%2E")
-    location = f"{path}/{identifier}"
-    if stored.organization_id in {"", DEFAULT_ORGANIZATION}:
-        return location
-    return f"{location}?organizationId={_encoded(stored.organization_id)}"
-
-
-def _encoded(text: str) -> str:
-    return text if _UNRESERVED.fullmatch(text) else quote(text, safe="")
 
 
 def actor_of(exchange: Exchange) -> str:

@@ -17,9 +17,10 @@ from appointments.v1.appointment_service_pb2 import WatchAppointmentsResponse
 from gateway.answers import sign
 from gateway.bodies import refuse_body
 from gateway.caller import revision_header
-from gateway.calls import CallEndpoint, InFlight, actor_of, organization_reader
+from gateway.calls import CallEndpoint, InFlight, actor_of
 from gateway.exchange import Exchange
 from gateway.inputs import InputReader
+from gateway.organizations import organization_reader
 from gateway.problems import FieldError, Problem, ProblemError, StatusReader, invalid_fields
 from gateway.relay import CallError
 from gateway.rendering import MessageRenderer

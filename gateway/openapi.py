@@ -28,12 +28,9 @@ from gateway.openapi_components import (
     response_name,
 )
 from gateway.openapi_pages import health_paths, operation_paths, operation_schemas
-from gateway.operations import (
-    PREFERENCE_APPLIED,
-    submission_kind,
-)
 from gateway.routes import Route, location_template
 from gateway.schemas import Schema, Schemas
+from gateway.submission import PREFERENCE_APPLIED, submission_kind
 
 _INPUT_HEADER_SCHEMAS: dict[str, Schema] = {
     "If-Match": {"type": "string", "pattern": '^([*]|"[!#-)+-~][!#-~]{0,63}")$'},

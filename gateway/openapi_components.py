@@ -8,9 +8,10 @@ from appointments.v1.appointment_pb2 import TimeRangeConflict
 from gateway.answers import REQUEST_ID
 from gateway.caller import REVISION
 from gateway.calls import ACTOR, MAX_ACTOR_LENGTH, OUTCOME
-from gateway.operations import MAX_WAIT, PREFER, PREFERENCE_APPLIED
+from gateway.operations import MAX_WAIT
 from gateway.problems import MEDIA_TYPE
 from gateway.schemas import Schema, Schemas
+from gateway.submission import PREFER, PREFERENCE_APPLIED
 
 TEXT: Schema = {"type": "string"}
 PARAMETERS: dict[str, Schema] = {

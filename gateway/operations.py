@@ -1,17 +1,16 @@
-"""Writes that are accepted now and applied soon: `Prefer: respond-async`, and operations."""
+"""Operations: where writes stand that were accepted now and are applied soon."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any as AnyType
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import orjson
 from aiohttp import hdrs
-from aiohttp.web import BaseRequest, Response
-from appointments.v1.appointment_pb2 import Appointment, Outcome
-from appointments.v1.appointment_service_pb2 import OperationMetadata, SubmitAppointmentRequest
+from aiohttp.web import Response
+from appointments.v1.appointment_pb2 import Appointment
+from appointments.v1.appointment_service_pb2 import OperationMetadata
 from google.longrunning.operations_pb2 import (
     GetOperationRequest,
     ListOperationsRequest,
@@ -20,9 +19,6 @@ from google.longrunning.operations_pb2 import (
     WaitOperationRequest,
 )
 from google.protobuf.any_pb2 import Any
-from google.protobuf.descriptor import Descriptor
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 
 from gateway.answers import json_answer
@@ -30,6 +26,7 @@ from gateway.bodies import refuse_body
 from gateway.caller import ServiceCaller, revision_header
 from gateway.exchange import Exchange
 from gateway.inputs import QueryParameter, read_query
+from gateway.organizations import DEFAULT_ORGANIZATION, location_of
 from gateway.problems import (
     Errors,
     FieldError,
@@ -40,52 +37,18 @@ from gateway.problems import (
 )
 from gateway.rendering import MessageRenderer, Render
 from gateway.routes import decode_percent
+from gateway.transcoding import query_reader
 
 OPERATIONS_PATH = "/api/operations"
 OPERATION_PATH = "/api/operations/{id}"
-DEFAULT_ORGANIZATION = "default"
 
 MAX_WAIT = 20.0
 """Longest that the end of an operation is waited for, in seconds."""
 
-PREFER = "Prefer"
-PREFERENCE_APPLIED = "Preference-Applied"
+NO_STORE: Mapping[str, str] = {hdrs.CACHE_CONTROL: "no-store"}
 
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s?")
-# A token, and what it is set to, if anything, quoted or not (RFC 7240, section 2).
-_PREFERENCE = re.compile(r'\s*([!#$%&\'*+.^_`|~0-9a-zA-Z-]+)(?:\s*=\s*"?([^",;]*)"?)?')
-_NO_STORE: Mapping[str, str] = {hdrs.CACHE_CONTROL: "no-store"}
-
-
-@dataclass(frozen=True, slots=True)
-class Preferences:
-    """What a caller would like (RFC 7240). `wait` is in seconds; what is not known is ignored."""
-
-    respond_async: bool
-    wait: float
-
-
-def read_preferences(request: BaseRequest) -> Preferences:
-    """Read the `Prefer` headers of a request; of a repeated preference the first counts."""
-    preferences: dict[str, str] = {}
-    for header in request.headers.getall(PREFER, ()):
-        for part in header.split(","):
-            if match := _PREFERENCE.match(part):
-                preferences.setdefault(match[1].lower(), match[2] or "")
-    wait = preferences.get("wait", "")
-    return Preferences(
-        respond_async="respond-async" in preferences,
-        wait=min(float(wait), MAX_WAIT) if wait.isascii() and wait.isdecimal() else 0,
-    )
-
-
-def submission_kind(request: Descriptor) -> str | None:
-    """Tell as what a request can be submitted, if it can: the field of SubmitAppointment."""
-    for field in SubmitAppointmentRequest.DESCRIPTOR.fields:
-        if field.message_type is request:
-            return field.name
-    return None
 
 
 class OperationAnswers:
@@ -104,7 +67,7 @@ class OperationAnswers:
     def one(self, operation: Operation, status: HTTPStatus, headers: Mapping[str, str]) -> Response:
         """Answer with an operation."""
         body = orjson.dumps(self._operation(operation))
-        return json_answer(status, body, {**_NO_STORE, **headers})
+        return json_answer(status, body, {**NO_STORE, **headers})
 
     def page(self, page: ListOperationsResponse, headers: Mapping[str, str]) -> Response:
         """Answer with a page of operations."""
@@ -112,64 +75,11 @@ class OperationAnswers:
             "operations": [self._operation(operation) for operation in page.operations],
             "nextPageToken": page.next_page_token,
         }
-        return json_answer(HTTPStatus.OK, orjson.dumps(body), {**_NO_STORE, **headers})
+        return json_answer(HTTPStatus.OK, orjson.dumps(body), {**NO_STORE, **headers})
 
     def _render_any(self, packed: Any) -> dict[str, AnyType]:
         message, render = self._packed[packed.TypeName()]
         return {"@type": packed.type_url, **render(message.FromString(packed.value))}
-
-
-# How a write that was made is answered: the appointment, the outcome, headers.
-Written = Callable[[Exchange, Appointment, Outcome.ValueType, dict[str, str]], Response]
-
-
-class Submission:
-    """Submits the writes of a route instead of making them at once."""
-
-    def __init__(
-        self, kind: str, service: ServiceCaller, written: Written, answers: OperationAnswers
-    ) -> None:
-        self._kind = kind
-        self._service = service
-        self._written = written
-        self._answers = answers
-
-    async def answer(
-        self, exchange: Exchange, request: Message, actor: str, preferences: Preferences
-    ) -> Response:
-        """Submit, wait for the end as long as the caller likes to, and answer.
-
-        Once the operation is accepted the answer is 202 unless its end is known: what goes
-        wrong in waiting does not undo it.
-        """
-        submission = SubmitAppointmentRequest()
-        getattr(submission, self._kind).CopyFrom(request)
-        reply = await self._service.call("SubmitAppointment", submission, exchange, actor=actor)
-        operation = Operation.FromString(reply.response)
-        headers: dict[str, str] = {}
-        if preferences.wait:
-            duration = Duration()
-            duration.FromNanoseconds(int(preferences.wait * 1e9))
-            wait = WaitOperationRequest(name=operation.name, timeout=duration)
-            try:
-                reply = await self._service.call(
-                    "WaitOperation", wait, exchange, wait=preferences.wait
-                )
-            except ProblemError:
-                pass
-            else:
-                operation = Operation.FromString(reply.response)
-                headers = revision_header(reply.organization_revision)
-        if not operation.done:
-            headers[hdrs.LOCATION] = _location(operation.name)
-            headers[PREFERENCE_APPLIED] = "respond-async"
-            return self._answers.one(operation, HTTPStatus.ACCEPTED, headers)
-        headers[PREFERENCE_APPLIED] = f"wait={preferences.wait:g}"
-        if operation.HasField("error"):
-            raise ProblemError(self._answers.statuses.of_status(operation.error), headers)
-        metadata = OperationMetadata.FromString(operation.metadata.value)
-        stored = Appointment.FromString(operation.response.value)
-        return self._written(exchange, stored, metadata.outcome, {**_NO_STORE, **headers})
 
 
 class OperationEndpoint:
@@ -194,13 +104,8 @@ class OperationEndpoint:
         name = f"{_parent(exchange.organization)}/operations/{operation_id}"
         seconds = fields.get("wait", 0.0)
         if seconds:
-            duration = Duration()
-            duration.FromNanoseconds(int(seconds * 1e9))
             reply = await self._service.call(
-                "WaitOperation",
-                WaitOperationRequest(name=name, timeout=duration),
-                exchange,
-                wait=seconds,
+                "WaitOperation", wait_request(name, seconds), exchange, wait=seconds
             )
         else:
             reply = await self._service.call(self.name, GetOperationRequest(name=name), exchange)
@@ -259,17 +164,6 @@ def _read_organization(value: str, path: str, errors: Errors) -> str:
     return value
 
 
-def _read_text(value: str, path: str, errors: Errors) -> str:  # noqa: ARG001
-    return value
-
-
-def _read_page_size(value: str, path: str, errors: Errors) -> int:
-    if not re.fullmatch("[0-9]{1,4}", value) or int(value) > 1000:
-        errors.append(FieldError(path, "must be an integer of 0 to 1,000"))
-        return 0
-    return int(value)
-
-
 def _read_wait(value: str, path: str, errors: Errors) -> float:
     match = _SECONDS.fullmatch(value)
     if match is None or float(match[1]) > MAX_WAIT:
@@ -281,9 +175,9 @@ def _read_wait(value: str, path: str, errors: Errors) -> float:
 _ORGANIZATION = {"organizationId": QueryParameter("organization_id", False, _read_organization)}
 _WAIT = {"wait": QueryParameter("wait", False, _read_wait)}
 _PAGE = {
-    "filter": QueryParameter("filter", False, _read_text),
-    "pageSize": QueryParameter("page_size", False, _read_page_size),
-    "pageToken": QueryParameter("page_token", False, _read_text),
+    field.json_name: QueryParameter(field.name, False, query_reader(field))
+    for field in ListOperationsRequest.DESCRIPTOR.fields
+    if field.name in {"filter", "page_size", "page_token"}
 }
 
 
@@ -291,10 +185,14 @@ def _parent(organization_id: str) -> str:
     return f"organizations/{quote(organization_id, safe='')}"
 
 
-def _location(name: str) -> str:
+def wait_request(name: str, seconds: float) -> WaitOperationRequest:
+    """Ask for an operation once it is done, or after some seconds."""
+    request = WaitOperationRequest(name=name)
+    request.timeout.FromNanoseconds(int(seconds * 1e9))
+    return request
+
+
+def operation_location(name: str) -> str:
     """Give the reference under which an operation is read, from its name."""
     _, organization, _, operation_id = name.split("/")
-    location = OPERATION_PATH.replace("{id}", operation_id)
-    if organization == DEFAULT_ORGANIZATION:
-        return location
-    return f"{location}?organizationId={organization}"
+    return location_of(OPERATIONS_PATH, operation_id, unquote(organization))

@@ -1,0 +1,48 @@
+"""Which organization a request is for, and where what it has is found."""
+
+import re
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+from urllib.parse import quote
+
+from google.protobuf.descriptor import Descriptor
+
+DEFAULT_ORGANIZATION = "default"
+
+_UNRESERVED = re.compile("[A-Za-z0-9_.~-]*")
+
+
+def organization_reader(input_type: Descriptor) -> Callable[[Any], str | None]:
+    """Give what reads the organization that a request is for, for the log; the service decides."""
+    fields = input_type.fields_by_name
+    for name in ("appointment", "webhook"):
+        if name in fields:
+            read = attrgetter(name)
+            return lambda request: _organization_of(read(request))
+    if "requests" in fields:
+        return lambda batch: (
+            _organization_of(batch.requests[0].appointment) if batch.requests else None
+        )
+    return _organization_of
+
+
+def _organization_of(message: Any) -> str:  # noqa: ANN401  any message with an organization
+    organization: str = message.organization_id
+    return organization[:128] or DEFAULT_ORGANIZATION
+
+
+def location_of(path: str, id: str, organization_id: str) -> str:
+    """Give the reference under which what an organization has is read."""
+    # Dots need no encoding, but a segment of dots alone would be taken for a step up.
+    identifier = _encoded(id)
+    if identifier in {".", ".."}:
+        identifier = identifier.replace(".", "%2E")
+    location = f"{path}/{identifier}"
+    if organization_id in {"", DEFAULT_ORGANIZATION}:
+        return location
+    return f"{location}?organizationId={_encoded(organization_id)}"
+
+
+def _encoded(text: str) -> str:
+    return text if _UNRESERVED.fullmatch(text) else quote(text, safe="")
