@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from processes.logs import configure_logs, lifecycle_logger
 from processes.supervised import Supervised
 from processes.supervisor import CannotStart, supervise
-from service.metrics import CannotListen
+from service.listening import CannotListen
 from service.schema import SchemaOutdated
 from service.server import serving
 from service.settings import Settings, describe

@@ -6,26 +6,22 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import grpc
-import structlog
 from appointments.relay.v1 import relay_pb2, relay_pb2_grpc
 from appointments.v1 import appointment_service_pb2, webhook_service_pb2
 from google.longrunning import operations_pb2
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_channelz.v1 import channelz
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
-from grpc_reflection.v1alpha._async import ReflectionServicer
+from grpc_health.v1 import health, health_pb2_grpc
 
 from processes.supervised import share_gauges
 from service.amqp import Broker
 from service.calls import CallHandler
 from service.committer import Committer
 from service.database import Database
-from service.errors import Overloaded
-from service.metrics import CannotListen, Metrics, serve_metrics
+from service.introspection import add_reflection, serve_channelz
+from service.listening import bind
+from service.metrics import Metrics, serve_metrics
 from service.moments import Moments
 from service.operations.accepter import Accepter, OperationQueue
 from service.operations.postgres_queue import PostgresQueue
@@ -33,6 +29,7 @@ from service.operations.rabbitmq_queue import RabbitMQQueue, declare_queues
 from service.operations.results import OperationResults
 from service.operations.servicer import OperationsServicer
 from service.page_cache import PageCache
+from service.readiness import keep_readiness
 from service.reads import ReadStore
 from service.relay import RelayServicer
 from service.replicas import Replicas
@@ -51,11 +48,8 @@ APPOINTMENTS = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentS
 WEBHOOKS = webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"]
 SERVICE = APPOINTMENTS.full_name
 RELAY = relay_pb2.DESCRIPTOR.services_by_name["RelayService"].full_name
-READINESS_INTERVAL = 1.0
 # Seconds that the last answers have to leave.
 LEAVING_TIME = 0.5
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +74,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
     async with AsyncExitStack() as stack:
         await check_schema(settings.database_url)
         metrics_port = serve_metrics(settings.grpc_host, settings.metrics_port, metrics, stack)
-        channelz_port = await _serve_channelz(settings, stack)
+        channelz_port = await serve_channelz(settings.channelz_port, stack)
 
         writes = Database(
             settings.database_url,
@@ -182,10 +176,10 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         )
         relay_pb2_grpc.add_RelayServiceServicer_to_server(relay, server)
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-        _add_reflection(
+        add_reflection(
             server, *(service.full_name for service in services), RELAY, health.SERVICE_NAME
         )
-        port = _bind(server, settings.grpc_host, settings.grpc_port)
+        port = bind(server, settings.grpc_host, settings.grpc_port)
 
         for database in (writes, reads, replicas):
             await stack.enter_async_context(database)
@@ -196,10 +190,10 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         stack.callback(relay.close)
         stack.callback(calls.end_streams)
         stack.push_async_callback(health_servicer.enter_graceful_shutdown)
-        watch = asyncio.create_task(
-            _watch_readiness(reads, health_servicer, patience=settings.connection_timeout)
+        readiness = asyncio.create_task(
+            keep_readiness(SERVICE, health_servicer, reads, patience=settings.connection_timeout)
         )
-        stack.callback(watch.cancel)
+        stack.callback(readiness.cancel)
         if settings.processes > 1:
             gauges = (
                 metrics.queued_writes,
@@ -231,13 +225,6 @@ def _operation_queue(
     return RabbitMQQueue(broker)
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
-    try:
-        return server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError as error:
-        raise CannotListen(f"cannot listen on {host}:{port}: is it in use?") from error
-
-
 async def _stop(server: grpc.aio.Server, calls: CallHandler, grace: float) -> None:
     """Finish all calls, up to the grace (seconds).
 
@@ -251,68 +238,3 @@ async def _stop(server: grpc.aio.Server, calls: CallHandler, grace: float) -> No
         if not busy and not was_busy:
             await server.stop(None)
         was_busy = busy
-
-
-async def _serve_channelz(settings: Settings, stack: AsyncExitStack) -> int | None:
-    """Serve channelz, which shows this process's sockets, on loopback only."""
-    if settings.channelz_port is None:
-        return None
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    channelz.add_channelz_servicer(server)
-    _add_reflection(server, "grpc.channelz.v1.Channelz")
-    port = _bind(server, "127.0.0.1", settings.channelz_port)
-    await server.start()
-    stack.push_async_callback(server.stop, None)
-    return port
-
-
-async def _watch_readiness(
-    database: Database, servicer: health.aio.HealthServicer, *, patience: float
-) -> None:
-    """Keep the health of the service true to whether the database answers.
-
-    The health of "" (the process) is SERVING as long as it runs: restarting it does
-    not bring a database back.
-    """
-    serving = health_pb2.HealthCheckResponse.SERVING
-    not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
-    await servicer.set("", serving)
-    ready: bool | None = None
-    probe: asyncio.Task[Any] | None = None
-    while True:
-        was_ready = ready
-        # A server that hangs answers neither this nor its own timeouts, so the probe
-        # is not awaited for longer, and there is only ever one.
-        probe = probe or asyncio.create_task(database.fetch("SELECT 1"))
-        await asyncio.wait({probe}, timeout=patience)
-        failure: BaseException | None = TimeoutError("no answer in time")
-        if probe.done():
-            failure, probe = probe.exception(), None
-        # Busy is not away.
-        ready = failure is None or isinstance(failure, Overloaded)
-        if ready is not was_ready:
-            await servicer.set(SERVICE, serving if ready else not_serving)
-            if not ready:
-                log.warning("not ready", error=str(failure))
-            elif was_ready is False:
-                log.info("ready again")
-        await asyncio.sleep(READINESS_INTERVAL)
-
-
-def _add_reflection(server: grpc.aio.Server, *services: str) -> None:
-    """Serve reflection as v1 and as v1alpha, which differ in nothing but the name."""
-    names = (*services, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
-    servicer: Any = ReflectionServicer(names)
-    handler = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    server.add_generic_rpc_handlers(
-        (
-            grpc.method_handlers_generic_handler(
-                "grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": handler}
-            ),
-        )
-    )
