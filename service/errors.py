@@ -1,7 +1,7 @@
 """Why a request is refused: each error has a stable reason and says what to mend."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from service.domain import Conflict
 
@@ -41,6 +41,14 @@ class InvalidFields(ServiceError):
             organization_revision=organization_revision,
         )
         self.violations = violations
+
+    @classmethod
+    def beyond_latest(cls, field: str, revision: int) -> Self:
+        """Refuse a revision that the organization, at `revision`, does not have yet."""
+        return cls(
+            [(field, f"must not be beyond the organization's revision, {revision}")],
+            organization_revision=revision,
+        )
 
 
 class MalformedRequest(ServiceError):

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import orjson
 from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -137,6 +138,16 @@ def history_entry(entry: HistoryEntry) -> pb.HistoryEntry:
         idempotency_key=entry.idempotency_key or "",
         appointment=appointment(entry.appointment),
     )
+
+
+def change_type(entry: HistoryEntry) -> str:
+    """Name the kind of a change to those outside: `appointment.created`, say."""
+    return f"appointment.{entry.change.value.lower()}"
+
+
+def history_json(entry: HistoryEntry) -> dict[str, Any]:
+    """Write an entry as proto3 JSON, fields without a value included."""
+    return MessageToDict(history_entry(entry), always_print_fields_with_no_presence=True)
 
 
 def fitting(

@@ -206,10 +206,7 @@ class ReadStore:
         page = _page(await self._primary.fetch(statement, parameters))
         for field, revision in (("min_revision", min_revision), ("as_of_revision", as_of)):
             if revision is not None and revision > page.revision:
-                raise InvalidFields(
-                    [(field, f"must not be beyond the organization's revision, {page.revision}")],
-                    organization_revision=page.revision,
-                )
+                raise InvalidFields.beyond_latest(field, page.revision)
         return page
 
 

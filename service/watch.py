@@ -74,8 +74,7 @@ class Watch:
             changes = await self._read(organization_id, after, min_revision=None)
             latest = changes.organization_revision
             if after > latest:
-                beyond = f"must not be beyond the organization's revision, {latest}"
-                raise InvalidFields([("after_revision", beyond)], organization_revision=latest)
+                raise InvalidFields.beyond_latest("after_revision", latest)
             while True:
                 organization.advance(changes.organization_revision)
                 after = changes.response.revision

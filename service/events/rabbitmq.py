@@ -1,10 +1,10 @@
 """A change as a message of RabbitMQ."""
 
 import hashlib
+import json
 
 import aio_pika
 from aio_pika.abc import AbstractChannel
-from google.protobuf import json_format
 
 from service import messages
 from service.amqp import Outgoing
@@ -26,22 +26,15 @@ async def declare_exchange(channel: AbstractChannel) -> None:
 def message(entry: HistoryEntry) -> Outgoing:
     """Make the message of a change: persistent, the entry as proto3 JSON."""
     organization_id = entry.appointment.organization_id
-    change = entry.change.value.lower()
-    body = json_format.MessageToJson(
-        messages.history_entry(entry),
-        always_print_fields_with_no_presence=True,
-        indent=None,
-        ensure_ascii=False,
-    )
     return Outgoing(
-        routing_key=routing_key(organization_id, change),
+        routing_key=routing_key(organization_id, entry.change.value.lower()),
         message=aio_pika.Message(
-            body.encode(),
+            json.dumps(messages.history_json(entry), ensure_ascii=False).encode(),
             content_type="application/json",
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             message_id=_short(organization_id, f"/{entry.revision}", organization_id),
             timestamp=entry.recorded_at,
-            type=f"appointment.{change}",
+            type=messages.change_type(entry),
             headers={"organization": organization_id, "revision": entry.revision},
         ),
     )

@@ -28,8 +28,6 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 # What inet_aton takes for an address: 127.1, 0x7f000001, 017700000001.
 _LEGACY_IPV4 = re.compile(r"(0[xX])?[0-9a-fA-F]*(\.(0[xX])?[0-9a-fA-F]*){0,3}\.?")
-
-
 _UNSAFE = re.compile(r"[\s\\]")
 
 

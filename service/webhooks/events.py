@@ -4,23 +4,20 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from google.protobuf.json_format import MessageToDict
 from standardwebhooks import Webhook as Signer
 
 from service import messages
-from service.domain import HistoryEntry, Outcome
-
-_TYPES = {
-    Outcome.CREATED: "appointment.created",
-    Outcome.UPDATED: "appointment.updated",
-    Outcome.CANCELLED: "appointment.cancelled",
-}
+from service.domain import HistoryEntry
 
 
 def body_of(entry: HistoryEntry) -> str:
     """Write the JSON of a change: always the same text for the same change."""
-    data = MessageToDict(messages.history_entry(entry), always_print_fields_with_no_presence=True)
-    event = {"type": _TYPES[entry.change], "timestamp": data["recordedAt"], "data": data}
+    data = messages.history_json(entry)
+    event = {
+        "type": messages.change_type(entry),
+        "timestamp": data["recordedAt"],
+        "data": data,
+    }
     return json.dumps(event, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 

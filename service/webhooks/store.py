@@ -135,7 +135,7 @@ class WebhookStore:
             },
         )
         if outcome == "BEYOND":
-            raise _beyond(revision)
+            raise InvalidFields.beyond_latest("after_revision", revision)
         if outcome == "LIMIT_REACHED":
             raise WebhookLimitReached(
                 f"the organization has {self._most} webhooks already; delete one first",
@@ -178,7 +178,7 @@ class WebhookStore:
         except WebhookNotFound:
             _, revision = await self.get(organization_id, id)
             if after > revision:
-                raise _beyond(revision) from None
+                raise InvalidFields.beyond_latest("after_revision", revision) from None
             raise
 
     async def deliveries(
@@ -211,13 +211,6 @@ class WebhookStore:
 def new_secret() -> str:
     """Make a secret as Standard Webhooks writes it."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
-
-
-def _beyond(revision: int) -> InvalidFields:
-    return InvalidFields(
-        [("after_revision", f"must not be beyond the organization's revision, {revision}")],
-        organization_revision=revision,
-    )
 
 
 def _parameters(content: WebhookContent) -> dict[str, Any]:
