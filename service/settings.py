@@ -37,45 +37,64 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, env_parse_none_str="")
 
+    # The database.
     database_url: str = Field(min_length=1)
+    write_connections: Count = 4
+    read_connections: Count = 4
+    connection_timeout: Seconds = 1.0
+    lock_timeout: Seconds = 2.0
+    statement_timeout: Seconds = 5.0
     database_read_url: str | None = None
+    replica_timeout: Seconds = 1.0
+
+    # The process.
     grpc_host: str = "0.0.0.0"  # noqa: S104  # a container's port is reached from outside
     grpc_port: Port = 50051
     metrics_port: Port | None = 9464
     channelz_port: Port | None = None
+    processes: Count = 1
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 
+    # Calls.
+    request_timeout: Seconds = 30.0
+    shutdown_grace: Seconds = 15.0
+    max_batch_writes: Annotated[int, Field(ge=1, le=1000)] = 256
+    # 1: none shares a call, as a database needs that is distributed by organization.
+    max_call_organizations: Count = 256
+    # A whole batch of 1,000 must find room.
+    max_queued_writes: Annotated[int, Field(ge=1000)] = 4096
+    max_queued_reads: Count = 512
+    # Room for the answer of a batch in the 4 MiB that a client takes by default.
+    max_message_bytes: Annotated[int, Field(ge=1024)] = 3 * 1024 * 1024
+
+    # Watching: how often is asked what has changed, and how long a database that is away
+    # is waited for.
+    watch_poll_interval: Seconds = 0.2
+    watch_patience: Seconds = 30.0
+    max_watchers: Count = 1000
+
+    # Workers.
     worker_metrics_port: Port | None = 9466
     # One may wait for a lock, one is for other duties, and one for what goes on meanwhile.
     worker_connections: Annotated[int, Field(ge=3)] = 4
+
+    # Accepted operations.
     operation_queue: Literal["postgres", "rabbitmq"] = "postgres"
+    operation_poll_interval: Seconds = 0.05
     # How long a worker that says nothing keeps its organizations; twice the statement
     # timeout at least.
     operation_lease: Seconds = 15.0
-    operation_poll_interval: Seconds = 0.05
     operation_retention_days: Annotated[float, Field(gt=0, le=3650)] = 7.0
 
-    # Without it nothing is published.
+    # RabbitMQ, without which no events are published.
     amqp_url: str | None = None
     amqp_timeout: Seconds = 2.0
     event_poll_interval: Seconds = 0.2
     event_lease: Annotated[float, Field(ge=1, le=3600)] = 10.0
 
-    processes: Count = 1
-    write_connections: Count = 4
-    read_connections: Count = 4
-    # 1: none shares a call, as a database needs that is distributed by organization.
-    max_call_organizations: Count = 256
-    max_batch_writes: Annotated[int, Field(ge=1, le=1000)] = 256
-    # A whole batch of 1,000 must find room.
-    max_queued_writes: Annotated[int, Field(ge=1000)] = 4096
-    max_queued_reads: Count = 512
-    max_watchers: Count = 1000
-    # Room for the answer of a batch in the 4 MiB that a client takes by default.
-    max_message_bytes: Annotated[int, Field(ge=1024)] = 3 * 1024 * 1024
-
-    # Beyond the public internet, and for http: CIDRs. The service and its workers need the same.
+    # Webhooks. Which addresses they may reach, and by http, beyond the public internet by
+    # https: CIDRs. The service and its workers need the same.
     webhook_allowed_networks: Networks = ()
     webhook_max_per_organization: Annotated[int, Field(ge=1, le=1000)] = 20
     webhook_secret_overlap: LongSeconds = 24 * 3600
@@ -88,33 +107,6 @@ class Settings(BaseSettings):
     webhook_longest_retry: LongSeconds = 3600
     webhook_give_up_after: LongSeconds = 3 * 24 * 3600
     webhook_log_retention: LongSeconds = 14 * 24 * 3600
-
-    connection_timeout: Seconds = 1.0
-    lock_timeout: Seconds = 2.0
-    statement_timeout: Seconds = 5.0
-    replica_timeout: Seconds = 1.0
-    request_timeout: Seconds = 30.0
-    shutdown_grace: Seconds = 15.0
-    # How often is asked what has changed, and how long watchers wait for a database that is away.
-    watch_poll_interval: Seconds = 0.2
-    watch_patience: Seconds = 30.0
-
-    @property
-    def timeouts(self) -> Timeouts:
-        """Those of the primary."""
-        return Timeouts(
-            connection=self.connection_timeout,
-            lock=self.lock_timeout,
-            statement=self.statement_timeout,
-        )
-
-    @field_validator("amqp_url")
-    @classmethod
-    def _amqp_url_is_one(cls, url: str | None) -> str | None:
-        # None of the parser's own words, which may repeat a password.
-        if url is not None and not is_amqp_url(url):
-            raise ValueError("must be like amqp://user:password@host:5672/vhost, or amqps://...")
-        return url
 
     @model_validator(mode="after")
     def _lock_ends_before_statement(self) -> Self:
@@ -135,6 +127,12 @@ class Settings(BaseSettings):
         return url
 
     @model_validator(mode="after")
+    def _channelz_shows_one_process(self) -> Self:
+        if self.channelz_port is not None and self.processes > 1:
+            raise ValueError("CHANNELZ_PORT shows one process: it needs PROCESSES=1")
+        return self
+
+    @model_validator(mode="after")
     def _rabbitmq_is_known(self) -> Self:
         if self.operation_queue == "rabbitmq":
             if self.amqp_url is None:
@@ -144,17 +142,28 @@ class Settings(BaseSettings):
                 raise ValueError("OPERATION_RETENTION_DAYS must be at least 1 with rabbitmq")
         return self
 
+    @field_validator("amqp_url")
+    @classmethod
+    def _amqp_url_is_one(cls, url: str | None) -> str | None:
+        # None of the parser's own words, which may repeat a password.
+        if url is not None and not is_amqp_url(url):
+            raise ValueError("must be like amqp://user:password@host:5672/vhost, or amqps://...")
+        return url
+
     @model_validator(mode="after")
     def _lease_outlasts_a_request(self) -> Self:
         if self.webhook_lease < 2 * self.webhook_timeout:
             raise ValueError("WEBHOOK_LEASE must be at least twice WEBHOOK_TIMEOUT")
         return self
 
-    @model_validator(mode="after")
-    def _channelz_shows_one_process(self) -> Self:
-        if self.channelz_port is not None and self.processes > 1:
-            raise ValueError("CHANNELZ_PORT shows one process: it needs PROCESSES=1")
-        return self
+    @property
+    def timeouts(self) -> Timeouts:
+        """Those of the primary."""
+        return Timeouts(
+            connection=self.connection_timeout,
+            lock=self.lock_timeout,
+            statement=self.statement_timeout,
+        )
 
 
 def describe(error: ValidationError) -> str:
