@@ -495,7 +495,7 @@ class ListWebhookDeliveriesRequest(_message.Message):
     page_size: _builtins.int
     """Most deliveries in the answer; 0 or absent: 100."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the same filters."""
+    """`next_page_token` of the page before, of the same webhook."""
     def __init__(
         self,
         *,

@@ -49,7 +49,7 @@ class RelayServiceServicer:
     """
 
     def Relay(self, request_iterator, context):
-        """Carries calls of `appointments.v1.AppointmentService` and their answers, as many
+        """Carries calls of all services of this API and their answers, as many
         a message as there are.
 
         Calls are independent: each is decided as if it had come alone, and answered as
