@@ -19,7 +19,7 @@ help: ## List the targets
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e protos -e .
 	@touch $@
 
-run: .venv/installed ## Run everything here: PostgreSQL, service (50051), gateway (3000)
+run: .venv/installed ## Run everything here: PostgreSQL, service (50051), a worker, gateway (3000)
 	@$(BIN)/python -m scripts.run
 
 demo: .venv/installed ## Send colliding appointments at once and check what came of it (REQUESTS=1000)

@@ -16,9 +16,10 @@ from grpc import aio
 
 from gateway.bodies import BodyReader
 from gateway.caller import ServiceCaller
-from gateway.calls import CallEndpoint, CallSettings, InFlight
+from gateway.calls import CallEndpoint, CallSettings
 from gateway.event_stream import ChangesEndpoint, Streams
 from gateway.http_server import Endpoint, HttpHandler, HttpServer
+from gateway.in_flight import InFlight
 from gateway.metrics import Metrics
 from gateway.openapi import openapi_document
 from gateway.operations import (

@@ -17,10 +17,11 @@ from gateway.answers import json_answer
 from gateway.bodies import BodyReader, refuse_body
 from gateway.caller import ServiceCaller, revision_header
 from gateway.exchange import Exchange
+from gateway.in_flight import InFlight
 from gateway.inputs import InputReader
 from gateway.operations import OperationAnswers
 from gateway.organizations import location_of, organization_reader
-from gateway.problems import FieldError, Problem, ProblemError, invalid_fields
+from gateway.problems import FieldError, invalid_fields
 from gateway.rendering import MessageRenderer, Render
 from gateway.routes import Route
 from gateway.submission import Submission, read_preferences, submission_kind
@@ -38,32 +39,6 @@ _COMMON_HEADERS: Mapping[str, str] = {hdrs.CACHE_CONTROL: "private, no-cache"}
 
 _OUTCOMES = {number: name for name, number in Outcome.items()}
 _PRINTABLE = re.compile("[ -~]*")
-
-
-class InFlight:
-    """Counts what is under way, up to a limit."""
-
-    def __init__(
-        self, limit: int, refusal: str = "Too many requests are in flight already."
-    ) -> None:
-        self._limit = limit
-        self._refusal = refusal
-        self.count = 0
-
-    def __enter__(self) -> None:
-        if self.count >= self._limit:
-            raise ProblemError(
-                Problem(
-                    status=HTTPStatus.TOO_MANY_REQUESTS,
-                    code="OVERLOADED",
-                    detail=self._refusal,
-                    retry_after=1,
-                )
-            )
-        self.count += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.count -= 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,9 @@ from appointments.v1.appointment_service_pb2 import WatchAppointmentsResponse
 from gateway.answers import sign
 from gateway.bodies import refuse_body
 from gateway.caller import revision_header
-from gateway.calls import CallEndpoint, InFlight, actor_of
+from gateway.calls import CallEndpoint, actor_of
 from gateway.exchange import Exchange
+from gateway.in_flight import InFlight
 from gateway.inputs import InputReader
 from gateway.organizations import organization_reader
 from gateway.problems import FieldError, Problem, ProblemError, StatusReader, invalid_fields
