@@ -110,67 +110,16 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             max_batch=settings.max_batch_writes,
             max_queued=settings.max_queued_writes,
         )
-        health_servicer = health.aio.HealthServicer()
-        server = grpc.aio.server(
-            options=[
-                # A process of its own must fail to start on a port in use, not share it
-                # silently; several processes share the one that their supervisor holds for them.
-                ("grpc.so_reuseport", int(settings.processes > 1)),
-                ("grpc.max_receive_message_length", settings.max_message_bytes),
-                # Beyond a thousand calls that wait to be taken gRPC would cancel some without a
-                # word; they are to be refused by us, as overload.
-                ("grpc.server.max_pending_requests", 100_000),
-                ("grpc.server.max_pending_requests_hard_limit", 100_000),
-                # Gateways ping every 30 seconds, also while their streams are idle.
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ],
-        )
         accepter = Accepter(
             _operation_queue(settings, writes, stack),
             metrics,
             max_waiting=settings.max_queued_writes,
         )
-        store = ReadStore(reads, replicas)
-        services: dict[ServiceDescriptor, object] = {
-            APPOINTMENTS: AppointmentServicer(
-                committer,
-                accepter,
-                store,
-                PageCache(Moments(reads, max_waiting=settings.max_queued_reads)),
-                Watch(
-                    reads,
-                    store,
-                    metrics,
-                    interval=settings.watch_poll_interval,
-                    patience=settings.watch_patience,
-                    max_watchers=settings.max_watchers,
-                ),
-            ),
-            OPERATIONS: OperationsServicer(
-                OperationResults(
-                    reads,
-                    retention=timedelta(days=settings.operation_retention_days),
-                    poll_interval=settings.operation_poll_interval,
-                    queued_elsewhere=settings.operation_queue == "rabbitmq",
-                ),
-                timeout=settings.request_timeout,
-            ),
-            # Rare and short, so they share the connections of the reads, not the committer's.
-            WEBHOOKS: WebhookServicer(
-                WebhookStore(
-                    reads,
-                    most=settings.webhook_max_per_organization,
-                    secret_overlap=settings.webhook_secret_overlap,
-                ),
-                AddressRules(settings.webhook_allowed_networks),
-            ),
-        }
-        calls = CallHandler(
-            services,
-            metrics,
-            timeout=settings.request_timeout,
-        )
+        services = _services(settings, committer, accepter, metrics, reads=reads, replicas=replicas)
+        calls = CallHandler(services, metrics, timeout=settings.request_timeout)
         relay = RelayServicer(calls.handle, metrics)
+        health_servicer = health.aio.HealthServicer()
+        server = _server(settings)
         server.add_generic_rpc_handlers(
             tuple(unary_handlers(service, calls.handle, calls.stream) for service in services)
         )
@@ -208,6 +157,70 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         gc.freeze()
         gc.set_threshold(10_000, 20, 20)
         yield Ports(grpc=port, metrics=metrics_port, channelz=channelz_port)
+
+
+def _services(
+    settings: Settings,
+    committer: Committer,
+    accepter: Accepter,
+    metrics: Metrics,
+    *,
+    reads: Database,
+    replicas: Replicas,
+) -> dict[ServiceDescriptor, object]:
+    """Make the servicers of all services that callers know."""
+    store = ReadStore(reads, replicas)
+    return {
+        APPOINTMENTS: AppointmentServicer(
+            committer,
+            accepter,
+            store,
+            PageCache(Moments(reads, max_waiting=settings.max_queued_reads)),
+            Watch(
+                reads,
+                store,
+                metrics,
+                interval=settings.watch_poll_interval,
+                patience=settings.watch_patience,
+                max_watchers=settings.max_watchers,
+            ),
+        ),
+        OPERATIONS: OperationsServicer(
+            OperationResults(
+                reads,
+                retention=timedelta(days=settings.operation_retention_days),
+                poll_interval=settings.operation_poll_interval,
+                queued_elsewhere=settings.operation_queue == "rabbitmq",
+            ),
+            timeout=settings.request_timeout,
+        ),
+        # Rare and short, so they share the connections of the reads, not the committer's.
+        WEBHOOKS: WebhookServicer(
+            WebhookStore(
+                reads,
+                most=settings.webhook_max_per_organization,
+                secret_overlap=settings.webhook_secret_overlap,
+            ),
+            AddressRules(settings.webhook_allowed_networks),
+        ),
+    }
+
+
+def _server(settings: Settings) -> grpc.aio.Server:
+    return grpc.aio.server(
+        options=[
+            # A process of its own must fail to start on a port in use, not share it
+            # silently; several processes share the one that their supervisor holds for them.
+            ("grpc.so_reuseport", int(settings.processes > 1)),
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            # Beyond a thousand calls that wait to be taken gRPC would cancel some without a
+            # word; they are to be refused by us, as overload.
+            ("grpc.server.max_pending_requests", 100_000),
+            ("grpc.server.max_pending_requests_hard_limit", 100_000),
+            # Gateways ping every 30 seconds, also while their streams are idle.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ],
+    )
 
 
 def _operation_queue(
