@@ -48,6 +48,8 @@ MAX_WAIT = 20.0
 NO_STORE: Mapping[str, str] = {hdrs.CACHE_CONTROL: "no-store"}
 
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# The service would name another field: the operation's name, which is made here.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s?")
 
 
@@ -161,6 +163,8 @@ def _read_fields(
 def _read_organization(value: str, path: str, errors: Errors) -> str:
     if not 0 < len(value) <= 128:
         errors.append(FieldError(path, "must have 1 to 128 characters, or be left out"))
+    if _CONTROL.search(value):
+        errors.append(FieldError(path, "must not contain control characters"))
     return value
 
 

@@ -179,6 +179,7 @@ def test_what_is_asked_of_operations_is_checked(client: Client) -> None:
     assert client.call("GET", unknown, wait="21").fields == {"wait"}
     assert client.call("GET", unknown, wait="-1").fields == {"wait"}
     assert client.call("GET", unknown, organizationId="").fields == {"organizationId"}
+    assert client.call("GET", unknown, organizationId="\0").fields == {"organizationId"}
     assert client.call("GET", unknown, other=1).fields == {"other"}
     assert client.call("GET", "/operations", filter="done").fields == {"filter"}
     assert client.call("GET", "/operations", pageSize="1001").fields == {"pageSize"}
