@@ -7,6 +7,7 @@ lease, or whose webhook was told to begin elsewhere, records nothing.
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from time import monotonic
 from typing import LiteralString, NamedTuple
 
@@ -20,7 +21,7 @@ _CLAIM_COLUMNS: LiteralString = """
         FROM unnest(w.old_secrets, w.old_secrets_until) AS old (secret, until)
         WHERE old.until > now()
     )),
-    w.disabled, w.cursor_revision, w.attempts
+    w.disabled, w.cursor_revision, w.attempts, w.updated_at
 """
 
 # The index gives them in the order in which they have waited, and the organization's row
@@ -101,17 +102,30 @@ _ADVANCE: LiteralString = _RECORD.format(
     columns=_CLAIM_COLUMNS,
 )
 
+# A failure says nothing of what a webhook was changed to meanwhile, nor of its replay: it is
+# logged, and the webhook is tried at once.
+_AS_CLAIMED: LiteralString = "w.updated_at = %(updated_at)s"
+
 _FAIL: LiteralString = _RECORD.format(
-    changes="""
-            attempts = w.attempts + 1,
-            failing_since = coalesce(w.failing_since, now()),
-            next_attempt_at = now() + make_interval(secs => %(wait)s),
+    changes=f"""
             leased_until = '-infinity',
-            disabled = w.disabled OR %(gone)s
+            attempts = w.attempts + CASE WHEN {_AS_CLAIMED} THEN 1 ELSE 0 END,
+            failing_since = CASE
+                WHEN {_AS_CLAIMED} THEN coalesce(w.failing_since, now())
+                ELSE w.failing_since
+            END,
+            next_attempt_at = CASE
+                WHEN {_AS_CLAIMED} THEN now() + make_interval(secs => %(wait)s)
+                ELSE w.next_attempt_at
+            END,
+            disabled = w.disabled OR {_AS_CLAIMED} AND (
+                %(gone)s
                 OR coalesce(w.failing_since, now())
-                    <= now() - make_interval(secs => %(give_up_after)s),
+                    <= now() - make_interval(secs => %(give_up_after)s)
+            ),
             disabled_reason = CASE
                 WHEN w.disabled THEN w.disabled_reason
+                WHEN NOT {_AS_CLAIMED} THEN ''
                 WHEN %(gone)s THEN 'the receiver answered 410 Gone'
                 WHEN w.failing_since <= now() - make_interval(secs => %(give_up_after)s) THEN
                     'revision ' || %(revision)s || ' could not be delivered since '
@@ -174,7 +188,8 @@ class ClaimStore:
         """Record that sending the next change failed, and give the webhook up.
 
         It is tried again after `wait`, unless it was disabled: because it is `gone`, or
-        has failed for too long.
+        has failed for too long. One that was changed or replayed meanwhile is neither made
+        to wait nor disabled.
         """
         return await self._record(
             _FAIL,
@@ -183,6 +198,7 @@ class ClaimStore:
             wait=wait,
             gone=gone,
             give_up_after=self._give_up_after,
+            updated_at=claim.updated_at,
             revision=str(sent.revision),
             error=sent.outcome.error,
         )
@@ -199,7 +215,7 @@ class ClaimStore:
         statement: LiteralString,
         claim: Claim,
         sent: Sequence[Sent],
-        **parameters: float | str,
+        **parameters: float | str | datetime,
     ) -> Claim | None:
         found = await self._database.fetch(
             statement,

@@ -97,9 +97,7 @@ class Deliverer:
         failing_places = min(failing_places, places // 2)
         started = monotonic()
         try:
-            claimed = await self._claims.claim(
-                places=places - failing_places, failing_places=failing_places
-            )
+            claimed = await self._claim(places - failing_places, failing_places)
         except ServiceError as error:
             log.warning("no webhooks could be claimed", error=error.message)
             await asyncio.sleep(1.0)
@@ -114,6 +112,21 @@ class Deliverer:
         # If all places were taken up there may be more to be done now.
         pause = self._pace.poll_interval if len(claimed) < places else 0.0
         await asyncio.sleep(max(pause, taken / POLL_SHARE))
+
+    async def _claim(self, places: int, failing_places: int) -> list[Claim]:
+        """Claim webhooks; cancelled, let go of what the database was about to give."""
+        claiming = asyncio.create_task(
+            self._claims.claim(places=places, failing_places=failing_places)
+        )
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            self._stopping = True
+            await asyncio.wait({claiming}, timeout=STOP_SECONDS)
+            with suppress(ServiceError, asyncio.InvalidStateError):
+                for claim in claiming.result():
+                    await self._claims.release(claim)
+            raise
 
     async def _stop(self) -> None:
         self._stopping = True

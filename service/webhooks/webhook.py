@@ -62,6 +62,7 @@ class Claim(NamedTuple):
     disabled: bool
     cursor: int
     attempts: int
+    updated_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
