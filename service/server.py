@@ -65,8 +65,9 @@ class Ports:
 async def serving(settings: Settings) -> AsyncIterator[Ports]:
     """Run the gRPC server with everything behind it.
 
-    On leaving, it turns unready, ends the streams, finishes the calls that it has accepted
-    (up to the grace), then the writes whose callers have gone, then closes its connections.
+    On leaving, it turns unready, ends the streams and the waiting, finishes the calls that
+    it has accepted (up to the grace), then the writes whose callers have gone, then closes
+    its connections.
 
     Raises SchemaOutdated, psycopg.Error or CannotListen if it cannot start.
     """
@@ -115,7 +116,15 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             metrics,
             max_waiting=settings.max_queued_writes,
         )
-        services = _services(settings, committer, accepter, metrics, reads=reads, replicas=replicas)
+        results = OperationResults(
+            reads,
+            retention=timedelta(days=settings.operation_retention_days),
+            poll_interval=settings.operation_poll_interval,
+            queued_elsewhere=settings.operation_queue == "rabbitmq",
+        )
+        services = _services(
+            settings, metrics, committer, accepter, results, reads=reads, replicas=replicas
+        )
         calls = CallHandler(services, metrics, timeout=settings.request_timeout)
         relay = RelayServicer(calls.handle, metrics)
         health_servicer = health.aio.HealthServicer()
@@ -137,6 +146,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         await server.start()
         stack.push_async_callback(_stop, server, calls, settings.shutdown_grace)
         stack.callback(relay.close)
+        stack.callback(results.end_waits)
         stack.callback(calls.end_streams)
         stack.push_async_callback(health_servicer.enter_graceful_shutdown)
         readiness = asyncio.create_task(
@@ -161,9 +171,10 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
 
 def _services(
     settings: Settings,
+    metrics: Metrics,
     committer: Committer,
     accepter: Accepter,
-    metrics: Metrics,
+    results: OperationResults,
     *,
     reads: Database,
     replicas: Replicas,
@@ -186,12 +197,7 @@ def _services(
             ),
         ),
         OPERATIONS: OperationsServicer(
-            OperationResults(
-                reads,
-                retention=timedelta(days=settings.operation_retention_days),
-                poll_interval=settings.operation_poll_interval,
-                queued_elsewhere=settings.operation_queue == "rabbitmq",
-            ),
+            results,
             timeout=settings.request_timeout,
         ),
         # Rare and short, so they share the connections of the reads, not the committer's.

@@ -9,7 +9,6 @@ from appointments.v1 import appointment_service_pb2 as rpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from google.longrunning import operations_pb2 as lro
 from google.longrunning.operations_pb2_grpc import OperationsStub
-from google.protobuf.duration_pb2 import Duration
 
 from tests.api import TIMEOUT, Organization, appointment
 
@@ -55,7 +54,7 @@ class Submissions:
         """Wait until it is done; with a timeout (seconds), as it is then."""
         request = lro.WaitOperationRequest(name=operation.name)
         if timeout is not None:
-            request.timeout.CopyFrom(Duration(nanos=int(timeout * 1e9)))
+            request.timeout.FromNanoseconds(int(timeout * 1e9))
         found: lro.Operation = self.operations.WaitOperation(request, timeout=TIMEOUT)
         assert found.done or timeout is not None, "not done in time"
         return found

@@ -1,6 +1,8 @@
 """The end of a service, orderly or not, under load."""
 
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
@@ -8,7 +10,9 @@ from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from tests.api import Organization
 from tests.conftest import StartProgram
 from tests.load import Load
-from tests.observing import until
+from tests.observing import metric, until
+from tests.place import Place
+from tests.rest_client import Client
 
 
 def test_sigterm_under_load_fails_no_call_that_was_accepted(
@@ -47,3 +51,23 @@ def test_a_killed_service_loses_no_answered_write(
     org = Organization(stub, organization)
     assert set(load.accepted) <= set(org.listed(page_size=1000))
     org.check_history()
+
+
+def test_sigterm_answers_those_who_wait_for_operations(
+    place: Place, start_gateway: StartProgram
+) -> None:
+    gateway = start_gateway(SERVICE_ADDRESS=place.service.address)
+    organization, rest = place.organization("org"), Client(gateway, "org")
+    operation = organization.upsert("a", 0, 1)  # which no worker applies
+    path = f"/operations/{operation.name.rpartition('/')[2]}"
+    assert rest.call("GET", path).status == 200
+    with ThreadPoolExecutor() as pool:
+        by_grpc = pool.submit(organization.wait, operation, timeout=20)
+        until(lambda: place.count("pg_stat_activity", "query LIKE '%AS wanted (%'") > 0)
+        by_rest = pool.submit(rest.call, "GET", path, wait="20s")
+        until(lambda: metric(gateway, "gateway_calls_in_flight") == 1)
+        started = time.monotonic()
+        assert place.service.stop() == 0
+        assert time.monotonic() - started < 5
+        assert not by_grpc.result().done
+        assert by_rest.result().json["done"] is False

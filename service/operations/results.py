@@ -91,6 +91,7 @@ class OperationResults:
         # Whom to tell, by organization and operation.
         self._waiting: dict[tuple[str, UUID], set[asyncio.Event]] = {}
         self._watching: asyncio.Task[None] | None = None
+        self._ending = False
 
     async def get(self, organization_id: str, id: UUID) -> OperationState:
         """Return where an operation stands. Raises OperationNotFound."""
@@ -122,7 +123,7 @@ class OperationResults:
     async def wait(self, organization_id: str, id: UUID, *, at_most: float) -> OperationState:
         """Return where an operation stands once it is done, or after `at_most` seconds."""
         state = await self.get(organization_id, id)
-        if state.result is not None or at_most <= 0:
+        if state.result is not None or at_most <= 0 or self._ending:
             return state
         key = (organization_id, id)
         done = asyncio.Event()
@@ -137,6 +138,13 @@ class OperationResults:
         finally:
             self._forget(key, done)
         return await self.get(organization_id, id)
+
+    def end_waits(self) -> None:
+        """Answer everybody that waits with how it stands now, those that come later too."""
+        self._ending = True
+        for waiting in self._waiting.values():
+            for done in waiting:
+                done.set()
 
     async def _watch(self) -> None:
         """Ask for all that is waited for at once, as long as anything is."""
