@@ -73,7 +73,9 @@ def build_router(
     channels: Sequence[aio.Channel],
     relays: Sequence[Relay],
     settings: Settings,
+    *,
     in_flight: InFlight,
+    waiting: InFlight,
     streams: Streams,
 ) -> Router[Endpoint]:
     """Make the endpoints of all routes and pages."""
@@ -90,6 +92,7 @@ def build_router(
         ),
         receiving=InFlight(BODIES_PER_CALL * settings.gateway_max_in_flight),
         in_flight=in_flight,
+        waiting=waiting,
         operations=operations,
         special={Status.DESCRIPTOR.full_name: statuses.render},
     )
@@ -103,8 +106,8 @@ def build_router(
         call = CallEndpoint(route, shared, location_template(route, routes))
         endpoint = ChangesEndpoint(route, call, watch, statuses, streams) if route.stream else call
         router.add(route.http_method, route.template, endpoint)
-    router.add("GET", OPERATION_PATH, OperationEndpoint(service, operations))
-    router.add("GET", OPERATIONS_PATH, OperationsEndpoint(service, operations))
+    router.add("GET", OPERATION_PATH, OperationEndpoint(service, operations, in_flight, waiting))
+    router.add("GET", OPERATIONS_PATH, OperationsEndpoint(service, operations, in_flight))
     router.add("GET", "/healthz", Alive())
     router.add("GET", "/readyz", Ready(channels[0], SERVICES[0].full_name))
     router.add("GET", DOCUMENT_PATH, document_page(openapi_document(SERVICES, routes)))
@@ -144,8 +147,11 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
             closing.push_async_callback(relay.close)
             relays.append(relay)
         in_flight = InFlight(settings.gateway_max_in_flight)
+        waiting = InFlight(
+            settings.gateway_max_in_flight, "Too many requests wait for operations already."
+        )
         streams = Streams(settings.gateway_max_streams)
-        metrics = Metrics(lambda: in_flight.count, lambda: streams.count)
+        metrics = Metrics(lambda: in_flight.count + waiting.count, lambda: streams.count)
         metrics_port = None
         if settings.gateway_metrics_port is not None:
             with _naming_port(settings.gateway_host, settings.gateway_metrics_port):
@@ -156,7 +162,10 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         if settings.processes > 1:
             sharing = asyncio.create_task(share_gauges(metrics.in_flight, metrics.streams))
             closing.callback(sharing.cancel)
-        handler = HttpHandler(build_router(channels, relays, settings, in_flight, streams), metrics)
+        router = build_router(
+            channels, relays, settings, in_flight=in_flight, waiting=waiting, streams=streams
+        )
+        handler = HttpHandler(router, metrics)
         runner = ServerRunner(
             HttpServer(handler, asyncio.get_running_loop()),
             shutdown_timeout=settings.gateway_shutdown_grace,

@@ -11,6 +11,7 @@ import orjson
 from aiohttp import hdrs
 from aiohttp.web import Response
 from appointments.v1.appointment_pb2 import Outcome
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from gateway.answers import json_answer
@@ -22,6 +23,7 @@ from gateway.inputs import InputReader
 from gateway.operations import OperationAnswers
 from gateway.organizations import location_of, organization_reader
 from gateway.problems import FieldError, invalid_fields
+from gateway.relay import Reply
 from gateway.rendering import MessageRenderer, Render
 from gateway.routes import Route
 from gateway.submission import Submission, read_preferences, submission_kind
@@ -50,6 +52,8 @@ class CallSettings:
     # Apart from the calls, so that callers who send slowly do not keep others out.
     receiving: InFlight
     in_flight: InFlight
+    # Apart from both, since it takes long: for the end of operations.
+    waiting: InFlight
     operations: OperationAnswers
     special: Mapping[str, Render]
 
@@ -76,7 +80,9 @@ class CallEndpoint:
         self._render_cached = lru_cache(CACHED_RESPONSES)(self._render_response)
         kind = submission_kind(route.rpc.input_type)
         self._submission = (
-            Submission(kind, settings.service, self._written, settings.operations) if kind else None
+            Submission(kind, settings.service, self._written, settings.operations, settings.waiting)
+            if kind
+            else None
         )
 
     async def __call__(self, exchange: Exchange) -> Response:
@@ -88,14 +94,20 @@ class CallEndpoint:
                 body = await self._settings.bodies.read(exchange.request)
         else:
             refuse_body(exchange.request)
+        submission = self._submission
         with self._settings.in_flight:
             message = self._input.read(exchange, body)
             exchange.organization = self._organization_of(message)
-            if self._submission is not None:
+            if submission is not None:
                 preferences = read_preferences(exchange.request)
-                if preferences.respond_async:
-                    return await self._submission.answer(exchange, message, actor, preferences)
-            reply = await self._settings.service.call(self.name, message, exchange, actor=actor)
+            if submission is None or not preferences.respond_async:
+                service = self._settings.service
+                reply = await service.call(self.name, message, exchange, actor=actor)
+                return self._answer(exchange, message, reply)
+            operation = await submission.submit(exchange, message, actor)
+        return await submission.answer(exchange, operation, preferences)
+
+    def _answer(self, exchange: Exchange, message: Message, reply: Reply) -> Response:
         headers = {**_COMMON_HEADERS, **revision_header(reply.organization_revision)}
         if not self._has_outcome and self._location is None:
             if self._reads and len(reply.response) <= MAX_CACHED_BYTES:

@@ -25,6 +25,7 @@ from gateway.answers import json_answer
 from gateway.bodies import refuse_body
 from gateway.caller import ServiceCaller, revision_header
 from gateway.exchange import Exchange
+from gateway.in_flight import InFlight
 from gateway.inputs import QueryParameter, read_query
 from gateway.organizations import DEFAULT_ORGANIZATION, location_of
 from gateway.problems import (
@@ -89,9 +90,17 @@ class OperationEndpoint:
 
     name = "GetOperation"
 
-    def __init__(self, service: ServiceCaller, answers: OperationAnswers) -> None:
+    def __init__(
+        self,
+        service: ServiceCaller,
+        answers: OperationAnswers,
+        in_flight: InFlight,
+        waiting: InFlight,
+    ) -> None:
         self._service = service
         self._answers = answers
+        self._in_flight = in_flight
+        self._waiting = waiting
 
     async def __call__(self, exchange: Exchange) -> Response:
         refuse_body(exchange.request)
@@ -106,11 +115,13 @@ class OperationEndpoint:
         name = f"{_parent(exchange.organization)}/operations/{operation_id}"
         seconds = fields.get("wait", 0.0)
         if seconds:
-            reply = await self._service.call(
-                "WaitOperation", wait_request(name, seconds), exchange, wait=seconds
-            )
+            wait = wait_request(name, seconds)
+            with self._waiting:
+                reply = await self._service.call("WaitOperation", wait, exchange, wait=seconds)
         else:
-            reply = await self._service.call(self.name, GetOperationRequest(name=name), exchange)
+            get = GetOperationRequest(name=name)
+            with self._in_flight:
+                reply = await self._service.call(self.name, get, exchange)
         return self._answers.one(
             Operation.FromString(reply.response),
             HTTPStatus.OK,
@@ -123,16 +134,20 @@ class OperationsEndpoint:
 
     name = "ListOperations"
 
-    def __init__(self, service: ServiceCaller, answers: OperationAnswers) -> None:
+    def __init__(
+        self, service: ServiceCaller, answers: OperationAnswers, in_flight: InFlight
+    ) -> None:
         self._service = service
         self._answers = answers
+        self._in_flight = in_flight
 
     async def __call__(self, exchange: Exchange) -> Response:
         refuse_body(exchange.request)
         fields = _read_fields(exchange, _ORGANIZATION | _PAGE)
         exchange.organization = fields.pop("organization_id", DEFAULT_ORGANIZATION)
         request = ListOperationsRequest(name=_parent(exchange.organization), **fields)
-        reply = await self._service.call(self.name, request, exchange)
+        with self._in_flight:
+            reply = await self._service.call(self.name, request, exchange)
         return self._answers.page(
             ListOperationsResponse.FromString(reply.response),
             revision_header(reply.organization_revision),

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from gateway.caller import ServiceCaller, revision_header
 from gateway.exchange import Exchange
+from gateway.in_flight import InFlight
 from gateway.operations import (
     MAX_WAIT,
     NO_STORE,
@@ -69,32 +70,42 @@ class Submission:
     """Submits the writes of a route instead of making them at once."""
 
     def __init__(
-        self, kind: str, service: ServiceCaller, written: Written, answers: OperationAnswers
+        self,
+        kind: str,
+        service: ServiceCaller,
+        written: Written,
+        answers: OperationAnswers,
+        waiting: InFlight,
     ) -> None:
         self._kind = kind
         self._service = service
         self._written = written
         self._answers = answers
+        self._waiting = waiting
 
-    async def answer(
-        self, exchange: Exchange, request: Message, actor: str, preferences: Preferences
-    ) -> Response:
-        """Submit, wait for the end as long as the caller likes to, and answer.
-
-        Once the operation is accepted the answer is 202 unless its end is known: what goes
-        wrong in waiting does not undo it.
-        """
+    async def submit(self, exchange: Exchange, request: Message, actor: str) -> Operation:
+        """Submit. Raises `ProblemError` for what is not accepted, or not known to be."""
         submission = SubmitAppointmentRequest()
         getattr(submission, self._kind).CopyFrom(request)
         reply = await self._service.call("SubmitAppointment", submission, exchange, actor=actor)
-        operation = Operation.FromString(reply.response)
+        return Operation.FromString(reply.response)
+
+    async def answer(
+        self, exchange: Exchange, operation: Operation, preferences: Preferences
+    ) -> Response:
+        """Wait for the end as long as the caller likes to, and answer.
+
+        The answer is 202 unless the end is known: what goes wrong in waiting, or too many
+        others that wait, does not undo that it was accepted.
+        """
         headers: dict[str, str] = {}
         if preferences.wait:
             wait = wait_request(operation.name, preferences.wait)
             try:
-                reply = await self._service.call(
-                    "WaitOperation", wait, exchange, wait=preferences.wait
-                )
+                with self._waiting:
+                    reply = await self._service.call(
+                        "WaitOperation", wait, exchange, wait=preferences.wait
+                    )
             except ProblemError:
                 pass
             else:
