@@ -33,6 +33,11 @@ class Place:
     def all_applied(self) -> bool:
         return self.count("queued_operations") == 0
 
+    def waited_for(self) -> bool:
+        """Whether the service has begun to ask for operations that somebody waits for."""
+        asked = "query LIKE '%AS wanted (organization_id, operation_id)%'"
+        return self.count("pg_stat_activity", f"pid <> pg_backend_pid() AND {asked}") > 0
+
     def queue(self, organization: str, *writes: str) -> None:
         """Put operations into the queue as no service would."""
         self.sql.execute(

@@ -63,7 +63,7 @@ def test_sigterm_answers_those_who_wait_for_operations(
     assert rest.call("GET", path).status == 200
     with ThreadPoolExecutor() as pool:
         by_grpc = pool.submit(organization.wait, operation, timeout=20)
-        until(lambda: place.count("pg_stat_activity", "query LIKE '%AS wanted (%'") > 0)
+        until(place.waited_for)
         by_rest = pool.submit(rest.call, "GET", path, wait="20s")
         until(lambda: metric(gateway, "gateway_calls_in_flight") == 1)
         started = time.monotonic()

@@ -18,7 +18,7 @@ def test_those_who_wait_keep_nobody_out_and_are_limited(
     with ThreadPoolExecutor() as pool:
         # No worker runs.
         waiting = pool.submit(waits.upsert, "a", Prefer="respond-async, wait=5")
-        until(lambda: place.count("pg_stat_activity", "query LIKE '%AS wanted (%'") > 0)
+        until(place.waited_for)
         assert metric(gateway, UNDER_WAY) == 1
         assert comes.call("GET", "/appointments").status == 200
         # There is no more room to wait, so this is answered at once.
