@@ -225,6 +225,11 @@ def _server(settings: Settings) -> grpc.aio.Server:
             ("grpc.server.max_pending_requests_hard_limit", 100_000),
             # Gateways ping every 30 seconds, also while their streams are idle.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            # A caller whose machine or network is gone closes nothing, and its watchers
+            # would keep their places for two hours.
+            ("grpc.keepalive_time_ms", 15_000),
+            ("grpc.http2.ping_timeout_ms", 10_000),  # not keepalive_timeout_ms
+            ("grpc.http2.max_pings_without_data", 0),
         ],
     )
 
