@@ -1,4 +1,4 @@
-"""Callers that vanish without a word: their machine is off, or the network between."""
+"""Callers, and services, that vanish without a word: off, or stopped, or out of reach."""
 
 import socket
 import threading
@@ -12,6 +12,7 @@ from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from scripts.programs import Program
 from tests.conftest import StartProgram
 from tests.observing import metric, until
+from tests.rest_client import Client
 
 WATCHERS = "appointments_watchers"
 
@@ -65,3 +66,13 @@ def test_a_watcher_that_vanished_leaves_its_place(
         assert metric(service, WATCHERS) == 1
         wire.cut.set()
         until(lambda: metric(service, WATCHERS) == 0, within=45)
+
+
+def test_a_service_that_vanished_is_noticed_while_nothing_is_asked(
+    service: Program, start_gateway: StartProgram, organization: str
+) -> None:
+    with wire_to(service) as wire:
+        gateway = start_gateway(SERVICE_ADDRESS=wire.address)
+        assert Client(gateway, organization).call("GET", "/appointments").status == 200
+        wire.cut.set()
+        gateway.wait_for_event(lambda event: event["event"] == "relay ended", within=60)
