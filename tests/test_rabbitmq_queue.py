@@ -6,7 +6,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 
 import aio_pika
@@ -22,7 +22,7 @@ from scripts.programs import Program, StartError
 from scripts.rabbitmq import RabbitMQ
 from scripts.stack import DATABASE
 from service.operations.operation import parent_name
-from service.operations.rabbitmq_messages import PARTITIONS
+from service.operations.rabbitmq_messages import PARTITIONS, partition_of
 from service.operations.rabbitmq_queue import (
     DEAD,
     DELIVERY_LIMIT,
@@ -405,6 +405,27 @@ def test_a_worker_that_is_told_to_stop_gives_back_what_it_cannot_finish(
     start_consumer()
     client.all_ended(names)
     check_order(client, organization, 30)
+
+
+def test_locked_organizations_hold_up_their_own_partitions_alone(
+    settings: Settings, client: Submitter, start_consumer: StartProgram, organization: str
+) -> None:
+    by_partition = {partition_of(f"{organization}{n}"): f"{organization}{n}" for n in range(200)}
+    free, *locked = by_partition.values()
+    assert len(locked) == len(PARTITIONS) - 1
+    with ExitStack() as stack:
+        locks = [stack.enter_context(held_lock(settings["DATABASE_URL"], org)) for org in locked]
+        names = [name for org in locked for name in submit_many(client, org, range(2))]
+        start_consumer()
+        # One of them at a time has a connection.
+        until(lambda: sum(lock.waiting() for lock in locks) == 1)
+        for number in range(10):
+            [name] = submit_many(client, free, range(number, number + 1))
+            until(lambda name=name: client.get(name).done, within=1)  # type: ignore[misc]
+        assert sum(lock.waiting() for lock in locks) <= 1
+    client.all_ended(names)
+    for org in locked:
+        check_order(client, org, 2)
 
 
 def test_what_the_database_refuses_fails_alone(

@@ -18,7 +18,7 @@ from service.database import Database
 from service.errors import LockTimeout, ServiceError
 from service.operations.rabbitmq_messages import QueuedOperation
 
-# An organization that another session has locked is left out, unless it is the only one.
+# With true each organization's lock is waited for; else those that are locked are left out.
 _APPLY = """
     SELECT r.organization_id, CASE
         WHEN %s::boolean
@@ -49,6 +49,8 @@ class OperationApplier:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # One call at a time waits for a lock: the connections are for those that need not.
+        self._waiting = asyncio.Lock()
 
     async def wait_for_database(self) -> None:
         """Return once it answers."""
@@ -71,7 +73,7 @@ class OperationApplier:
         left = list(by_organization)
         if len(left) > 1:
             try:
-                found = await self._call(by_organization)
+                found = await self._call(by_organization, wait=False)
                 left = [organization_id for organization_id, done in found if not done]
             except (ServiceError, psycopg.Error) as error:
                 log.warning("operations not applied together", error=str(error))
@@ -114,7 +116,10 @@ class OperationApplier:
         told = False
         while True:
             try:
-                await self._call({organization_id: operations})
+                [(_, done)] = await self._call({organization_id: operations}, wait=False)
+                if not done:
+                    async with self._waiting:
+                        await self._call({organization_id: operations}, wait=True)
             except LockTimeout:
                 continue
             except (ServiceError, psycopg.Error) as error:
@@ -143,12 +148,10 @@ class OperationApplier:
                 return []
 
     async def _call(
-        self, by_organization: Mapping[str, Sequence[QueuedOperation]]
+        self, by_organization: Mapping[str, Sequence[QueuedOperation]], *, wait: bool
     ) -> Sequence[tuple[Any, ...]]:
         parameter = [
             {"organization_id": organization_id, "operations": operations}
             for organization_id, operations in by_organization.items()
         ]
-        return await self._database.fetch(
-            _APPLY, (len(by_organization) == 1, orjson.dumps(parameter).decode())
-        )
+        return await self._database.fetch(_APPLY, (wait, orjson.dumps(parameter).decode()))
