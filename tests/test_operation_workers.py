@@ -77,7 +77,8 @@ def test_nothing_is_answered_before_it_is_stored(place: Place) -> None:
         assert not submitting.done()
         assert org.listed() == []
         holder.rollback()
-        assert org.listed() == [submitting.result().name]
+        accepted = submitting.result()
+        assert org.listed() == [accepted.name]
 
 
 @pytest.mark.parametrize("immediate", [True, False], ids=["crash", "restart"])
