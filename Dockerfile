@@ -1,4 +1,4 @@
-# One image for the service, the gateway and the migrations.
+# One image for the service, its workers, the gateway and the migrations.
 FROM python:3.11-slim AS builder
 WORKDIR /build
 RUN python -m venv /app/.venv
@@ -20,7 +20,7 @@ COPY scripts/migrate scripts/migrate
 COPY migrations migrations
 ENV PATH=/app/scripts:/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001
-EXPOSE 50051 3000 9464 9465
+EXPOSE 50051 3000 9464 9465 9466
 STOPSIGNAL SIGTERM
-# Or `python -m gateway`, or `migrate`.
+# Or `python -m service worker`, `python -m gateway`, `migrate`.
 CMD ["python", "-m", "service"]
