@@ -19,6 +19,7 @@ from service.amqp import Broker
 from service.calls import CallHandler
 from service.committer import Committer
 from service.database import Database
+from service.direct import direct_handlers
 from service.introspection import add_reflection, serve_channelz
 from service.listening import bind
 from service.metrics import Metrics, serve_metrics
@@ -36,7 +37,6 @@ from service.replicas import Replicas
 from service.schema import check_schema
 from service.servicer import AppointmentServicer
 from service.settings import Settings
-from service.unary import unary_handlers
 from service.watch import Watch
 from service.webhooks.addresses import AddressRules
 from service.webhooks.servicer import WebhookServicer
@@ -130,7 +130,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         health_servicer = health.aio.HealthServicer()
         server = _server(settings)
         server.add_generic_rpc_handlers(
-            tuple(unary_handlers(service, calls.handle, calls.stream) for service in services)
+            tuple(direct_handlers(service, calls.handle, calls.stream) for service in services)
         )
         relay_pb2_grpc.add_RelayServiceServicer_to_server(relay, server)
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

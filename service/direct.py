@@ -13,7 +13,7 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def unary_handlers(
+def direct_handlers(
     service: ServiceDescriptor, handle: Handle, stream: Stream
 ) -> grpc.GenericRpcHandler:
     """Serve the methods of a service that take one request.
