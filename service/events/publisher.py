@@ -92,13 +92,9 @@ class EventPublisher:
                 return min(1.0, self._lease / 4)
             log.info("in charge of events", fence=self._fence)
             self._renew_at = monotonic() + self._lease / 3
-        if monotonic() >= self._look_at:
-            if not await self._sweep(self._fence):
-                return self._overtaken()
-        elif monotonic() >= self._renew_at:
-            self._renew_at = monotonic() + self._lease / 3
-            if not await self._store.renew(self._fence, self._lease):
-                return self._overtaken()
+        due = monotonic() >= self._look_at
+        if not await (self._sweep(self._fence) if due else self._hold(self._fence)):
+            return self._overtaken()
         return max(0.0, min(self._look_at, self._renew_at) - monotonic())
 
     async def _sweep(self, fence: int) -> bool:
@@ -124,10 +120,19 @@ class EventPublisher:
                     return False
             if part.last:
                 break
+            if not await self._hold(fence):
+                return False
             after = part.end
         pause = looking / LOOKING_SHARE - (monotonic() - began)
         self._look_at = monotonic() + max(0.0 if found else self._interval, pause)
         return True
+
+    async def _hold(self, fence: int) -> bool:
+        """Extend the lease when it is time; False if another worker is in charge."""
+        if monotonic() < self._renew_at:
+            return True
+        self._renew_at = monotonic() + self._lease / 3
+        return await self._store.renew(fence, self._lease)
 
     def _overtaken(self) -> float:
         log.info("no longer in charge of events", fence=self._fence)
