@@ -11,6 +11,11 @@ from service.errors import InvalidFields, OperationNotFound, ServiceError
 
 # As the protos have it of every organization_id.
 MAX_ORGANIZATION = 128
+
+# Calls of the database that end without an answer, after which an operation that was alone
+# in them is given up.
+MAX_ATTEMPTS = 10
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -13,6 +13,7 @@ import structlog
 from service.database import Database
 from service.errors import LockTimeout, Overloaded, ServiceError
 from service.metrics import Metrics
+from service.operations.operation import MAX_ATTEMPTS
 
 _LEASE = """
     SELECT organization_id, fence, attempts
@@ -39,9 +40,7 @@ _GIVE_UP = "SELECT give_up_operation(%s::text, %s::bigint, %s::text)"
 _COUNT = "SELECT count(*) FROM (SELECT FROM queued_operations LIMIT 100000) AS counted"
 COUNT_INTERVAL = 10.0
 
-# Calls that end without an answer, by which the first operation is given up. The waits
-# between them double up to the longest.
-MAX_ATTEMPTS = 10
+# Seconds between calls that end without an answer: they double up to the longest.
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 30.0
 

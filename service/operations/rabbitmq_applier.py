@@ -16,6 +16,7 @@ import structlog
 
 from service.database import Database
 from service.errors import LockTimeout, ServiceError
+from service.operations.operation import MAX_ATTEMPTS
 from service.operations.rabbitmq_messages import QueuedOperation
 
 # With true each organization's lock is waited for; else those that are locked are left out.
@@ -34,9 +35,6 @@ _REFUSE = """
     FROM json_to_recordset(%s::json)
     AS r (organization_id text, operation_id uuid, accepted_at timestamptz, write json)
 """
-
-# Calls without an answer after which an operation that is alone in them is given up.
-MAX_ATTEMPTS = 10
 
 # Seconds before the database is tried again.
 RETRY_DELAY = 1.0
