@@ -1,0 +1,264 @@
+"""Workers of the queue in RabbitMQ: all in order, once, whoever dies, hangs or is refused."""
+
+import asyncio
+import signal
+import time
+import uuid
+from contextlib import ExitStack
+
+import aio_pika
+import orjson
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from appointments.v1 import appointment_pb2 as pb
+
+from scripts.programs import Program
+from service.operations.rabbitmq_messages import PARTITIONS, partition_of
+from service.operations.rabbitmq_queue import (
+    DEAD,
+    DELIVERY_LIMIT,
+    UNREADABLE,
+    declare_queues,
+)
+from tests.conftest import StartProgram
+from tests.observing import held_lock, metric, until
+from tests.rabbitmq.consuming import (
+    Settings,
+    check_order,
+    on_channel,
+    submit_many,
+    wait_until_consuming,
+    waiting,
+)
+from tests.submitter import Submitter, problem
+from tests.submitting import metadata_of
+
+
+def applied(worker: Program) -> float:
+    return metric(worker, "appointments_applied_operations_sum")
+
+
+def publish(settings: Settings, *bodies: bytes) -> None:
+    async def send(channel: AbstractChannel) -> None:
+        await declare_queues(channel)
+        for body in bodies:
+            message = aio_pika.Message(body, delivery_mode=2)
+            await channel.default_exchange.publish(message, PARTITIONS[0])
+
+    on_channel(settings["AMQP_URL"], send)
+
+
+def test_order_holds_with_several_workers_while_the_active_ones_are_killed(
+    settings: Settings,
+    client: Submitter,
+    start_consumer: StartProgram,
+    organization: str,
+) -> None:
+    organizations = [f"{n}-{organization}" for n in range(6)]
+    workers = [start_consumer() for _ in range(3)]
+    names: list[str] = []
+    for part in range(3):
+        for org in organizations:
+            names += submit_many(client, org, range(part * 40, part * 40 + 20))
+        with held_lock(settings["DATABASE_URL"], organizations[0]) as lock:
+            for org in organizations:
+                names += submit_many(client, org, range(part * 40 + 20, part * 40 + 40))
+            lock.wait_for(1)
+            if part < 2:  # the one that has the most of it in hand
+                active = max(workers, key=applied)
+                workers.remove(active)
+                active.kill()
+    client.all_ended(names)
+    for org in organizations:
+        check_order(client, org, 120)
+
+
+def test_a_worker_that_was_stopped_for_long_does_no_harm(
+    settings: Settings,
+    client: Submitter,
+    start_consumer: StartProgram,
+    organization: str,
+) -> None:
+    quick = {"AMQP_URL": settings["AMQP_URL"] + "?heartbeat=1"}
+    stalled = start_consumer(**quick)
+    names = []
+    with held_lock(settings["DATABASE_URL"], organization) as lock:
+        names += submit_many(client, organization, range(1))
+        lock.wait_for(1)
+        # These the worker has been given, or will be, before it goes on.
+        names += submit_many(client, organization, range(1, 40))
+        until(lambda: waiting(settings, *PARTITIONS) <= 40 - 16)
+        stalled.process.send_signal(signal.SIGSTOP)
+    try:
+        other = start_consumer(**quick)
+        client.all_ended(names)
+        names = submit_many(client, organization, range(40, 60))
+        client.all_ended(names)
+    finally:
+        stalled.process.send_signal(signal.SIGCONT)
+    wait_until_consuming(stalled, 2)
+    other.kill()
+    client.all_ended(submit_many(client, organization, range(60, 80)))
+    check_order(client, organization, 80)
+    until(lambda: waiting(settings, *PARTITIONS) == 0)
+
+
+def test_a_worker_that_is_told_to_stop_finishes_what_it_has_begun(
+    settings: Settings, client: Submitter, start_consumer: StartProgram, organization: str
+) -> None:
+    worker = start_consumer()
+    with held_lock(settings["DATABASE_URL"], organization) as lock:
+        [name] = submit_many(client, organization, range(1))
+        lock.wait_for(1)
+        worker.process.send_signal(signal.SIGTERM)
+        worker.wait_for_event(lambda event: event["event"] == "stopping")
+    assert worker.stop(within=10) == 0
+    assert client.get(name).done
+    assert waiting(settings, *PARTITIONS) == 0
+
+
+def test_a_worker_that_is_told_to_stop_gives_back_what_it_cannot_finish(
+    settings: Settings, client: Submitter, start_consumer: StartProgram, organization: str
+) -> None:
+    worker = start_consumer()
+    with held_lock(settings["DATABASE_URL"], organization) as lock:
+        names = submit_many(client, organization, range(30))
+        lock.wait_for(1)
+        began = time.monotonic()
+        assert worker.stop(within=20) == 0
+        assert time.monotonic() - began < 10
+        until(lambda: waiting(settings, *PARTITIONS) > 0)
+    start_consumer()
+    client.all_ended(names)
+    check_order(client, organization, 30)
+
+
+def test_locked_organizations_hold_up_their_own_partitions_alone(
+    settings: Settings, client: Submitter, start_consumer: StartProgram, organization: str
+) -> None:
+    by_partition = {partition_of(f"{organization}{n}"): f"{organization}{n}" for n in range(200)}
+    free, *locked = by_partition.values()
+    assert len(locked) == len(PARTITIONS) - 1
+    with ExitStack() as stack:
+        locks = [stack.enter_context(held_lock(settings["DATABASE_URL"], org)) for org in locked]
+        names = [name for org in locked for name in submit_many(client, org, range(2))]
+        start_consumer()
+        # One of them at a time has a connection.
+        until(lambda: sum(lock.waiting() for lock in locks) == 1)
+        for number in range(10):
+            [name] = submit_many(client, free, range(number, number + 1))
+            until(lambda name=name: client.get(name).done, within=1)  # type: ignore[misc]
+        assert sum(lock.waiting() for lock in locks) <= 1
+    client.all_ended(names)
+    for org in locked:
+        check_order(client, org, 2)
+
+
+def test_what_the_database_refuses_fails_alone(
+    client: Submitter, start_consumer: StartProgram, organization: str
+) -> None:
+    names = [
+        client.upsert(organization, f"{n}", n, n + 1, title="poison" if n % 3 == 1 else "")
+        for n in range(12)
+    ]
+    start_consumer()
+    for number, name in enumerate(names):
+        ended = client.ended(name)
+        if number % 3 == 1:
+            refused = problem(ended)
+            assert refused.reason == "OPERATION_FAILED"
+            assert "poisoned" in refused.message
+        else:
+            assert metadata_of(ended).outcome == pb.CREATED
+    client.organization(organization).check_history()
+
+
+def test_what_always_takes_too_long_is_given_up(
+    client: Submitter, start_consumer: StartProgram, organization: str
+) -> None:
+    titles = ["", "slow", ""]
+    names = [
+        client.upsert(organization, f"{n}", n, n + 1, title=title) for n, title in enumerate(titles)
+    ]
+    start_consumer(STATEMENT_TIMEOUT="0.2", LOCK_TIMEOUT="0.2")
+    slow = problem(client.ended(names[1], within=40))
+    assert slow.reason == "OPERATION_FAILED"
+    assert "not applied in 10 attempts" in slow.message
+    client.all_ended([names[0], names[2]])
+
+
+def message(organization: str, **changes: object) -> bytes:
+    """A message of one operation, as it would be but for some changes."""
+    operation = {
+        "organization_id": organization,
+        "operation_id": str(uuid.uuid4()),
+        "accepted_at": "2026-01-01T00:00:00+00:00",
+        "write": {"id": "a"},
+    }
+    return orjson.dumps([{**operation, **changes}])
+
+
+def test_what_cannot_be_read_is_put_aside(
+    settings: Settings, client: Submitter, start_consumer: StartProgram, organization: str
+) -> None:
+    unreadable = [
+        b"",
+        b"\x00\xff",
+        b"{}",
+        b"1",
+        b'["x"]',
+        b"[{}]",
+        message(organization, accepted_at="2026-01-01T00:00:00"),
+        message(organization, accepted_at=None),
+        message(organization, operation_id=7),
+        message(organization, operation_id="1"),
+        message(organization, organization_id=None),
+        message(organization, write=[]),
+        message(organization, write={"id": None}),
+    ]
+    unfit = [
+        message(organization + "\x00"),
+        message(organization, accepted_at="0000-13-01T00:00:00+00:00"),
+    ]
+    publish(settings, *unreadable, *unfit, b"[]")
+    names = submit_many(client, organization, range(5))
+    worker = start_consumer()
+    client.all_ended(names)
+    until(lambda: waiting(settings, UNREADABLE) == len(unreadable) + len(unfit))
+    until(lambda: waiting(settings, *PARTITIONS) == 0)
+    worker.wait_for_event(lambda event: event["event"] == "unreadable operation put aside")
+    check_order(client, organization, 5)
+    # What has the form of an operation, but no sense, fails.
+    publish(settings, message(organization, write={"id": "a", "start_time": "soon"}))
+    until(lambda: len(client.of(organization).listed(filter="error:*")) == 1)
+
+
+def test_what_was_delivered_in_vain_too_often_fails(
+    settings: Settings, client: Submitter, start_consumer: StartProgram, organization: str
+) -> None:
+    names = submit_many(client, organization, range(2))
+
+    async def wear_out(channel: AbstractChannel) -> None:
+        """Take what there is and give it back until it is moved to the dead letters."""
+        await channel.set_qos(prefetch_count=1)
+
+        async def give_back(incoming: AbstractIncomingMessage) -> None:
+            await incoming.nack(requeue=True)
+
+        for name in PARTITIONS:
+            await (await channel.get_queue(name, ensure=False)).consume(give_back)
+        async with asyncio.timeout(20):
+            while True:
+                dead = await channel.declare_queue(DEAD, passive=True)
+                if dead.declaration_result.message_count == len(names):
+                    return
+                await asyncio.sleep(0.05)
+
+    on_channel(settings["AMQP_URL"], wear_out)
+    worker = start_consumer()
+    for name in names:
+        refused = problem(client.ended(name))
+        assert refused.reason == "OPERATION_FAILED"
+        assert f"not applied in {DELIVERY_LIMIT} deliveries" in refused.message
+    until(lambda: waiting(settings, DEAD) == 0)
+    worker.wait_for_event(lambda event: event["event"] == "operation given up")
+    client.all_ended(submit_many(client, organization, range(2)))
