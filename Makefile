@@ -41,7 +41,7 @@ migrate: .venv/installed ## Apply the migrations to the database of DATABASE_URL
 	@scripts/migrate
 
 test: .venv/installed ## Run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: .venv/installed ## Check style, types, dependencies, protos, stubs and migrations
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -46,33 +47,15 @@ def pytest_report_header() -> str:
     return f"PostgreSQL: a new database on {host} (TEST_DATABASE_URL)"
 
 
-# Tests that were left out, since RabbitMQ is not installed.
-_LEFT_OUT = pytest.StashKey[list[pytest.Item]]()
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a RabbitMQ that is not there; where CI is set it fails instead."""
-    if server_script() is not None or os.environ.get("CI"):
-        return
-    left_out = [item for item in items if "rabbitmq" in getattr(item, "fixturenames", ())]
-    if left_out:
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
-        config.stash[_LEFT_OUT] = left_out
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """Say loudly what was not tested."""
-    left_out = config.stash.get(_LEFT_OUT, [])
-    if left_out:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly what was not tested, and why."""
+    # The reason is the last of a skipped test's path, line and reason.
+    skipped = Counter(report.longrepr[2] for report in terminalreporter.getreports("skipped"))
+    if skipped:
         terminalreporter.section("NOT TESTED", red=True, bold=True)
+    for reason, number in skipped.items():
         terminalreporter.line(
-            f"{len(left_out)} tests were LEFT OUT: they need RabbitMQ, which is not installed"
-            " (Debian and Ubuntu: apt install rabbitmq-server; its own node is not used).",
-            red=True,
-            bold=True,
+            f"{number} LEFT OUT: {reason.removeprefix('Skipped: ')}", red=True, bold=True
         )
 
 
@@ -214,7 +197,15 @@ def own_postgres() -> Iterator[OwnPostgres]:
 
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[RabbitMQ]:
-    """A node of RabbitMQ of the suite's own; a test that stops it starts it again."""
+    """A node of RabbitMQ of the suite's own; a test that stops it starts it again.
+
+    What needs it is left out where it is not installed; where CI is set it fails.
+    """
+    if server_script() is None and not os.environ.get("CI"):
+        pytest.skip(
+            "RabbitMQ is not installed (Debian and Ubuntu: apt install rabbitmq-server;"
+            " its own node is not used)"
+        )
     with tempfile.TemporaryDirectory(prefix="appointments-") as directory:
         node = RabbitMQ(Path(directory) / "rabbitmq")
         try:
