@@ -225,23 +225,23 @@ def test_a_url_is_kept_as_it_is(rest: Client, url: str) -> None:
 @pytest.mark.parametrize(
     ("body", "fields"),
     [
-        ({}, {"url"}),
-        ({"url": URL, "description": "x" * 1025}, {"description"}),
-        ({"url": URL, "changes": ["CHANGE_UNSPECIFIED"]}, {"changes[0]"}),
-        ({"url": URL, "changes": ["MOVED"]}, {"changes[0]"}),
-        ({"url": URL, "changes": ["CREATED"] * 4}, {"changes"}),
-        ({"url": URL, "organizationId": ""}, {"organizationId"}),
-        ({"url": URL, "unknown": 1}, {"unknown"}),
-        ({"url": "ftp://x", "description": "a\nb"}, {"url", "description"}),
+        ({}, ["url"]),
+        ({"url": URL, "description": "x" * 1025}, ["description"]),
+        ({"url": URL, "changes": ["CHANGE_UNSPECIFIED"]}, ["changes[0]"]),
+        ({"url": URL, "changes": ["MOVED"]}, ["changes[0]"]),
+        ({"url": URL, "changes": ["CREATED"] * 4}, ["changes"]),
+        ({"url": URL, "organizationId": ""}, ["organizationId"]),
+        ({"url": URL, "unknown": 1}, ["unknown"]),
+        ({"url": "ftp://x", "description": "a\nb"}, ["url", "description"]),
     ],
     ids=str,
 )
 def test_fields_that_break_rules_are_named(
-    rest: Client, body: dict[str, Any], fields: set[str]
+    rest: Client, body: dict[str, Any], fields: list[str]
 ) -> None:
     refused = post(rest, **body)
     assert (refused.status, refused.json["code"]) == (400, "INVALID_FIELD")
-    assert refused.fields == fields
+    assert refused.fields == set(fields)
 
 
 def test_an_organization_has_twenty_at_most(rest: Client) -> None:
