@@ -1,15 +1,20 @@
 """Who may move the cursors of the events: only the worker in charge, whatever comes between."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
 
+from service.amqp import Broker
 from service.database import Database, Timeouts
-from service.events.store import EventStore
+from service.events.publisher import EventPublisher
+from service.events.rabbitmq import declare_exchange
+from service.events.store import EventStore, Part
 from service.metrics import Metrics
+from tests.conftest import CreateDatabase
 from tests.observing import until
 
 TIMEOUTS = Timeouts(connection=5.0, lock=20.0, statement=20.0)
@@ -23,8 +28,13 @@ def consumer() -> str:
 @pytest.fixture
 async def store(database_url: str, consumer: str) -> AsyncIterator[EventStore]:
     """Two workers share it here: what tells them apart is the fence."""
-    database = Database(
-        database_url,
+    async with database(database_url) as opened:
+        yield EventStore(opened, consumer)
+
+
+def database(url: str) -> Database:
+    return Database(
+        url,
         name="test",
         connections=2,
         max_waiting=10,
@@ -32,8 +42,6 @@ async def store(database_url: str, consumer: str) -> AsyncIterator[EventStore]:
         replica=False,
         metrics=Metrics(),
     )
-    async with database:
-        yield EventStore(database, consumer)
 
 
 def cursor(database_url: str, consumer: str) -> dict[str, int]:
@@ -90,3 +98,44 @@ async def test_a_takeover_under_way_comes_before_a_cursor(
         takeover.commit()
     assert not await advance
     assert cursor(database_url, consumer) == {}
+
+
+class SlowStore(EventStore):
+    """A database in which a look at some of the organizations takes its time."""
+
+    async def look(self, after: str) -> Part:
+        await asyncio.sleep(0.6)
+        return await super().look(after)
+
+
+async def test_a_look_that_takes_longer_than_the_lease_keeps_it(
+    create_database: CreateDatabase, consumer: str
+) -> None:
+    url = create_database()
+    with psycopg.connect(url) as connection:
+        for table, columns in (
+            ("organizations", "organization_id, revision, recorded_at"),
+            ("event_cursors", "organization_id, revision, consumer"),
+        ):
+            # Three looks, at 10,000 organizations each, and nothing to publish.
+            connection.execute(
+                f"INSERT INTO {table} ({columns}) SELECT n::text, 1, %s"
+                " FROM generate_series(1, 25000) AS n".encode(),
+                ["now" if table == "organizations" else consumer],
+            )
+    async with database(url) as opened:
+        store = SlowStore(opened, consumer)
+        broker = Broker("amqp://127.0.0.1:1", name="test", timeout=1, declare=declare_exchange)
+        publisher = EventPublisher(store, broker, Metrics(), interval=0.2, lease=1.5)
+        running = asyncio.create_task(publisher.run())
+        begun = time.monotonic()
+        while await store.take(0) is not None:
+            assert time.monotonic() < begun + 10
+            await asyncio.sleep(0.05)
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            assert await store.take(1.5) is None
+            await asyncio.sleep(0.05)
+        running.cancel()
+        await asyncio.wait({running})
+        assert await store.take(30) is not None
