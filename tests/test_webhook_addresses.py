@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from service.metrics import Metrics
-from service.webhooks.addresses import AddressRules, LookUp
+from service.webhooks.addresses import AddressRules
+from service.webhooks.resolver import LookUp
 from service.webhooks.sender import Sender
 from service.webhooks.webhook import Attempt
 from tests.receiver import LOOPBACK, Receiver, status

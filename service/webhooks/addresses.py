@@ -1,26 +1,15 @@
-"""Which addresses a webhook may reach: none inside the operator's network unless allowed.
+"""Which addresses a webhook may reach: none inside the operator's network unless allowed."""
 
-An address is judged where the request itself resolves the name, so that the name cannot
-stand for another one in between.
-"""
-
-import asyncio
 import ipaddress
 import re
 import socket
-import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any
 
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
-
-# Resolves a host and port to what `socket.getaddrinfo` gives. Raises OSError.
-LookUp = Callable[[str, int, socket.AddressFamily], Awaitable[list[tuple[Any, ...]]]]
 
 # RFC 6052, section 2.1: the rest is an IPv4 address.
 _NAT64 = IPv6Network("64:ff9b::/96")
@@ -29,10 +18,6 @@ _GLOBAL_UNICAST = IPv6Network("2000::/3")
 # What inet_aton takes for an address: 127.1, 0x7f000001, 017700000001.
 _LEGACY_IPV4 = re.compile(r"(0[xX])?[0-9a-fA-F]*(\.(0[xX])?[0-9a-fA-F]*){0,3}\.?")
 _UNSAFE = re.compile(r"[\s\\]")
-
-
-class AddressRefused(OSError):
-    """Nothing is sent to this address; the message says which and why."""
 
 
 class AddressRules:
@@ -128,72 +113,3 @@ def _is_public(address: Address) -> bool:
         return False
     # Python counts multicast among what is global.
     return address.is_global and not address.is_multicast and not address.is_reserved
-
-
-class GuardedResolver(AbstractResolver):
-    """Resolves names for one connector, to addresses that may be reached and no others."""
-
-    def __init__(self, rules: AddressRules, *, secure: bool, look_up: LookUp) -> None:
-        self._rules = rules
-        self._secure = secure
-        self._look_up = look_up
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """Return the permitted addresses. Raises AddressRefused if there is none."""
-        found: list[ResolveResult] = []
-        addresses: list[Address] = []
-        for its_family, _, protocol, _, where in await self._look_up(host, port, family):
-            address = ipaddress.ip_address(str(where[0]).partition("%")[0])
-            addresses.append(address)
-            if self._rules.permits(address, secure=self._secure):
-                found.append(
-                    ResolveResult(
-                        hostname=host,
-                        host=str(address),
-                        port=port,
-                        family=its_family,
-                        proto=protocol,
-                        flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-                    )
-                )
-        if not found:
-            raise AddressRefused(refused(host, addresses, secure=self._secure))
-        return found
-
-    async def close(self) -> None:
-        """There is nothing to close."""
-
-
-async def look_up(host: str, port: int, family: socket.AddressFamily) -> list[tuple[Any, ...]]:
-    """Ask the system, in a thread of its own: a name server that hangs holds up no others.
-
-    The thread outlives a caller that is cancelled, but not the process.
-    """
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[tuple[Any, ...]]] = loop.create_future()
-
-    def hand_over(found: list[tuple[Any, ...]] | OSError) -> None:
-        if answer.done():
-            return
-        if isinstance(found, OSError):
-            answer.set_exception(found)
-        else:
-            answer.set_result(found)
-
-    def ask() -> None:
-        found: list[Any] | OSError
-        try:
-            found = socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG
-            )
-        except OSError as error:
-            found = error
-        except UnicodeError as error:  # a label that is too long
-            found = OSError(str(error))
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(hand_over, found)
-
-    threading.Thread(target=ask, name=f"look up {host}", daemon=True).start()
-    return await answer

@@ -19,9 +19,10 @@ from service.domain import HistoryEntry
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.reads import ReadStore
-from service.webhooks.addresses import AddressRules, LookUp, look_up
+from service.webhooks.addresses import AddressRules
 from service.webhooks.claims import ClaimStore, Sent
 from service.webhooks.events import body_of, headers_of
+from service.webhooks.resolver import LookUp, look_up
 from service.webhooks.sender import Sender
 from service.webhooks.webhook import Claim
 

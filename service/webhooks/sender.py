@@ -25,13 +25,8 @@ from aiohttp import (
 from yarl import URL
 
 from service.metrics import Metrics
-from service.webhooks.addresses import (
-    AddressRefused,
-    AddressRules,
-    GuardedResolver,
-    LookUp,
-    look_up,
-)
+from service.webhooks.addresses import AddressRules
+from service.webhooks.resolver import AddressRefused, GuardedResolver, LookUp, look_up
 from service.webhooks.webhook import Attempt
 
 # Of an answer's body no more is read, and not for longer; the rest costs the receiver its
