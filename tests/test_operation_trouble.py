@@ -127,7 +127,7 @@ def test_locked_organizations_hold_up_nobody(place: Place, start_beside: StartPr
         for org in locked:
             stack.enter_context(held_lock(place.url, org.id))
         waiting = [org.upsert("a", 0, 1) for org in locked]
-        start_beside()
+        start_beside(LOCK_TIMEOUT="0.3", STATEMENT_TIMEOUT="1", OPERATION_LEASE="2")
         until(lambda: place.count("pg_locks", "locktype = 'advisory' AND NOT granted") == 1)
         for number in range(40):
             org = place.organization(f"free{number % 8}")
