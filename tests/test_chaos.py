@@ -29,7 +29,7 @@ from tests.events import Consumer
 from tests.observing import until
 from tests.receiver import Answer, Received, Receiver
 from tests.rest_client import Client
-from tests.webhooks import QUICK, Hooked
+from tests.webhooks.hooked import QUICK, Hooked
 
 ORGANIZATIONS = 50
 OPERATIONS = int(os.environ.get("CHAOS_OPERATIONS", "10000"))

@@ -3,63 +3,24 @@
 import asyncio
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack
 from itertools import groupby, pairwise
 from time import monotonic
 from typing import Any
 
-import grpc
 import psycopg
 import pytest
 from aiohttp import web
-from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from scripts.programs import Program
-from scripts.stack import ANY_PORT
-from tests.api import Organization
-from tests.conftest import CreateDatabase, StartProgram, _start
+from tests.conftest import StartProgram
 from tests.observing import metric, until
-from tests.receiver import LOOPBACK, Received, Receiver, hang, status
-from tests.rest_client import Client
-from tests.webhooks import QUICK, Hooked
+from tests.receiver import Received, hang, status
+from tests.webhooks.hooked import QUICK, Hooked
 
 FAILED = 'appointments_webhook_delivery_seconds_count{result="status"}'
 STATE = "SELECT cursor_revision, attempts, disabled, fence FROM webhooks WHERE webhook_id = %s"
 TIMED_OUT = 'appointments_webhook_delivery_seconds_count{result="timeout"}'
 TAKEN = 'appointments_webhook_delivery_seconds_count{result="taken"}'
-
-
-@pytest.fixture(scope="module")
-def url(create_database: CreateDatabase) -> str:
-    """A database that no other worker looks at."""
-    return create_database()
-
-
-@pytest.fixture(scope="module")
-def programs(url: str) -> Iterator[tuple[Program, Program]]:
-    """A service that allows webhooks on loopback, and its gateway."""
-    with ExitStack() as stack:
-        settings = {
-            **ANY_PORT,
-            "DATABASE_URL": url,
-            "WEBHOOK_ALLOWED_NETWORKS": LOOPBACK,
-            "WEBHOOK_SECRET_OVERLAP": "3",
-        }
-        service = _start(stack, "service", settings)
-        gateway = _start(stack, "gateway", {**ANY_PORT, "SERVICE_ADDRESS": service.address})
-        yield service, gateway
-
-
-@pytest.fixture
-def hooked(programs: tuple[Program, Program], organization: str) -> Iterator[Hooked]:
-    service, gateway = programs
-    with Receiver() as receiver, grpc.insecure_channel(service.address) as channel:
-        rest = Client(gateway, organization)
-        yield Hooked(rest, Organization(AppointmentServiceStub(channel), organization), receiver)
-        for each in rest.call("GET", "/webhooks").json["webhooks"]:
-            rest.call("DELETE", f"/webhooks/{each['id']}")
 
 
 @pytest.fixture

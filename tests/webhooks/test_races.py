@@ -3,23 +3,16 @@
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 
-import grpc
 import psycopg
 import pytest
 from aiohttp import web
-from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
-from scripts.programs import Program
-from scripts.stack import ANY_PORT
-from tests.api import Organization
-from tests.conftest import CreateDatabase, StartProgram, _start
+from tests.conftest import StartProgram
 from tests.observing import until
-from tests.receiver import LOOPBACK, Received, Receiver
-from tests.rest_client import Client
-from tests.webhooks import QUICK, Hooked
+from tests.receiver import Received
+from tests.webhooks.hooked import QUICK, Hooked
 
 # A request may be held for long, and what failed is not tried again within a test.
 UNHURRIED = {
@@ -29,30 +22,6 @@ UNHURRIED = {
     "WEBHOOK_FIRST_RETRY": "600",
     "WEBHOOK_LONGEST_RETRY": "600",
 }
-
-
-@pytest.fixture(scope="module")
-def url(create_database: CreateDatabase) -> str:
-    """A database that no other worker looks at."""
-    return create_database()
-
-
-@pytest.fixture(scope="module")
-def programs(url: str) -> Iterator[tuple[Program, Program]]:
-    with ExitStack() as stack:
-        settings = {**ANY_PORT, "DATABASE_URL": url, "WEBHOOK_ALLOWED_NETWORKS": LOOPBACK}
-        service = _start(stack, "service", settings)
-        yield service, _start(stack, "gateway", {**ANY_PORT, "SERVICE_ADDRESS": service.address})
-
-
-@pytest.fixture
-def hooked(programs: tuple[Program, Program], organization: str) -> Iterator[Hooked]:
-    service, gateway = programs
-    with Receiver() as receiver, grpc.insecure_channel(service.address) as channel:
-        rest = Client(gateway, organization)
-        yield Hooked(rest, Organization(AppointmentServiceStub(channel), organization), receiver)
-        for each in rest.call("GET", "/webhooks").json["webhooks"]:
-            rest.call("DELETE", f"/webhooks/{each['id']}")
 
 
 @pytest.mark.parametrize("code", [410, 500])

@@ -1,0 +1,47 @@
+"""A service whose webhooks may reach the tests' own receivers."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import grpc
+import pytest
+from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
+
+from scripts.programs import Program
+from scripts.stack import ANY_PORT
+from tests.api import Organization
+from tests.conftest import CreateDatabase, _start
+from tests.receiver import LOOPBACK, Receiver
+from tests.rest_client import Client
+from tests.webhooks.hooked import Hooked
+
+
+@pytest.fixture(scope="module")
+def url(create_database: CreateDatabase) -> str:
+    """A database that no other worker looks at."""
+    return create_database()
+
+
+@pytest.fixture(scope="module")
+def programs(url: str) -> Iterator[tuple[Program, Program]]:
+    """A service that allows webhooks on loopback, and its gateway."""
+    with ExitStack() as stack:
+        settings = {
+            **ANY_PORT,
+            "DATABASE_URL": url,
+            "WEBHOOK_ALLOWED_NETWORKS": LOOPBACK,
+            "WEBHOOK_SECRET_OVERLAP": "3",
+        }
+        service = _start(stack, "service", settings)
+        gateway = _start(stack, "gateway", {**ANY_PORT, "SERVICE_ADDRESS": service.address})
+        yield service, gateway
+
+
+@pytest.fixture
+def hooked(programs: tuple[Program, Program], organization: str) -> Iterator[Hooked]:
+    service, gateway = programs
+    with Receiver() as receiver, grpc.insecure_channel(service.address) as channel:
+        rest = Client(gateway, organization)
+        yield Hooked(rest, Organization(AppointmentServiceStub(channel), organization), receiver)
+        for each in rest.call("GET", "/webhooks").json["webhooks"]:
+            rest.call("DELETE", f"/webhooks/{each['id']}")
