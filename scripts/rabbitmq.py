@@ -41,6 +41,13 @@ def server_script() -> Path | None:
     return script.with_name("rabbitmq-server")
 
 
+def _installed_script() -> Path:
+    script = server_script()
+    if script is None:
+        raise StartError("rabbitmq-server is not installed")
+    return script
+
+
 class RabbitMQ:
     """A node on a directory, reachable through loopback only.
 
@@ -78,9 +85,7 @@ class RabbitMQ:
         """Return when it takes connections. StartError if it does not."""
         if self._process is not None:
             return
-        script = server_script()
-        if script is None:
-            raise StartError("rabbitmq-server is not installed")
+        script = _installed_script()
         try:
             self._configure()
             self._start_epmd()
@@ -91,9 +96,7 @@ class RabbitMQ:
 
     def add_virtual_host(self, name: str) -> str:
         """Make a virtual host, whose queues nobody else sees; return its URL."""
-        script = server_script()
-        if script is None:
-            raise StartError("rabbitmq-server is not installed")
+        script = _installed_script()
         everything = ", ".join(['<<".*">>'] * 3)
         expression = (
             f'rabbit_vhost:add(<<"{name}">>, <<"tests">>), rabbit_auth_backend_internal:'
