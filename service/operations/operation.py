@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import quote, unquote
 from uuid import UUID
 
 from service import rules
 from service.domain import Write, WriteResult, new_id
 from service.errors import InvalidFields, OperationNotFound, ServiceError
+from service.writes import write_parameter
 
 # As the protos have it of every organization_id.
 MAX_ORGANIZATION = 128
@@ -53,6 +55,16 @@ def new_operation(organization_id: str, write: Write) -> Operation:
         accepted_at=datetime.now(UTC),
         write=write,
     )
+
+
+def queued_form(operation: Operation) -> dict[str, Any]:
+    """Write an operation as it is queued, and as apply_operations takes it."""
+    return {
+        "organization_id": operation.organization_id,
+        "operation_id": operation.id,
+        "accepted_at": operation.accepted_at,
+        "write": write_parameter(operation.write),
+    }
 
 
 def time_of(id: UUID) -> datetime:

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import orjson
 
 from service.database import Database
-from service.operations.operation import Operation
-from service.writes import write_parameter
+from service.operations.operation import Operation, queued_form
 
 _APPEND = """
     INSERT INTO queued_operations (organization_id, operation_id, accepted_at, write)
@@ -24,14 +23,6 @@ class PostgresQueue:
 
     async def append(self, operations: Sequence[Operation]) -> Sequence[None]:
         """Raises DatabaseUnavailable, Overloaded."""
-        rows = [
-            {
-                "organization_id": operation.organization_id,
-                "operation_id": operation.id,
-                "accepted_at": operation.accepted_at,
-                "write": write_parameter(operation.write),
-            }
-            for operation in operations
-        ]
+        rows = [queued_form(operation) for operation in operations]
         await self._database.fetch(_APPEND, (orjson.dumps(rows).decode(),))
         return [None] * len(operations)

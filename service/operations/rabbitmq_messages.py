@@ -11,8 +11,7 @@ import aio_pika
 import orjson
 
 from service.amqp import Outgoing
-from service.operations.operation import Operation
-from service.writes import write_parameter
+from service.operations.operation import Operation, queued_form
 
 # The queues that organizations are spread over; as many workers apply operations at a time.
 # With another number an organization may be in another of them: the queues must be empty
@@ -41,14 +40,7 @@ def messages(operations: Sequence[Operation]) -> list[tuple[str, Items]]:
     full: list[tuple[str, Items]] = []
     for position, operation in enumerate(operations):
         partition = partition_of(operation.organization_id)
-        encoded = orjson.dumps(
-            {
-                "organization_id": operation.organization_id,
-                "operation_id": operation.id,
-                "accepted_at": operation.accepted_at,
-                "write": write_parameter(operation.write),
-            }
-        )
+        encoded = orjson.dumps(queued_form(operation))
         items = partitions[partition]
         if items and (
             len(items) == MAX_MESSAGE_OPERATIONS
