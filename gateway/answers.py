@@ -1,7 +1,6 @@
 """HTTP answers: JSON with the headers that every answer has."""
 
 from collections.abc import Mapping
-from http import HTTPStatus
 
 import orjson
 from aiohttp import hdrs
@@ -35,7 +34,7 @@ def problem_answer(
     exchange.code = problem.code
     response = Response(
         status=problem.status,
-        reason=HTTPStatus(problem.status).phrase,
+        reason=problem.status.phrase,
         body=orjson.dumps(problem.body(exchange.request_id)),
         headers={hdrs.CONTENT_TYPE: MEDIA_TYPE, hdrs.CACHE_CONTROL: "no-store"},
     )

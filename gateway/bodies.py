@@ -2,12 +2,12 @@
 
 import asyncio
 from dataclasses import dataclass
-from http import HTTPStatus
 
 from aiohttp import StreamReader, hdrs
 from aiohttp.web import BaseRequest, RequestPayloadError
 
-from gateway.problems import Problem, ProblemError, malformed, too_large
+from gateway.problems import ProblemError, malformed, refusal
+from gateway.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +34,9 @@ class BodyReader:
             async with asyncio.timeout(self.timeout):
                 return await self._receive(request.content)
         except TimeoutError:
-            raise ProblemError(
-                Problem(
-                    status=HTTPStatus.REQUEST_TIMEOUT,
-                    code="REQUEST_TIMEOUT",
-                    detail=f"The body did not arrive within {self.timeout:g} s.",
-                ),
+            raise refusal(
+                Reason.REQUEST_TIMEOUT,
+                f"The body did not arrive within {self.timeout:g} s.",
                 {hdrs.CONNECTION: "close"},
             ) from None
         except RequestPayloadError:
@@ -70,7 +67,9 @@ class BodyReader:
             )
 
     def _too_large(self) -> ProblemError:
-        return too_large(f"The body must be at most {self.max_bytes} bytes.")
+        return refusal(
+            Reason.REQUEST_TOO_LARGE, f"The body must be at most {self.max_bytes} bytes."
+        )
 
 
 def refuse_body(request: BaseRequest) -> None:
@@ -90,9 +89,4 @@ async def _send_continue(request: BaseRequest) -> None:
 
 
 def _unsupported(detail: str, headers: dict[str, str] | None = None) -> ProblemError:
-    return ProblemError(
-        Problem(
-            status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE, code="UNSUPPORTED_MEDIA_TYPE", detail=detail
-        ),
-        headers,
-    )
+    return refusal(Reason.UNSUPPORTED_MEDIA_TYPE, detail, headers)

@@ -6,7 +6,8 @@ from zlib import crc32
 from google.protobuf.message import Message
 
 from gateway.exchange import Exchange
-from gateway.problems import ProblemError, StatusReader, too_large
+from gateway.problems import ProblemError, StatusReader, refusal
+from gateway.reasons import Reason
 from gateway.relay import ENVELOPE_BYTES, CallError, Relay, Reply
 
 REVISION = "Organization-Revision"
@@ -33,9 +34,10 @@ class ServiceCaller:
         """
         encoded = message.SerializeToString()
         if len(encoded) > self._max_message_bytes - ENVELOPE_BYTES:
-            raise too_large(
+            raise refusal(
+                Reason.REQUEST_TOO_LARGE,
                 f"As a message of the service the request is more than {self._max_message_bytes}"
-                " bytes."
+                " bytes.",
             )
         # The calls of an organization stay together, so that its writes make one batch.
         organization = (exchange.organization or "").encode()

@@ -22,7 +22,8 @@ from gateway.exchange import Exchange
 from gateway.in_flight import InFlight
 from gateway.inputs import InputReader
 from gateway.organizations import organization_reader
-from gateway.problems import FieldError, Problem, ProblemError, StatusReader, invalid_fields
+from gateway.problems import FieldError, ProblemError, StatusReader, invalid_fields, refusal
+from gateway.reasons import Reason
 from gateway.relay import CallError
 from gateway.rendering import MessageRenderer
 from gateway.routes import Route
@@ -198,14 +199,7 @@ def _last_event_id(request: BaseRequest) -> int | None:
 
 
 def _stopping() -> ProblemError:
-    return ProblemError(
-        Problem(
-            status=HTTPStatus.SERVICE_UNAVAILABLE,
-            code="SERVICE_UNAVAILABLE",
-            detail="The gateway is stopping.",
-            retry_after=1,
-        )
-    )
+    return refusal(Reason.SERVICE_UNAVAILABLE, "The gateway is stopping.", retry_after=1)
 
 
 async def _finish(request: BaseRequest, response: StreamResponse) -> None:

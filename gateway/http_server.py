@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import time
-from http import HTTPStatus
 from typing import Protocol
 
 import structlog
@@ -14,7 +13,8 @@ from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamRes
 from gateway.answers import REQUEST_ID, problem_answer, sign
 from gateway.exchange import Exchange
 from gateway.metrics import Metrics
-from gateway.problems import Problem, ProblemError, internal
+from gateway.problems import ProblemError, internal, malformed, refusal
+from gateway.reasons import Reason
 from gateway.routes import Router
 
 KEEPALIVE_TIMEOUT = 15.0
@@ -64,12 +64,10 @@ class HttpHandler:
     def refuse_unreadable(self, request: BaseRequest) -> Response:
         """Answer what aiohttp could not read as HTTP; the connection is closed after it."""
         exchange = Exchange(request=request, request_id=_new_request_id())
-        problem = Problem(
-            status=HTTPStatus.BAD_REQUEST,
-            code="MALFORMED_REQUEST",
-            detail=f"This is not HTTP, or its URL or a header is over {MAX_LINE_BYTES} bytes.",
+        refused = malformed(
+            f"This is not HTTP, or its URL or a header is over {MAX_LINE_BYTES} bytes."
         )
-        response = problem_answer(exchange, problem, {hdrs.CONNECTION: "close"})
+        response = problem_answer(exchange, refused.problem, {hdrs.CONNECTION: "close"})
         sign(response, exchange)
         self._record(exchange, response.status, 0)
         return response
@@ -97,24 +95,13 @@ class HttpHandler:
         path, _, exchange.query = target.partition("#")[0].partition("?")
         found = self._router.find(path)
         if found is None:
-            raise ProblemError(
-                Problem(
-                    status=HTTPStatus.NOT_FOUND,
-                    code="ROUTE_NOT_FOUND",
-                    detail="There is nothing at this path.",
-                )
-            )
+            raise refusal(Reason.ROUTE_NOT_FOUND, "There is nothing at this path.")
         endpoints, exchange.variables = found
         endpoint = endpoints.get(request.method)
         if endpoint is None:
             allowed = ", ".join(sorted(endpoints))
-            raise ProblemError(
-                Problem(
-                    status=HTTPStatus.METHOD_NOT_ALLOWED,
-                    code="METHOD_NOT_ALLOWED",
-                    detail=f"This path takes {allowed}.",
-                ),
-                {hdrs.ALLOW: allowed},
+            raise refusal(
+                Reason.METHOD_NOT_ALLOWED, f"This path takes {allowed}.", {hdrs.ALLOW: allowed}
             )
         exchange.method = endpoint.name
         return await endpoint(exchange)

@@ -1,30 +1,22 @@
 """What is under way at the same time, and how much of it may be."""
 
-from http import HTTPStatus
-
-from gateway.problems import Problem, ProblemError
+from gateway.problems import refusal
+from gateway.reasons import Reason
 
 
 class InFlight:
     """Counts what is under way. One beyond the limit raises `ProblemError`: 429."""
 
     def __init__(
-        self, limit: int, refusal: str = "Too many requests are in flight already."
+        self, limit: int, detail: str = "Too many requests are in flight already."
     ) -> None:
         self._limit = limit
-        self._refusal = refusal
+        self._detail = detail
         self.count = 0
 
     def __enter__(self) -> None:
         if self.count >= self._limit:
-            raise ProblemError(
-                Problem(
-                    status=HTTPStatus.TOO_MANY_REQUESTS,
-                    code="OVERLOADED",
-                    detail=self._refusal,
-                    retry_after=1,
-                )
-            )
+            raise refusal(Reason.OVERLOADED, self._detail, retry_after=1)
         self.count += 1
 
     def __exit__(self, *_: object) -> None:

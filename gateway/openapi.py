@@ -19,7 +19,6 @@ from gateway.openapi_components import (
     ALWAYS,
     HEADERS,
     PARAMETERS,
-    PROBLEM_MEANINGS,
     WITH_BODY,
     header_references,
     problem_response,
@@ -118,12 +117,21 @@ def openapi_document(
             },
             "parameters": PARAMETERS,
             "headers": HEADERS,
-            "responses": {
-                response_name(status): problem_response(status) for status in PROBLEM_MEANINGS
-            }
-            | {"Problem": problem_response(None)},
+            "responses": _problem_responses(paths),
         },
     }
+
+
+def _problem_responses(paths: Mapping[str, Schema]) -> dict[str, Schema]:
+    statuses = {
+        HTTPStatus(int(status))
+        for path in paths.values()
+        for operation in path.values()
+        for status in operation["responses"]
+        if status != "default" and int(status) >= HTTPStatus.BAD_REQUEST
+    }
+    named = {response_name(status): problem_response(status) for status in sorted(statuses)}
+    return {**named, "Problem": problem_response(None)}
 
 
 def _description(comment: str) -> str:

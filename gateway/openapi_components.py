@@ -10,6 +10,7 @@ from gateway.caller import REVISION
 from gateway.calls import ACTOR, MAX_ACTOR_LENGTH, OUTCOME
 from gateway.operations import MAX_WAIT
 from gateway.problems import MEDIA_TYPE
+from gateway.reasons import Reason
 from gateway.schemas import Schema, Schemas
 from gateway.submission import PREFER, PREFERENCE_APPLIED
 
@@ -70,28 +71,6 @@ _PROBLEM_HEADERS: dict[HTTPStatus, tuple[str, ...]] = {
     HTTPStatus.TOO_MANY_REQUESTS: ("Retry-After",),
     HTTPStatus.SERVICE_UNAVAILABLE: ("Retry-After",),
 }
-PROBLEM_MEANINGS: dict[HTTPStatus, str] = {
-    HTTPStatus.BAD_REQUEST: "`INVALID_FIELD` names every fault; `MALFORMED_REQUEST` is not JSON.",
-    HTTPStatus.NOT_FOUND: (
-        "`APPOINTMENT_NOT_FOUND`, `OPERATION_NOT_FOUND`, `WEBHOOK_NOT_FOUND` or `ROUTE_NOT_FOUND`."
-    ),
-    HTTPStatus.METHOD_NOT_ALLOWED: "`METHOD_NOT_ALLOWED`.",
-    HTTPStatus.REQUEST_TIMEOUT: "`REQUEST_TIMEOUT`: the body took too long.",
-    HTTPStatus.CONFLICT: (
-        "`TIME_RANGE_CONFLICT`: the range is taken; `conflicts` lists by what. Or"
-        " `WEBHOOK_LIMIT_REACHED`: the organization has as many as it may have."
-    ),
-    HTTPStatus.PRECONDITION_FAILED: "`ETAG_MISMATCH` or `APPOINTMENT_EXISTS`.",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "`REQUEST_TOO_LARGE`.",
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "`UNSUPPORTED_MEDIA_TYPE`: not JSON, or compressed.",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "`IDEMPOTENCY_KEY_REUSED`: the key is another write's.",
-    HTTPStatus.TOO_MANY_REQUESTS: "`OVERLOADED`: too much is waiting already.",
-    HTTPStatus.INTERNAL_SERVER_ERROR: "`INTERNAL`: our fault.",
-    HTTPStatus.SERVICE_UNAVAILABLE: (
-        "`SERVICE_UNAVAILABLE`, `DATABASE_UNAVAILABLE` or `LOCK_TIMEOUT`: it did not answer."
-    ),
-    HTTPStatus.GATEWAY_TIMEOUT: "`DEADLINE_EXCEEDED`: a write may or may not have happened.",
-}
 ALWAYS = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.METHOD_NOT_ALLOWED,
@@ -143,10 +122,16 @@ def problem_response(status: HTTPStatus | None) -> Schema:
     if status is not None:
         headers.extend(_PROBLEM_HEADERS.get(status, ()))
     return {
-        "description": PROBLEM_MEANINGS[status] if status else "Every other error.",
+        "description": _meanings(status) if status else "Every other error.",
         "headers": header_references(headers),
         "content": {MEDIA_TYPE: content},
     }
+
+
+def _meanings(status: HTTPStatus | None = None) -> str:
+    """Say what the reasons mean, or those of a status."""
+    reasons = [reason for reason in Reason if status in {None, reason.http}]
+    return "\n".join(f"- `{reason}`: {reason.meaning}" for reason in reasons)
 
 
 def header_references(names: Sequence[str]) -> Schema:
@@ -157,8 +142,13 @@ def header_references(names: Sequence[str]) -> Schema:
 def problem_schemas(schemas: Schemas) -> dict[str, Schema]:
     """Describe the body of every error."""
     conflict = TimeRangeConflict.DESCRIPTOR.nested_types_by_name["Conflict"]
-    reference = schemas.given(conflict)
     return {
+        "ErrorCode": {
+            "type": "string",
+            "enum": [reason.value for reason in Reason],
+            "description": f"Why the request is refused: stable, for programs to go by.\n"
+            f"{_meanings()}",
+        },
         "FieldError": {
             "type": "object",
             "description": "One fault of a request.",
@@ -179,9 +169,9 @@ def problem_schemas(schemas: Schemas) -> dict[str, Schema]:
                 "title": TEXT,
                 "status": {"type": "integer"},
                 "detail": TEXT,
-                "code": {"type": "string", "description": "Stable; for programs to go by."},
-                "errors": {"type": "array", "items": {"$ref": "#/components/schemas/FieldError"}},
-                "conflicts": {"type": "array", "items": reference},
+                "code": reference("ErrorCode"),
+                "errors": {"type": "array", "items": reference("FieldError")},
+                "conflicts": {"type": "array", "items": schemas.given(conflict)},
                 "moreConflicts": {
                     "type": "boolean",
                     "description": "There are more than are listed.",

@@ -31,11 +31,12 @@ from gateway.organizations import DEFAULT_ORGANIZATION, location_of
 from gateway.problems import (
     Errors,
     FieldError,
-    Problem,
     ProblemError,
     StatusReader,
     invalid_fields,
+    refusal,
 )
+from gateway.reasons import Reason
 from gateway.rendering import MessageRenderer, Render
 from gateway.routes import decode_percent
 from gateway.transcoding import query_reader
@@ -155,13 +156,7 @@ class OperationsEndpoint:
 
 
 def _not_found() -> ProblemError:
-    return ProblemError(
-        Problem(
-            status=HTTPStatus.NOT_FOUND,
-            code="OPERATION_NOT_FOUND",
-            detail="there is no such operation",
-        )
-    )
+    return refusal(Reason.OPERATION_NOT_FOUND, "there is no such operation")
 
 
 def _read_fields(

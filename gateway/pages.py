@@ -12,7 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.answers import json_answer
 from gateway.exchange import Exchange
-from gateway.problems import Problem, ProblemError
+from gateway.problems import ProblemError, refusal
+from gateway.reasons import Reason
 
 READY_TIMEOUT = 1.0
 """Seconds within which the service must say that it serves."""
@@ -50,14 +51,7 @@ class Ready:
 
 
 def _not_ready(detail: str) -> ProblemError:
-    return ProblemError(
-        Problem(
-            status=HTTPStatus.SERVICE_UNAVAILABLE,
-            code="SERVICE_UNAVAILABLE",
-            detail=detail,
-            retry_after=1,
-        )
-    )
+    return refusal(Reason.SERVICE_UNAVAILABLE, detail, retry_after=1)
 
 
 class Page:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NewType
 
 from appointments.v1.appointment_pb2 import TimeRangeConflict
 from google.protobuf.message import DecodeError
@@ -13,6 +13,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
+from gateway.reasons import Reason
 from gateway.rendering import MessageRenderer, camel_case
 
 DOMAIN = "appointments.v1"
@@ -25,71 +26,50 @@ MAX_FIELD_PATH = 200
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """How a gRPC status is said in HTTP when it carries no reason of the service's own."""
+    """How a gRPC status is said when it carries no reason of the service's own."""
 
-    http: HTTPStatus
-    code: str
+    reason: Reason
     detail: str
 
 
-# First by status and reason, then by status alone. What the service says in words is
-# passed on only with one of its own reasons, and never for the statuses of INTERNAL.
-_BY_REASON: Mapping[tuple[StatusCode, str], HTTPStatus] = {
-    (StatusCode.ABORTED, "ETAG_MISMATCH"): HTTPStatus.PRECONDITION_FAILED,
-    (StatusCode.ALREADY_EXISTS, "APPOINTMENT_EXISTS"): HTTPStatus.PRECONDITION_FAILED,
-    (StatusCode.FAILED_PRECONDITION, "WEBHOOK_LIMIT_REACHED"): HTTPStatus.CONFLICT,
-    (StatusCode.INVALID_ARGUMENT, "IDEMPOTENCY_KEY_REUSED"): HTTPStatus.UNPROCESSABLE_ENTITY,
-}
-_INTERNAL = Fallback(HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", "Something failed on our side.")
+# A reason of the service's own decides alone. What the service says in words is passed on
+# only with one, and never for the statuses of INTERNAL.
+_INTERNAL = Fallback(Reason.INTERNAL, "Something failed on our side.")
 _BY_STATUS: Mapping[StatusCode, Fallback] = {
     StatusCode.CANCELLED: Fallback(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "SERVICE_UNAVAILABLE",
+        Reason.SERVICE_UNAVAILABLE,
         "The service ended the call; whether a write was stored is not known, the same"
         " request may be sent again.",
     ),
     StatusCode.UNKNOWN: _INTERNAL,
-    StatusCode.INVALID_ARGUMENT: Fallback(
-        HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", "The request is not valid."
-    ),
+    StatusCode.INVALID_ARGUMENT: Fallback(Reason.INVALID_ARGUMENT, "The request is not valid."),
     StatusCode.DEADLINE_EXCEEDED: Fallback(
-        HTTPStatus.GATEWAY_TIMEOUT,
-        "DEADLINE_EXCEEDED",
+        Reason.DEADLINE_EXCEEDED,
         "The service did not answer in time; whether a write was stored is not known, the"
         " same request may be sent again.",
     ),
-    StatusCode.NOT_FOUND: Fallback(HTTPStatus.NOT_FOUND, "NOT_FOUND", "There is no such thing."),
-    StatusCode.ALREADY_EXISTS: Fallback(
-        HTTPStatus.CONFLICT, "ALREADY_EXISTS", "It exists already."
-    ),
-    StatusCode.PERMISSION_DENIED: Fallback(
-        HTTPStatus.FORBIDDEN, "PERMISSION_DENIED", "This is not allowed."
-    ),
-    StatusCode.RESOURCE_EXHAUSTED: Fallback(
-        HTTPStatus.TOO_MANY_REQUESTS, "OVERLOADED", "Too much is waiting already."
-    ),
+    StatusCode.NOT_FOUND: Fallback(Reason.NOT_FOUND, "There is no such thing."),
+    StatusCode.ALREADY_EXISTS: Fallback(Reason.ALREADY_EXISTS, "It exists already."),
+    StatusCode.PERMISSION_DENIED: Fallback(Reason.PERMISSION_DENIED, "This is not allowed."),
+    StatusCode.RESOURCE_EXHAUSTED: Fallback(Reason.OVERLOADED, "Too much is waiting already."),
     StatusCode.FAILED_PRECONDITION: Fallback(
-        HTTPStatus.BAD_REQUEST, "FAILED_PRECONDITION", "The request does not fit the state."
+        Reason.FAILED_PRECONDITION, "The request does not fit the state."
     ),
-    StatusCode.ABORTED: Fallback(HTTPStatus.CONFLICT, "ABORTED", "Another write came between."),
-    StatusCode.OUT_OF_RANGE: Fallback(
-        HTTPStatus.BAD_REQUEST, "OUT_OF_RANGE", "The request is out of range."
-    ),
+    StatusCode.ABORTED: Fallback(Reason.ABORTED, "Another write came between."),
+    StatusCode.OUT_OF_RANGE: Fallback(Reason.OUT_OF_RANGE, "The request is out of range."),
     StatusCode.UNIMPLEMENTED: Fallback(
-        HTTPStatus.NOT_IMPLEMENTED, "UNIMPLEMENTED", "The service does not have this method."
+        Reason.UNIMPLEMENTED, "The service does not have this method."
     ),
     StatusCode.INTERNAL: _INTERNAL,
     StatusCode.UNAVAILABLE: Fallback(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "SERVICE_UNAVAILABLE",
+        Reason.SERVICE_UNAVAILABLE,
         "The service cannot be reached; whether a write was stored is not known, the same"
         " request may be sent again.",
     ),
     StatusCode.DATA_LOSS: _INTERNAL,
-    StatusCode.UNAUTHENTICATED: Fallback(
-        HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED", "Credentials are needed."
-    ),
+    StatusCode.UNAUTHENTICATED: Fallback(Reason.UNAUTHENTICATED, "Credentials are needed."),
 }
+_KNOWN: Mapping[str, Reason] = {reason.value: reason for reason in Reason}
 _ERROR_INFO = ErrorInfo.DESCRIPTOR.full_name
 _BAD_REQUEST = BadRequest.DESCRIPTOR.full_name
 _TIME_RANGE_CONFLICT = TimeRangeConflict.DESCRIPTOR.full_name
@@ -110,12 +90,16 @@ Errors = list[FieldError]
 """Where readers put the faults they find."""
 
 
+NewerReason = NewType("NewerReason", str)
+"""A reason that only a service newer than this gateway gives: passed on as it is."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """An error as the caller is told of it; `retry_after` is in seconds."""
 
-    status: int
-    code: str
+    status: HTTPStatus
+    code: Reason | NewerReason
     detail: str
     errors: Sequence[FieldError] = ()
     conflicts: Mapping[str, Any] = field(default_factory=dict)
@@ -125,7 +109,7 @@ class Problem:
         """Give the JSON object of RFC 9457, with this API's further members."""
         body: dict[str, Any] = {
             "type": "about:blank",
-            "title": HTTPStatus(self.status).phrase,
+            "title": self.status.phrase,
             "status": self.status,
             "detail": self.detail,
             "code": self.code,
@@ -150,16 +134,24 @@ class ProblemError(Exception):
         self.headers = headers or {}
 
 
+def refusal(
+    reason: Reason,
+    detail: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    errors: Sequence[FieldError] = (),
+    retry_after: int | None = None,
+) -> ProblemError:
+    """Refuse a request for a reason, which decides the status; `headers` go with the answer."""
+    problem = Problem(
+        status=reason.http, code=reason, detail=detail, errors=errors, retry_after=retry_after
+    )
+    return ProblemError(problem, headers)
+
+
 def invalid_fields(errors: Sequence[FieldError]) -> ProblemError:
     """Refuse a request for all its faults at once."""
-    return ProblemError(
-        Problem(
-            status=HTTPStatus.BAD_REQUEST,
-            code="INVALID_FIELD",
-            detail=_summary(errors),
-            errors=tuple(errors),
-        )
-    )
+    return refusal(Reason.INVALID_FIELD, _summary(errors), errors=tuple(errors))
 
 
 def _summary(errors: Sequence[FieldError]) -> str:
@@ -170,20 +162,12 @@ def _summary(errors: Sequence[FieldError]) -> str:
 
 def malformed(detail: str) -> ProblemError:
     """Refuse a request that cannot be read at all."""
-    return ProblemError(
-        Problem(status=HTTPStatus.BAD_REQUEST, code="MALFORMED_REQUEST", detail=detail)
-    )
-
-
-def too_large(detail: str) -> ProblemError:
-    return ProblemError(
-        Problem(status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE, code="REQUEST_TOO_LARGE", detail=detail)
-    )
+    return refusal(Reason.MALFORMED_REQUEST, detail)
 
 
 def internal() -> Problem:
     """Answer for an unknown error: it says nothing of the cause."""
-    return Problem(status=_INTERNAL.http, code=_INTERNAL.code, detail=_INTERNAL.detail)
+    return refusal(_INTERNAL.reason, _INTERNAL.detail).problem
 
 
 class StatusReader:
@@ -237,9 +221,10 @@ class StatusReader:
                     retry_after = max(1, math.ceil(delay.seconds + delay.nanos / 1e9))
             except DecodeError:
                 continue
-        if fallback is _INTERNAL and reason != "OPERATION_FAILED":
+        if fallback is _INTERNAL and reason != Reason.OPERATION_FAILED:
             return internal()
-        http = _BY_REASON.get((code, reason), fallback.http)
+        known = _KNOWN.get(reason) if reason else fallback.reason
+        http = known.http if known else fallback.reason.http
         if retry_after is None and http in _RETRIED:
             retry_after = 1
         if errors:
@@ -248,7 +233,7 @@ class StatusReader:
             detail = status.message if reason and status.message else fallback.detail
         return Problem(
             status=http,
-            code=reason or fallback.code,
+            code=known or NewerReason(reason),
             detail=detail,
             errors=tuple(errors),
             conflicts=conflicts,

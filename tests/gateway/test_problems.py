@@ -1,5 +1,7 @@
 """gRPC statuses to problems."""
 
+import re
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -12,7 +14,23 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
 from gateway.problems import MAX_ERRORS, FieldError, StatusReader, invalid_fields
+from gateway.reasons import Reason
+from scripts.programs import ROOT
+from service.errors import ServiceError
 
+README = (ROOT / "README.md").read_text()
+# What only gRPC itself says, never the service.
+ALONE = {
+    Reason.INVALID_ARGUMENT,
+    Reason.FAILED_PRECONDITION,
+    Reason.OUT_OF_RANGE,
+    Reason.UNAUTHENTICATED,
+    Reason.PERMISSION_DENIED,
+    Reason.NOT_FOUND,
+    Reason.ALREADY_EXISTS,
+    Reason.ABORTED,
+    Reason.UNIMPLEMENTED,
+}
 READER = StatusReader(frozenset({"appointment"}))
 
 
@@ -141,3 +159,20 @@ def test_a_hostile_body_does_not_multiply_itself() -> None:
     body: dict[str, Any] = invalid_fields(errors).problem.body("r")
     assert len(str(body)) < MAX_ERRORS * 300
     assert body["detail"].endswith("(and 999 more)")
+
+
+def test_every_reason_of_the_service_is_known() -> None:
+    assert {error.reason for error in ServiceError.__subclasses__()} <= set(Reason)
+
+
+def test_the_readme_tells_every_reason_and_its_status() -> None:
+    rows = re.findall(r"^\|[^|]*\|[^|]*\| ([0-9, ]+) \| (.*`[A-Z_]+`.*) \|$", README, re.MULTILINE)
+    told = {
+        (HTTPStatus(int(status)), reason)
+        for statuses, reasons in rows
+        for status in statuses.split(", ")
+        for reason in re.findall("[A-Z_]{5,}", reasons)
+    }
+    known = {(reason.http, reason) for reason in Reason if reason not in ALONE}
+    assert {reason for _, reason in told} == {reason for _, reason in known}
+    assert told >= known
