@@ -74,6 +74,7 @@ def build_router(
     channels: Sequence[aio.Channel],
     relays: Sequence[Relay],
     settings: Settings,
+    bodies: BodyReader,
     *,
     in_flight: InFlight,
     waiting: InFlight,
@@ -88,9 +89,7 @@ def build_router(
     operations = OperationAnswers(statuses)
     shared = CallSettings(
         service=service,
-        bodies=BodyReader(
-            max_bytes=settings.gateway_max_body_bytes, timeout=settings.gateway_body_timeout
-        ),
+        bodies=bodies,
         receiving=InFlight(BODIES_PER_CALL * settings.gateway_max_in_flight),
         in_flight=in_flight,
         waiting=waiting,
@@ -163,10 +162,19 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         if settings.processes > 1:
             sharing = asyncio.create_task(share_gauges(metrics.in_flight, metrics.streams))
             closing.callback(sharing.cancel)
-        router = build_router(
-            channels, relays, settings, in_flight=in_flight, waiting=waiting, streams=streams
+        bodies = BodyReader(
+            max_bytes=settings.gateway_max_body_bytes, timeout=settings.gateway_body_timeout
         )
-        handler = HttpHandler(router, metrics)
+        router = build_router(
+            channels,
+            relays,
+            settings,
+            bodies,
+            in_flight=in_flight,
+            waiting=waiting,
+            streams=streams,
+        )
+        handler = HttpHandler(router, bodies, metrics)
         runner = ServerRunner(
             HttpServer(handler, asyncio.get_running_loop()),
             shutdown_timeout=settings.gateway_shutdown_grace,

@@ -1,9 +1,11 @@
 """Reading request bodies within limits."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from aiohttp import StreamReader, hdrs
+from aiohttp import HttpVersion11, StreamReader, hdrs
 from aiohttp.web import BaseRequest, RequestPayloadError
 
 from gateway.problems import ProblemError, malformed, refusal
@@ -24,15 +26,38 @@ class BodyReader:
         too much of it, counted as it comes if it is chunked, 408 if it takes too long.
         """
         self._check_headers(request)
+        content = request.content
+        if content.is_eof():  # it arrived with the headers, as most do
+            body = content.read_nowait()
+            if len(body) > self.max_bytes:
+                raise self._too_large()
+            return body
+        async with self._arriving(request):
+            return await self._receive(content)
+
+    async def refuse(self, request: BaseRequest) -> None:
+        """Raise `ProblemError` if there is a body where none has a meaning: 400.
+
+        Passing over it could drop what its caller meant, the organization of a cancel for
+        one. A chunked body without a byte is none, as some proxies send it; its end is
+        waited for as that of every body.
+        """
+        content = request.content
+        if content.at_eof():
+            return
+        if request.content_length is None:
+            async with self._arriving(request):
+                if not await content.readany():
+                    return
+        raise malformed("This method takes no body.")
+
+    @asynccontextmanager
+    async def _arriving(self, request: BaseRequest) -> AsyncIterator[None]:
+        """Read what is still on its way, in time. Raises `ProblemError`: 408, 400."""
         await _send_continue(request)
         try:
-            if request.content.is_eof():  # it arrived with the headers, as most do
-                body = request.content.read_nowait()
-                if len(body) > self.max_bytes:
-                    raise self._too_large()
-                return body
             async with asyncio.timeout(self.timeout):
-                return await self._receive(request.content)
+                yield
         except TimeoutError:
             raise refusal(
                 Reason.REQUEST_TIMEOUT,
@@ -72,18 +97,13 @@ class BodyReader:
         )
 
 
-def refuse_body(request: BaseRequest) -> None:
-    """Refuse a body where none has a meaning.
-
-    Passing over it could drop what its caller meant, the organization of a cancel for
-    one.
-    """
-    if request.content_length or hdrs.TRANSFER_ENCODING in request.headers:
-        raise malformed("This method takes no body.")
-
-
 async def _send_continue(request: BaseRequest) -> None:
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+    """Tell a caller that asks first to go on, unless it has sent everything already."""
+    if (
+        request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+        and request.version >= HttpVersion11
+        and not request.content.is_eof()
+    ):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the answer itself has not begun
 

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from gateway.answers import json_answer
-from gateway.bodies import BodyReader, refuse_body
+from gateway.bodies import BodyReader
 from gateway.caller import ServiceCaller, revision_header
 from gateway.exchange import Exchange
 from gateway.in_flight import InFlight
@@ -67,6 +67,7 @@ class CallEndpoint:
         self.name = route.rpc.name
         self._settings = settings
         self._input = InputReader(route)
+        self.takes_body = self._input.takes_body
         self._response_body = route.response_body
         shown = route.answer_message
         self._render = MessageRenderer(shown, settings.special).render
@@ -89,11 +90,9 @@ class CallEndpoint:
         """Make the call and render its answer. Raises `ProblemError` for every refusal."""
         actor = actor_of(exchange)
         body = b""
-        if self._input.takes_body:
+        if self.takes_body:
             with self._settings.receiving:
                 body = await self._settings.bodies.read(exchange.request)
-        else:
-            refuse_body(exchange.request)
         submission = self._submission
         with self._settings.in_flight:
             message = self._input.read(exchange, body)

@@ -15,7 +15,6 @@ from appointments.v1.appointment_pb2 import HistoryEntry
 from appointments.v1.appointment_service_pb2 import WatchAppointmentsResponse
 
 from gateway.answers import sign
-from gateway.bodies import refuse_body
 from gateway.caller import revision_header
 from gateway.calls import CallEndpoint, actor_of
 from gateway.exchange import Exchange
@@ -74,6 +73,8 @@ class Streams:
 
 class ChangesEndpoint:
     """Answers with a page, or with the stream of what the page lists if that is accepted."""
+
+    takes_body = False
 
     def __init__(
         self,
@@ -139,7 +140,6 @@ class ChangesEndpoint:
     ) -> None:
         """Send events until there are no more to come, or the headers alone for HEAD."""
         actor = actor_of(exchange)
-        refuse_body(exchange.request)
         asked: Any = self._input.read(exchange, b"")
         exchange.organization = self._organization_of(asked)
         if last_event_id is not None:

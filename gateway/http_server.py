@@ -11,6 +11,7 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamResponse
 
 from gateway.answers import REQUEST_ID, problem_answer, sign
+from gateway.bodies import BodyReader
 from gateway.exchange import Exchange
 from gateway.metrics import Metrics
 from gateway.problems import ProblemError, internal, malformed, refusal
@@ -31,10 +32,16 @@ _REQUEST_ID = re.compile("[!-~]{1,128}")
 
 
 class Endpoint(Protocol):
-    """What answers the requests of a route; `name` is its name in logs and metrics."""
+    """What answers the requests of a route; `name` is its name in logs and metrics.
+
+    If it takes no body, a request that has one does not reach it.
+    """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def takes_body(self) -> bool: ...
 
     async def __call__(self, exchange: Exchange) -> StreamResponse: ...
 
@@ -45,8 +52,9 @@ class HttpHandler:
     An unknown error is logged once, with its traceback, and answered without detail.
     """
 
-    def __init__(self, router: Router[Endpoint], metrics: Metrics) -> None:
+    def __init__(self, router: Router[Endpoint], bodies: BodyReader, metrics: Metrics) -> None:
         self._router = router
+        self._bodies = bodies
         self._metrics = metrics
         self._log = structlog.get_logger()
 
@@ -104,6 +112,8 @@ class HttpHandler:
                 Reason.METHOD_NOT_ALLOWED, f"This path takes {allowed}.", {hdrs.ALLOW: allowed}
             )
         exchange.method = endpoint.name
+        if not endpoint.takes_body:
+            await self._bodies.refuse(request)
         return await endpoint(exchange)
 
     def _record(self, exchange: Exchange, status: int, seconds: float) -> None:

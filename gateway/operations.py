@@ -22,7 +22,6 @@ from google.protobuf.any_pb2 import Any
 from google.rpc.status_pb2 import Status
 
 from gateway.answers import json_answer
-from gateway.bodies import refuse_body
 from gateway.caller import ServiceCaller, revision_header
 from gateway.exchange import Exchange
 from gateway.in_flight import InFlight
@@ -90,6 +89,7 @@ class OperationEndpoint:
     """Answers `GET /api/operations/{id}`, at once or when the operation is done."""
 
     name = "GetOperation"
+    takes_body = False
 
     def __init__(
         self,
@@ -104,7 +104,6 @@ class OperationEndpoint:
         self._waiting = waiting
 
     async def __call__(self, exchange: Exchange) -> Response:
-        refuse_body(exchange.request)
         fields = _read_fields(exchange, _ORGANIZATION | _WAIT)
         try:
             operation_id = decode_percent(exchange.variables["id"]).lower()
@@ -134,6 +133,7 @@ class OperationsEndpoint:
     """Answers `GET /api/operations`, the latest first."""
 
     name = "ListOperations"
+    takes_body = False
 
     def __init__(
         self, service: ServiceCaller, answers: OperationAnswers, in_flight: InFlight
@@ -143,7 +143,6 @@ class OperationsEndpoint:
         self._in_flight = in_flight
 
     async def __call__(self, exchange: Exchange) -> Response:
-        refuse_body(exchange.request)
         fields = _read_fields(exchange, _ORGANIZATION | _PAGE)
         exchange.organization = fields.pop("organization_id", DEFAULT_ORGANIZATION)
         request = ListOperationsRequest(name=_parent(exchange.organization), **fields)

@@ -25,6 +25,7 @@ class Alive:
     """Answers 200 as long as this process answers at all."""
 
     name = "/healthz"
+    takes_body = False
 
     async def __call__(self, exchange: Exchange) -> Response:  # noqa: ARG002
         return json_answer(HTTPStatus.OK, b'{"status":"ok"}', _NO_STORE)
@@ -34,6 +35,7 @@ class Ready:
     """Answers 200 if the service says that it serves, else 503."""
 
     name = "/readyz"
+    takes_body = False
 
     def __init__(self, channel: aio.Channel, service: str) -> None:
         self._stub = health_pb2_grpc.HealthStub(channel)
@@ -56,6 +58,8 @@ def _not_ready(detail: str) -> ProblemError:
 
 class Page:
     """Answers the same bytes every time."""
+
+    takes_body = False
 
     def __init__(
         self, name: str, body: bytes, media_type: str, headers: Mapping[str, str] | None = None

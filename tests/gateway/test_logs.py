@@ -9,6 +9,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from aiohttp.web import Response
 
+from gateway.bodies import BodyReader
 from gateway.exchange import Exchange
 from gateway.http_server import Endpoint, HttpHandler
 from gateway.metrics import Metrics
@@ -19,6 +20,7 @@ from scripts.programs import ROOT
 
 class _Crash:
     name = "/crash"
+    takes_body = False
 
     async def __call__(self, exchange: Exchange) -> Response:
         held = exchange.request.headers["X-Held"]
@@ -30,7 +32,7 @@ def crash(format: str, held: str) -> None:
     configure_logs("info", format)
     router: Router[Endpoint] = Router()
     router.add("GET", "/crash", _Crash())
-    handler = HttpHandler(router, Metrics(lambda: 0, lambda: 0))
+    handler = HttpHandler(router, BodyReader(max_bytes=1, timeout=1), Metrics(lambda: 0, lambda: 0))
 
     async def handle() -> None:
         await handler(make_mocked_request("GET", "/crash", {"X-Held": held}))
