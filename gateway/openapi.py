@@ -1,5 +1,6 @@
 """The OpenAPI 3.1 document, from the descriptors, annotations and comments of the protos."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from importlib import metadata
@@ -26,11 +27,18 @@ from gateway.openapi_components import (
     reference,
     response_name,
 )
-from gateway.openapi_pages import health_paths, operation_paths, operation_schemas
+from gateway.openapi_pages import (
+    PAGE_TAGS,
+    health_paths,
+    health_schemas,
+    operation_paths,
+    operation_schemas,
+)
 from gateway.routes import Route, location_template
 from gateway.schemas import Schema, Schemas
 from gateway.submission import PREFERENCE_APPLIED, submission_kind
 
+_SENTENCE_END = re.compile(r"(?<=\.)\s+")
 _INPUT_HEADER_SCHEMAS: dict[str, Schema] = {
     "If-Match": {"type": "string", "pattern": '^([*]|"[!#-)+-~][!#-~]{0,63}")$'},
     "If-None-Match": {"type": "string", "enum": ["*"]},
@@ -59,6 +67,10 @@ _EVENTS: Schema = {
         "`afterRevision` only.",
     }
 }
+# The document is served by the gateway that it describes.
+_SERVERS = [{"url": "/", "description": "Where this document comes from."}]
+_CONTACT = {"name": "Whoever runs this gateway"}
+_LICENSE = {"name": "All rights reserved", "identifier": "LicenseRef-All-rights-reserved"}
 _CONVENTIONS = (
     "Unknown fields and query parameters are refused, never passed over. A 64-bit integer "
     "is a string in JSON. A time is RFC 3339 with an offset, or `YYYY-MM-DD HH:MM[:SS]` in "
@@ -106,13 +118,18 @@ def openapi_document(
             "title": "Appointments",
             "version": metadata.version("appointments"),
             "description": _description(comments.get(services[0].full_name, "")),
+            "contact": _CONTACT,
+            "license": _LICENSE,
         },
-        "tags": [_tag(service, comments) for service in services],
+        "servers": _SERVERS,
+        "security": [],  # there is no authentication
+        "tags": [*(_tag(service, comments) for service in services), *PAGE_TAGS],
         "paths": paths,
         "components": {
             "schemas": {
                 **problem_schemas(schemas),
                 **operation_schemas(schemas),
+                **health_schemas(),
                 **schemas.components,
             },
             "parameters": PARAMETERS,
@@ -152,15 +169,15 @@ def _tag_name(service: ServiceDescriptor) -> str:
 
 
 def _operation(route: Route, schemas: Schemas, comment: str, *, creates: bool) -> Schema:
-    summary, _, description = comment.partition("\n\n")
+    # The first sentence, as plain text, says OpenAPI; and all else.
+    summary, description = _SENTENCE_END.split(comment, maxsplit=1)
     operation: Schema = {
         "operationId": route.rpc.name,
         "tags": [_tag_name(route.rpc.containing_service)],
-        "summary": " ".join(summary.split()).replace("`", ""),  # plain text, says OpenAPI
+        "summary": " ".join(summary.split()).replace("`", ""),
+        "description": description,
+        "parameters": list(_parameters(route, schemas)),
     }
-    if description:
-        operation["description"] = description
-    operation["parameters"] = list(_parameters(route, schemas))
     message = route.body_message
     if message is not None:
         in_path = route.variables if route.body == "*" else ()
@@ -175,12 +192,13 @@ def _operation(route: Route, schemas: Schemas, comment: str, *, creates: bool) -
 def _parameters(route: Route, schemas: Schemas) -> Iterator[Schema]:
     fields = route.rpc.input_type.fields_by_name
     for name in route.variables:
-        yield {
+        parameter = {
             "name": name,
             "in": "path",
             "required": True,
             "schema": schemas.parameter(fields[name]),
         }
+        yield schemas.described(fields[name], parameter)
     for field in query_fields(route):
         parameter = {"name": field.json_name, "in": "query", "schema": schemas.parameter(field)}
         yield schemas.described(field, parameter)

@@ -157,7 +157,7 @@ def problem_schemas(schemas: Schemas) -> dict[str, Schema]:
                     "type": "string",
                     "description": "Where, such as `start` or `requests[3].appointment.title`.",
                 },
-                "detail": TEXT,
+                "detail": {"type": "string", "description": "What must be otherwise."},
             },
             "required": ["field", "detail"],
         },
@@ -165,13 +165,31 @@ def problem_schemas(schemas: Schemas) -> dict[str, Schema]:
             "type": "object",
             "description": "Every error, as RFC 9457 has it.",
             "properties": {
-                "type": {"type": "string", "format": "uri-reference"},
-                "title": TEXT,
-                "status": {"type": "integer"},
-                "detail": TEXT,
+                "type": {
+                    "type": "string",
+                    "format": "uri-reference",
+                    "description": "`about:blank`: `code` tells more than an address would.",
+                },
+                "title": {"type": "string", "description": "The status in words."},
+                "status": {
+                    "type": "integer",
+                    "format": "int32",
+                    "description": "The HTTP status; inside an answer, the one that the write"
+                    " alone would have had.",
+                },
+                "detail": {"type": "string", "description": "What to mend, for people."},
                 "code": reference("ErrorCode"),
-                "errors": {"type": "array", "items": reference("FieldError")},
-                "conflicts": {"type": "array", "items": schemas.given(conflict)},
+                "errors": {
+                    "type": "array",
+                    "items": reference("FieldError"),
+                    "description": "With `INVALID_FIELD`: every fault of the request.",
+                },
+                "conflicts": {
+                    "type": "array",
+                    "items": schemas.given(conflict),
+                    "description": "With `TIME_RANGE_CONFLICT`: what occupies the range, the"
+                    " first 20 by start.",
+                },
                 "moreConflicts": {
                     "type": "boolean",
                     "description": "There are more than are listed.",

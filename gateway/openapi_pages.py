@@ -11,6 +11,11 @@ from gateway.openapi_components import ALWAYS, TEXT, header_references, referenc
 from gateway.operations import MAX_WAIT, OPERATION_PATH, OPERATIONS_PATH
 from gateway.schemas import Schema, Schemas
 
+PAGE_TAGS = [
+    {"name": "Operations", "description": "Writes that were accepted, to be applied soon."},
+    {"name": "Health", "description": "Whether the gateway runs, and whether it can answer."},
+]
+
 
 def operation_paths() -> dict[str, Schema]:
     """Describe how operations are read."""
@@ -22,7 +27,12 @@ def operation_paths() -> dict[str, Schema]:
     }
 
     def operation(
-        name: str, summary: str, parameters: list[Schema], answer: str, *refusals: HTTPStatus
+        name: str,
+        summary: str,
+        description: str,
+        parameters: list[Schema],
+        answer: str,
+        *refusals: HTTPStatus,
     ) -> Schema:
         success: Schema = {
             "description": "Done.",
@@ -38,6 +48,7 @@ def operation_paths() -> dict[str, Schema]:
                 "operationId": name,
                 "tags": ["Operations"],
                 "summary": summary,
+                "description": description,
                 "parameters": [
                     *parameters,
                     organization,
@@ -50,7 +61,13 @@ def operation_paths() -> dict[str, Schema]:
     def query(name: str, schema: Schema, description: str) -> Schema:
         return {"name": name, "in": "query", "schema": schema, "description": description}
 
-    identifier: Schema = {"name": "id", "in": "path", "required": True, "schema": TEXT}
+    identifier: Schema = {
+        "name": "id",
+        "in": "path",
+        "required": True,
+        "description": "The last part of the operation's name.",
+        "schema": TEXT,
+    }
     wait = query(
         "wait",
         {"type": "string", "pattern": "^([0-9]|1[0-9]|20)s?$"},
@@ -73,6 +90,8 @@ def operation_paths() -> dict[str, Schema]:
         OPERATION_PATH: operation(
             "GetOperation",
             "Tells where an operation stands.",
+            "With `wait` the answer comes as soon as it is done, or after that time. An operation"
+            " that is done is kept for some time, a week unless configured otherwise.",
             [identifier, wait],
             "Operation",
             HTTPStatus.NOT_FOUND,
@@ -80,6 +99,7 @@ def operation_paths() -> dict[str, Schema]:
         OPERATIONS_PATH: operation(
             "ListOperations",
             "Lists the operations of one organization, the latest first.",
+            "Those that are done are left out once they are no longer kept.",
             page,
             "ListOperationsResponse",
         ),
@@ -89,11 +109,24 @@ def operation_paths() -> dict[str, Schema]:
 def operation_schemas(schemas: Schemas) -> dict[str, Schema]:
     """Describe an operation, and a page of them."""
 
-    def packed(message: Schema) -> Schema:
-        kind = {"type": "object", "properties": {"@type": TEXT}, "required": ["@type"]}
-        return {"allOf": [kind, message]}
-
+    kind: Schema = {"type": "string", "description": "The type of this message, a URL."}
+    metadata = schemas.given(OperationMetadata.DESCRIPTOR)
+    described = schemas.components.pop(OperationMetadata.DESCRIPTOR.name)
     return {
+        # They are nowhere but in an operation, so they have its `@type` themselves: a schema
+        # without a name would be given theirs by generators of clients.
+        "OperationMetadata": {
+            **described,
+            "properties": {"@type": kind, **described["properties"]},
+            "required": ["@type", *described["required"]],
+        },
+        "OperationResponse": {
+            "description": "The appointment as it was stored.",
+            "allOf": [
+                schemas.given(Appointment.DESCRIPTOR),
+                {"type": "object", "properties": {"@type": kind}, "required": ["@type"]},
+            ],
+        },
         "Operation": {
             "type": "object",
             "description": "A write that was accepted. Once it is `done` it has either a"
@@ -103,17 +136,28 @@ def operation_schemas(schemas: Schemas) -> dict[str, Schema]:
                     "type": "string",
                     "description": "`organizations/{organization}/operations/{id}`.",
                 },
-                "metadata": packed(schemas.given(OperationMetadata.DESCRIPTOR)),
-                "done": {"type": "boolean"},
-                "response": packed(schemas.given(Appointment.DESCRIPTOR)),
-                "error": reference("Problem"),
+                "metadata": {**metadata, "description": "What it writes, and since when."},
+                "done": {"type": "boolean", "description": "It has ended."},
+                "response": {
+                    **reference("OperationResponse"),
+                    "description": "What was stored; absent until it is done, and with an error.",
+                },
+                "error": {
+                    **reference("Problem"),
+                    "description": "Why nothing was written; absent unless it failed.",
+                },
             },
             "required": ["name", "metadata", "done"],
         },
         "ListOperationsResponse": {
             "type": "object",
+            "description": "A page of operations.",
             "properties": {
-                "operations": {"type": "array", "items": reference("Operation")},
+                "operations": {
+                    "type": "array",
+                    "items": reference("Operation"),
+                    "description": "The latest first.",
+                },
                 "nextPageToken": {"type": "string", "description": "Empty on the last page."},
             },
             "required": ["operations", "nextPageToken"],
@@ -121,23 +165,30 @@ def operation_schemas(schemas: Schemas) -> dict[str, Schema]:
     }
 
 
-def health_paths() -> dict[str, Schema]:
-    """Describe the questions after the gateway's health."""
-    status: Schema = {
-        "type": "object",
-        "properties": {"status": {"type": "string"}},
-        "required": ["status"],
+def health_schemas() -> dict[str, Schema]:
+    """Describe the answer to questions after health."""
+    return {
+        "Health": {
+            "type": "object",
+            "description": "The gateway is well.",
+            "properties": {"status": {"type": "string", "description": "`ok` or `ready`."}},
+            "required": ["status"],
+        }
     }
 
-    def operation(name: str, summary: str, refusals: tuple[HTTPStatus, ...]) -> Schema:
+
+def health_paths() -> dict[str, Schema]:
+    """Describe the questions after the gateway's health."""
+
+    def operation(name: str, summary: str, description: str, *refusals: HTTPStatus) -> Schema:
         responses: Schema = {
             "200": {
                 "description": "Yes.",
                 "headers": header_references([REQUEST_ID]),
-                "content": {"application/json": {"schema": status}},
+                "content": {"application/json": {"schema": reference("Health")}},
             }
         }
-        for refusal in refusals:
+        for refusal in (HTTPStatus.METHOD_NOT_ALLOWED, *refusals):
             responses[str(refusal.value)] = {
                 "$ref": f"#/components/responses/{response_name(refusal)}"
             }
@@ -147,16 +198,22 @@ def health_paths() -> dict[str, Schema]:
                 "operationId": name,
                 "tags": ["Health"],
                 "summary": summary,
+                "description": description,
                 "parameters": [{"$ref": "#/components/parameters/RequestId"}],
                 "responses": responses,
             }
         }
 
     return {
-        "/healthz": operation("IsAlive", "Tells that the gateway runs.", ()),
+        "/healthz": operation(
+            "IsAlive",
+            "Tells that the gateway runs.",
+            "It asks nothing else, so it is good while the service or the database is away.",
+        ),
         "/readyz": operation(
             "IsReady",
             "Tells whether the gateway and what it depends on can answer.",
-            (HTTPStatus.SERVICE_UNAVAILABLE,),
+            "It asks the service, which asks the database: what routes requests goes by this.",
+            HTTPStatus.SERVICE_UNAVAILABLE,
         ),
     }

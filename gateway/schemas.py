@@ -19,7 +19,9 @@ _SPACED_TIME = (
     "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01]) "
     "([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$"
 )
-_INT64: Schema = {"type": "string", "format": "int64", "pattern": "^-?[0-9]{1,19}$"}
+# Every 64-bit integer of the API is a revision. It has one type wherever it is, so that
+# what an answer says can be given to any request as it is.
+_REVISION: Schema = {"type": "string", "format": "int64", "pattern": "^[0-9]{1,19}$"}
 TIME_GIVEN: Schema = {"type": "string", "format": "date-time"}
 TIME_TAKEN: Schema = {
     "anyOf": [
@@ -27,21 +29,12 @@ TIME_TAKEN: Schema = {
         {"type": "string", "pattern": _SPACED_TIME, "description": "Without an offset: UTC."},
     ],
 }
-_NO_NUL: Schema = {"type": "string", "pattern": "^[^\\u0000]*$"}
-_FREE_JSON: dict[str, Schema] = {
-    "JsonObject": {
-        "type": "object",
-        "propertyNames": _NO_NUL,
-        "additionalProperties": {"$ref": "#/components/schemas/JsonValue"},
-    },
-    "JsonValue": {
-        "anyOf": [
-            {"type": ["null", "boolean", "number"]},
-            _NO_NUL,
-            {"type": "array", "items": {"$ref": "#/components/schemas/JsonValue"}},
-            {"$ref": "#/components/schemas/JsonObject"},
-        ]
-    },
+# Not described any deeper: a schema that refers to itself is more than most generators
+# of clients take.
+_FREE_JSON: Schema = {
+    "type": "object",
+    "description": "Any JSON object, without the NUL character in its names and strings.",
+    "additionalProperties": True,
 }
 
 
@@ -50,7 +43,8 @@ class Schemas:
 
     A message that is both taken and given has two: what is taken is closed
     (`additionalProperties`) and lenient in its forms, what is given has every field
-    that is always printed among the required ones.
+    that is always there among the required ones. Objects and enums have names of their
+    own: what generators of clients make up for those without may be another's.
     """
 
     def __init__(self, comments: Mapping[str, str]) -> None:
@@ -69,10 +63,7 @@ class Schemas:
 
     def parameter(self, field: FieldDescriptor) -> Schema:
         """Give the schema of a field as a path variable or query parameter."""
-        if field.type in {FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64}:
-            schema = {"type": "integer", "format": _integer_format(field), **_limits(field)}
-        else:
-            schema = self._value(field, True)
+        schema = self._value(field, True)
         return {"type": "array", "items": schema} if field.is_repeated else schema
 
     def described(self, field: FieldDescriptor, parameter: Schema) -> Schema:
@@ -93,7 +84,7 @@ class Schemas:
             required = [
                 field.json_name
                 for field in fields
-                if _is_required(field) or not (taken or field.has_presence)
+                if _is_required(field) or not (taken or _may_be_absent(field))
             ]
             if required:
                 schema["required"] = required
@@ -111,12 +102,9 @@ class Schemas:
             if rules.max_items:
                 schema["maxItems"] = rules.max_items
         description = self._comments.get(field.full_name, "")
-        if is_output_only(field):
-            if taken:
-                # Not marked read-only here: what was read may be sent back as it is.
-                description = f"{description} Ignored: only the service sets it.".strip()
-            else:
-                schema = {**schema, "readOnly": True}
+        if taken and is_output_only(field):
+            # Not marked read-only: what was read may be sent back as it is.
+            description = f"{description} Ignored: only the service sets it.".strip()
         return {**schema, "description": description} if description else schema
 
     def _value(self, field: FieldDescriptor, taken: bool) -> Schema:
@@ -131,7 +119,7 @@ class Schemas:
             case Timestamp.DESCRIPTOR.full_name:
                 return dict(TIME_TAKEN if taken else TIME_GIVEN)
             case Struct.DESCRIPTOR.full_name:
-                self.components.update(_FREE_JSON)
+                self.components["JsonObject"] = _FREE_JSON
                 return {"$ref": "#/components/schemas/JsonObject"}
             case Status.DESCRIPTOR.full_name:
                 return {"$ref": "#/components/schemas/Problem"}
@@ -141,15 +129,17 @@ class Schemas:
         """Refer to the schema of an enum."""
         name = _component_name(enum)
         if name not in self.components:
+            # Zero is what is not said (AIP-126): no answer holds it.
+            values = [value for value in enum.values if value.number != 0]
             meanings = [
                 f"- `{value.name}`: {comment}"
-                for value in enum.values
+                for value in values
                 if (comment := self._comments.get(f"{enum.full_name}.{value.name}"))
             ]
             lines = [self._comments.get(enum.full_name, ""), *meanings]
             self.components[name] = {
                 "type": "string",
-                "enum": [value.name for value in enum.values],
+                "enum": [value.name for value in values],
                 "description": "\n".join(line for line in lines if line),
             }
         return {"$ref": f"#/components/schemas/{name}"}
@@ -157,12 +147,24 @@ class Schemas:
 
 def _component_name(descriptor: Descriptor | EnumDescriptor) -> str:
     outer = descriptor.containing_type
-    return (_component_name(outer) if outer is not None else "") + descriptor.name
+    if outer is None:
+        return descriptor.name
+    name = _component_name(outer)
+    return name if name.endswith(descriptor.name) else name + descriptor.name
 
 
 def _is_required(field: FieldDescriptor) -> bool:
-    behavior = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
-    return field_behavior_pb2.REQUIRED in behavior
+    return field_behavior_pb2.REQUIRED in _behavior(field)
+
+
+def _may_be_absent(field: FieldDescriptor) -> bool:
+    """Tell whether an answer may lack this field; without presence it is always printed."""
+    return field.has_presence and field_behavior_pb2.NON_EMPTY_DEFAULT not in _behavior(field)
+
+
+def _behavior(field: FieldDescriptor) -> Collection[int]:
+    behavior: Collection[int] = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+    return behavior
 
 
 def _scalar(field: FieldDescriptor, taken: bool) -> Schema:
@@ -170,18 +172,15 @@ def _scalar(field: FieldDescriptor, taken: bool) -> Schema:
         return {"type": "boolean"}
     if field.type == FieldDescriptor.TYPE_INT32:
         return {"type": "integer", "format": "int32", **_limits(field)}
-    text = _INT64 if field.type == FieldDescriptor.TYPE_INT64 else _text(field)
-    if taken and (text is _INT64 or field.full_name in INTEGER_AS_TEXT):
-        return {"anyOf": [text, {"type": "integer"}]}
-    return dict(text)
+    if field.type == FieldDescriptor.TYPE_INT64:
+        return dict(_REVISION)
+    if taken and field.full_name in INTEGER_AS_TEXT:
+        return {"anyOf": [_text(field), {"type": "integer"}]}
+    return _text(field)
 
 
 def _text(field: FieldDescriptor) -> Schema:
     return {"type": "string", "pattern": NO_CONTROL_CHARACTERS, **_limits(field)}
-
-
-def _integer_format(field: FieldDescriptor) -> str:
-    return "int32" if field.type == FieldDescriptor.TYPE_INT32 else "int64"
 
 
 def _limits(field: FieldDescriptor) -> Schema:

@@ -96,7 +96,11 @@ class FakeService:
                     stored.id = "made"
                 if not stored.HasField("organization_id"):
                     stored.organization_id = "default"
-                stored.etag = "e7"
+                stored.MergeFrom(
+                    Appointment(state=Appointment.ACTIVE, version=1, revision=7, etag="e7")
+                )
+                stored.created_at.FromSeconds(7)
+                stored.updated_at.FromSeconds(7)
                 response.outcome = self.outcome
             case pb.GetAppointmentResponse():
                 response.appointment.MergeFrom(Appointment(id=self.request.id, etag="e7"))

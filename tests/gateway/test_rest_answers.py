@@ -18,7 +18,7 @@ async def test_a_created_appointment(rest: Gateway) -> None:
     answer = await rest.upsert(headers={"X-Request-Id": "r-1"})
     assert answer.status == 201
     assert answer.json["id"] == "a"
-    assert answer.json["version"] == 0
+    assert answer.json["title"] == ""
     headers = answer.headers
     assert headers["Content-Type"] == "application/json"
     assert headers["ETag"] == '"e7"'

@@ -83,7 +83,9 @@ class Appointment(_message.Message):
         CANCELLED: Appointment._State.ValueType  # 2
         """Occupies nothing; an upsert brings it back."""
 
-    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """Whether an appointment occupies its range."""
+
     STATE_UNSPECIFIED: Appointment.State.ValueType  # 0
     ACTIVE: Appointment.State.ValueType  # 1
     """Occupies its range."""
@@ -114,7 +116,9 @@ class Appointment(_message.Message):
     integer is read as its decimal text.
     """
     title: _builtins.str
+    """What people call it."""
     state: Global___Appointment.State.ValueType
+    """`ACTIVE`, or `CANCELLED` after a cancel."""
     version: _builtins.int
     """Counts the changes of this appointment, from 1."""
     revision: _builtins.int
@@ -196,14 +200,22 @@ class HistoryEntry(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         CHANGE_UNSPECIFIED: HistoryEntry._Change.ValueType  # 0
         CREATED: HistoryEntry._Change.ValueType  # 1
+        """The id was new."""
         UPDATED: HistoryEntry._Change.ValueType  # 2
+        """The content was replaced, or a cancelled appointment brought back."""
         CANCELLED: HistoryEntry._Change.ValueType  # 3
+        """The appointment was cancelled."""
 
-    class Change(_Change, metaclass=_ChangeEnumTypeWrapper): ...
+    class Change(_Change, metaclass=_ChangeEnumTypeWrapper):
+        """What a change did."""
+
     CHANGE_UNSPECIFIED: HistoryEntry.Change.ValueType  # 0
     CREATED: HistoryEntry.Change.ValueType  # 1
+    """The id was new."""
     UPDATED: HistoryEntry.Change.ValueType  # 2
+    """The content was replaced, or a cancelled appointment brought back."""
     CANCELLED: HistoryEntry.Change.ValueType  # 3
+    """The appointment was cancelled."""
 
     REVISION_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
@@ -216,6 +228,7 @@ class HistoryEntry(_message.Message):
     commit order.
     """
     change: Global___HistoryEntry.Change.ValueType
+    """What it did."""
     actor: _builtins.str
     """Who made the change, as the caller named it (metadata `x-actor`); not verified."""
     idempotency_key: _builtins.str
@@ -256,6 +269,8 @@ class TimeRangeConflict(_message.Message):
 
     @_typing.final
     class Conflict(_message.Message):
+        """An active appointment that occupies some of the range."""
+
         DESCRIPTOR: _descriptor.Descriptor
 
         ID_FIELD_NUMBER: _builtins.int
@@ -263,11 +278,17 @@ class TimeRangeConflict(_message.Message):
         END_FIELD_NUMBER: _builtins.int
         VERSION_FIELD_NUMBER: _builtins.int
         id: _builtins.str
+        """Its id."""
         version: _builtins.int
+        """Its version when it was found in the way."""
         @_builtins.property
-        def start(self) -> _timestamp_pb2.Timestamp: ...
+        def start(self) -> _timestamp_pb2.Timestamp:
+            """First instant that it occupies."""
+
         @_builtins.property
-        def end(self) -> _timestamp_pb2.Timestamp: ...
+        def end(self) -> _timestamp_pb2.Timestamp:
+            """First instant that is free again."""
+
         def __init__(
             self,
             *,

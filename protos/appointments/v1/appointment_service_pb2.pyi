@@ -103,6 +103,7 @@ class GetAppointmentRequest(_message.Message):
     organization_id: _builtins.str
     """Absent: `default`."""
     id: _builtins.str
+    """The id of the appointment."""
     as_of_revision: _builtins.int
     """Read the state right after this revision of the organization."""
     min_revision: _builtins.int
@@ -241,6 +242,8 @@ Global___ListAppointmentsRequest: _TypeAlias = ListAppointmentsRequest  # noqa: 
 
 @_typing.final
 class ListAppointmentsResponse(_message.Message):
+    """A page of appointments."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     APPOINTMENTS_FIELD_NUMBER: _builtins.int
@@ -251,7 +254,9 @@ class ListAppointmentsResponse(_message.Message):
     revision: _builtins.int
     """The organization's revision at the moment that this page shows."""
     @_builtins.property
-    def appointments(self) -> _containers.RepeatedCompositeFieldContainer[_appointment_pb2.Appointment]: ...
+    def appointments(self) -> _containers.RepeatedCompositeFieldContainer[_appointment_pb2.Appointment]:
+        """By start, then id."""
+
     def __init__(
         self,
         *,
@@ -279,6 +284,7 @@ class CancelAppointmentRequest(_message.Message):
     organization_id: _builtins.str
     """Absent: `default`."""
     id: _builtins.str
+    """The id of the appointment."""
     etag: _builtins.str
     """Cancel only if the stored appointment still has this etag; `*` matches any.
     Through REST: `If-Match`.
@@ -346,6 +352,7 @@ class ListAppointmentHistoryRequest(_message.Message):
     organization_id: _builtins.str
     """Absent: `default`."""
     id: _builtins.str
+    """The id of the appointment."""
     page_size: _builtins.int
     """Most entries in the answer; 0 or absent: 100. A page may hold fewer."""
     page_token: _builtins.str
@@ -380,6 +387,8 @@ Global___ListAppointmentHistoryRequest: _TypeAlias = ListAppointmentHistoryReque
 
 @_typing.final
 class ListAppointmentHistoryResponse(_message.Message):
+    """A page of the changes of one appointment."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ENTRIES_FIELD_NUMBER: _builtins.int
@@ -387,7 +396,9 @@ class ListAppointmentHistoryResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty on the last page."""
     @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_appointment_pb2.HistoryEntry]: ...
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_appointment_pb2.HistoryEntry]:
+        """Oldest first."""
+
     def __init__(
         self,
         *,
@@ -449,6 +460,8 @@ Global___ListChangesRequest: _TypeAlias = ListChangesRequest  # noqa: Y015
 
 @_typing.final
 class ListChangesResponse(_message.Message):
+    """A page of the changes of an organization."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ENTRIES_FIELD_NUMBER: _builtins.int
@@ -461,7 +474,9 @@ class ListChangesResponse(_message.Message):
     revision: _builtins.int
     """The organization's latest revision."""
     @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_appointment_pb2.HistoryEntry]: ...
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_appointment_pb2.HistoryEntry]:
+        """In revision order."""
+
     def __init__(
         self,
         *,
@@ -535,10 +550,14 @@ Global___WatchAppointmentsResponse: _TypeAlias = WatchAppointmentsResponse  # no
 
 @_typing.final
 class BatchUpsertAppointmentsRequest(_message.Message):
+    """Appointments to upsert together."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Item(_message.Message):
+        """One of them, with the conditions of its write."""
+
         DESCRIPTOR: _descriptor.Descriptor
 
         APPOINTMENT_FIELD_NUMBER: _builtins.int
@@ -552,7 +571,9 @@ class BatchUpsertAppointmentsRequest(_message.Message):
         idempotency_key: _builtins.str
         """As in `UpsertAppointmentRequest`."""
         @_builtins.property
-        def appointment(self) -> _appointment_pb2.Appointment: ...
+        def appointment(self) -> _appointment_pb2.Appointment:
+            """What to store."""
+
         def __init__(
             self,
             *,
@@ -591,10 +612,14 @@ Global___BatchUpsertAppointmentsRequest: _TypeAlias = BatchUpsertAppointmentsReq
 
 @_typing.final
 class BatchUpsertAppointmentsResponse(_message.Message):
+    """What became of a batch."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Result(_message.Message):
+        """What became of one request: an appointment with its outcome, or an error."""
+
         DESCRIPTOR: _descriptor.Descriptor
 
         APPOINTMENT_FIELD_NUMBER: _builtins.int
@@ -683,12 +708,15 @@ class OperationMetadata(_message.Message):
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
+    """The organization of the write."""
     appointment_id: _builtins.str
     """As given, or as made for a write without an id."""
     outcome: _appointment_pb2.Outcome.ValueType
     """Absent until it is done, and with an error."""
     @_builtins.property
-    def accepted_at(self) -> _timestamp_pb2.Timestamp: ...
+    def accepted_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was accepted."""
+
     @_builtins.property
     def finished_at(self) -> _timestamp_pb2.Timestamp:
         """Absent until it is done."""

@@ -131,14 +131,16 @@ class AppointmentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetAppointment(self, request, context):
-        """Reads one appointment, cancelled ones included, as it is or as it was.
+        """Reads one appointment, cancelled ones included. It comes as it is now or, with
+        `as_of_revision` or `as_of_time`, as it was.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAppointments(self, request, context):
-        """Lists appointments of one organization by start, then id.
+        """Lists appointments of one organization by start, then id. Cancelled ones only if
+        they are asked for; with `as_of_revision` or `as_of_time` as they were.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,7 +155,8 @@ class AppointmentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAppointmentHistory(self, request, context):
-        """Lists every change of one appointment, oldest first.
+        """Lists every change of one appointment, oldest first. Each entry holds the
+        appointment as it was after that change.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -59,15 +59,21 @@ class AppointmentServiceStub:
     active appointments of the resource.
     """
     GetAppointment: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.GetAppointmentRequest, _appointment_service_pb2.GetAppointmentResponse]
-    """Reads one appointment, cancelled ones included, as it is or as it was."""
+    """Reads one appointment, cancelled ones included. It comes as it is now or, with
+    `as_of_revision` or `as_of_time`, as it was.
+    """
     ListAppointments: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.ListAppointmentsRequest, _appointment_service_pb2.ListAppointmentsResponse]
-    """Lists appointments of one organization by start, then id."""
+    """Lists appointments of one organization by start, then id. Cancelled ones only if
+    they are asked for; with `as_of_revision` or `as_of_time` as they were.
+    """
     CancelAppointment: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.CancelAppointmentRequest, _appointment_service_pb2.CancelAppointmentResponse]
     """Cancels an appointment: frees its range and keeps everything else. Cancelling
     again is `UNCHANGED`.
     """
     ListAppointmentHistory: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.ListAppointmentHistoryRequest, _appointment_service_pb2.ListAppointmentHistoryResponse]
-    """Lists every change of one appointment, oldest first."""
+    """Lists every change of one appointment, oldest first. Each entry holds the
+    appointment as it was after that change.
+    """
     ListChanges: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.ListChangesRequest, _appointment_service_pb2.ListChangesResponse]
     """Lists the changes of a whole organization in revision order. Reading it from
     revision 0 and keeping the latest entry of each id gives exactly the stored
@@ -135,15 +141,21 @@ class AppointmentServiceAsyncStub(AppointmentServiceStub):
     active appointments of the resource.
     """
     GetAppointment: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.GetAppointmentRequest, _appointment_service_pb2.GetAppointmentResponse]  # type: ignore[assignment]
-    """Reads one appointment, cancelled ones included, as it is or as it was."""
+    """Reads one appointment, cancelled ones included. It comes as it is now or, with
+    `as_of_revision` or `as_of_time`, as it was.
+    """
     ListAppointments: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.ListAppointmentsRequest, _appointment_service_pb2.ListAppointmentsResponse]  # type: ignore[assignment]
-    """Lists appointments of one organization by start, then id."""
+    """Lists appointments of one organization by start, then id. Cancelled ones only if
+    they are asked for; with `as_of_revision` or `as_of_time` as they were.
+    """
     CancelAppointment: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.CancelAppointmentRequest, _appointment_service_pb2.CancelAppointmentResponse]  # type: ignore[assignment]
     """Cancels an appointment: frees its range and keeps everything else. Cancelling
     again is `UNCHANGED`.
     """
     ListAppointmentHistory: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.ListAppointmentHistoryRequest, _appointment_service_pb2.ListAppointmentHistoryResponse]  # type: ignore[assignment]
-    """Lists every change of one appointment, oldest first."""
+    """Lists every change of one appointment, oldest first. Each entry holds the
+    appointment as it was after that change.
+    """
     ListChanges: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.ListChangesRequest, _appointment_service_pb2.ListChangesResponse]  # type: ignore[assignment]
     """Lists the changes of a whole organization in revision order. Reading it from
     revision 0 and keeping the latest entry of each id gives exactly the stored
@@ -220,7 +232,9 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _appointment_service_pb2.GetAppointmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_appointment_service_pb2.GetAppointmentResponse, _abc.Awaitable[_appointment_service_pb2.GetAppointmentResponse]]:
-        """Reads one appointment, cancelled ones included, as it is or as it was."""
+        """Reads one appointment, cancelled ones included. It comes as it is now or, with
+        `as_of_revision` or `as_of_time`, as it was.
+        """
 
     @_abc_1.abstractmethod
     def ListAppointments(
@@ -228,7 +242,9 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _appointment_service_pb2.ListAppointmentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_appointment_service_pb2.ListAppointmentsResponse, _abc.Awaitable[_appointment_service_pb2.ListAppointmentsResponse]]:
-        """Lists appointments of one organization by start, then id."""
+        """Lists appointments of one organization by start, then id. Cancelled ones only if
+        they are asked for; with `as_of_revision` or `as_of_time` as they were.
+        """
 
     @_abc_1.abstractmethod
     def CancelAppointment(
@@ -246,7 +262,9 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _appointment_service_pb2.ListAppointmentHistoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_appointment_service_pb2.ListAppointmentHistoryResponse, _abc.Awaitable[_appointment_service_pb2.ListAppointmentHistoryResponse]]:
-        """Lists every change of one appointment, oldest first."""
+        """Lists every change of one appointment, oldest first. Each entry holds the
+        appointment as it was after that change.
+        """
 
     @_abc_1.abstractmethod
     def ListChanges(

@@ -76,7 +76,9 @@ class Webhook(_message.Message):
         """When it will be tried again; absent if it does not fail or is disabled."""
 
     @_builtins.property
-    def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was registered."""
+
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When a caller last changed it."""
@@ -219,6 +221,7 @@ class GetWebhookRequest(_message.Message):
     organization_id: _builtins.str
     """Absent: `default`."""
     id: _builtins.str
+    """The id of the webhook."""
     def __init__(
         self,
         *,
@@ -279,11 +282,15 @@ Global___ListWebhooksRequest: _TypeAlias = ListWebhooksRequest  # noqa: Y015
 
 @_typing.final
 class ListWebhooksResponse(_message.Message):
+    """The webhooks of an organization."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     WEBHOOKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def webhooks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Webhook]: ...
+    def webhooks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Webhook]:
+        """In the order in which they were created."""
+
     def __init__(
         self,
         *,
@@ -304,6 +311,7 @@ class UpdateWebhookRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     WEBHOOK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """The id of the webhook."""
     @_builtins.property
     def webhook(self) -> Global___Webhook: ...
     def __init__(
@@ -349,6 +357,7 @@ class DeleteWebhookRequest(_message.Message):
     organization_id: _builtins.str
     """Absent: `default`."""
     id: _builtins.str
+    """The id of the webhook."""
     def __init__(
         self,
         *,
@@ -367,6 +376,8 @@ Global___DeleteWebhookRequest: _TypeAlias = DeleteWebhookRequest  # noqa: Y015
 
 @_typing.final
 class DeleteWebhookResponse(_message.Message):
+    """Nothing is told of a webhook that was deleted."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -389,6 +400,7 @@ class RotateWebhookSecretRequest(_message.Message):
     organization_id: _builtins.str
     """Absent: `default`."""
     id: _builtins.str
+    """The id of the webhook."""
     def __init__(
         self,
         *,
@@ -429,6 +441,8 @@ Global___RotateWebhookSecretResponse: _TypeAlias = RotateWebhookSecretResponse  
 
 @_typing.final
 class ReplayWebhookRequest(_message.Message):
+    """Where a webhook goes on."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
@@ -437,6 +451,7 @@ class ReplayWebhookRequest(_message.Message):
     organization_id: _builtins.str
     """Absent: `default`."""
     id: _builtins.str
+    """The id of the webhook."""
     after_revision: _builtins.int
     """At most the organization's latest; 0: from the first change on."""
     def __init__(
@@ -492,6 +507,7 @@ class ListWebhookDeliveriesRequest(_message.Message):
     organization_id: _builtins.str
     """Absent: `default`."""
     id: _builtins.str
+    """The id of the webhook."""
     page_size: _builtins.int
     """Most deliveries in the answer; 0 or absent: 100."""
     page_token: _builtins.str
@@ -516,6 +532,8 @@ Global___ListWebhookDeliveriesRequest: _TypeAlias = ListWebhookDeliveriesRequest
 
 @_typing.final
 class ListWebhookDeliveriesResponse(_message.Message):
+    """A page of attempts."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DELIVERIES_FIELD_NUMBER: _builtins.int
@@ -523,7 +541,9 @@ class ListWebhookDeliveriesResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty on the last page."""
     @_builtins.property
-    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___WebhookDelivery]: ...
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___WebhookDelivery]:
+        """Newest first."""
+
     def __init__(
         self,
         *,

@@ -116,14 +116,15 @@ class WebhookServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetWebhook(self, request, context):
-        """Reads one webhook, and how far it is.
+        """Reads one webhook, and how far it is. Its secret is not in the answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListWebhooks(self, request, context):
-        """Lists all webhooks of one organization, in the order in which they were created.
+        """Lists all webhooks of one organization, in the order in which they were created. They
+        all come at once, without their secrets.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,7 +163,7 @@ class WebhookServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListWebhookDeliveries(self, request, context):
-        """Lists what was sent and how it was answered, newest first; kept for two weeks
+        """Lists what was sent and how it was answered, newest first. It is kept for two weeks
         unless configured otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

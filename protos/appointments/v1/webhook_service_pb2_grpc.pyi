@@ -52,9 +52,11 @@ class WebhookServiceStub:
     `after_revision` on. The answer is the only one that has the secret.
     """
     GetWebhook: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.GetWebhookRequest, _webhook_service_pb2.GetWebhookResponse]
-    """Reads one webhook, and how far it is."""
+    """Reads one webhook, and how far it is. Its secret is not in the answer."""
     ListWebhooks: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.ListWebhooksRequest, _webhook_service_pb2.ListWebhooksResponse]
-    """Lists all webhooks of one organization, in the order in which they were created."""
+    """Lists all webhooks of one organization, in the order in which they were created. They
+    all come at once, without their secrets.
+    """
     UpdateWebhook: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.UpdateWebhookRequest, _webhook_service_pb2.UpdateWebhookResponse]
     """Replaces all that a caller sets: a field that is left out is emptied. The webhook
     goes on where it was, at once if it was waiting to try again; `disabled: false`
@@ -71,7 +73,7 @@ class WebhookServiceStub:
     enables the webhook. What is sent again has the `webhook-id` that it had.
     """
     ListWebhookDeliveries: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.ListWebhookDeliveriesRequest, _webhook_service_pb2.ListWebhookDeliveriesResponse]
-    """Lists what was sent and how it was answered, newest first; kept for two weeks
+    """Lists what was sent and how it was answered, newest first. It is kept for two weeks
     unless configured otherwise.
     """
 
@@ -99,9 +101,11 @@ class WebhookServiceAsyncStub(WebhookServiceStub):
     `after_revision` on. The answer is the only one that has the secret.
     """
     GetWebhook: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.GetWebhookRequest, _webhook_service_pb2.GetWebhookResponse]  # type: ignore[assignment]
-    """Reads one webhook, and how far it is."""
+    """Reads one webhook, and how far it is. Its secret is not in the answer."""
     ListWebhooks: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.ListWebhooksRequest, _webhook_service_pb2.ListWebhooksResponse]  # type: ignore[assignment]
-    """Lists all webhooks of one organization, in the order in which they were created."""
+    """Lists all webhooks of one organization, in the order in which they were created. They
+    all come at once, without their secrets.
+    """
     UpdateWebhook: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.UpdateWebhookRequest, _webhook_service_pb2.UpdateWebhookResponse]  # type: ignore[assignment]
     """Replaces all that a caller sets: a field that is left out is emptied. The webhook
     goes on where it was, at once if it was waiting to try again; `disabled: false`
@@ -118,7 +122,7 @@ class WebhookServiceAsyncStub(WebhookServiceStub):
     enables the webhook. What is sent again has the `webhook-id` that it had.
     """
     ListWebhookDeliveries: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.ListWebhookDeliveriesRequest, _webhook_service_pb2.ListWebhookDeliveriesResponse]  # type: ignore[assignment]
-    """Lists what was sent and how it was answered, newest first; kept for two weeks
+    """Lists what was sent and how it was answered, newest first. It is kept for two weeks
     unless configured otherwise.
     """
 
@@ -155,7 +159,7 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhook_service_pb2.GetWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhook_service_pb2.GetWebhookResponse, _abc.Awaitable[_webhook_service_pb2.GetWebhookResponse]]:
-        """Reads one webhook, and how far it is."""
+        """Reads one webhook, and how far it is. Its secret is not in the answer."""
 
     @_abc_1.abstractmethod
     def ListWebhooks(
@@ -163,7 +167,9 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhook_service_pb2.ListWebhooksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhook_service_pb2.ListWebhooksResponse, _abc.Awaitable[_webhook_service_pb2.ListWebhooksResponse]]:
-        """Lists all webhooks of one organization, in the order in which they were created."""
+        """Lists all webhooks of one organization, in the order in which they were created. They
+        all come at once, without their secrets.
+        """
 
     @_abc_1.abstractmethod
     def UpdateWebhook(
@@ -210,7 +216,7 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhook_service_pb2.ListWebhookDeliveriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhook_service_pb2.ListWebhookDeliveriesResponse, _abc.Awaitable[_webhook_service_pb2.ListWebhookDeliveriesResponse]]:
-        """Lists what was sent and how it was answered, newest first; kept for two weeks
+        """Lists what was sent and how it was answered, newest first. It is kept for two weeks
         unless configured otherwise.
         """
 
