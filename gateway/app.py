@@ -18,7 +18,7 @@ from gateway.bodies import BodyReader
 from gateway.caller import ServiceCaller
 from gateway.calls import CallEndpoint, CallSettings
 from gateway.event_stream import ChangesEndpoint, Streams
-from gateway.http_server import Endpoint, HttpHandler, HttpServer
+from gateway.http_server import Endpoint, HttpHandler, HttpServer, Patience
 from gateway.in_flight import InFlight
 from gateway.metrics import Metrics
 from gateway.openapi import openapi_document
@@ -175,8 +175,11 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
             streams=streams,
         )
         handler = HttpHandler(router, bodies, metrics)
+        patience = Patience(
+            idle=settings.gateway_keepalive_timeout, headers=settings.gateway_header_timeout
+        )
         runner = ServerRunner(
-            HttpServer(handler, asyncio.get_running_loop()),
+            HttpServer(handler, patience, asyncio.get_running_loop()),
             shutdown_timeout=settings.gateway_shutdown_grace,
         )
         await runner.setup()

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import time
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -14,17 +15,20 @@ from gateway.answers import REQUEST_ID, problem_answer, sign
 from gateway.bodies import BodyReader
 from gateway.exchange import Exchange
 from gateway.metrics import Metrics
-from gateway.problems import ProblemError, internal, malformed, refusal
+from gateway.problems import ProblemError, internal, refusal
 from gateway.reasons import Reason
 from gateway.routes import Router
+from gateway.unreadable import (
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    MAX_URL_BYTES,
+    refuse_unreadable,
+)
 
-KEEPALIVE_TIMEOUT = 15.0
-"""Seconds that a connection may stay idle, or take to send a request's headers."""
 LINGERING_TIME = 5.0
 """Seconds that the rest of a refused body is read for, so that its sender gets to read
 the answer."""
 
-MAX_LINE_BYTES = 8190
 CALLER_GONE = 499
 """Logged and counted as the status of a request whose caller went away before its answer."""
 
@@ -69,13 +73,11 @@ class HttpHandler:
             self._record(exchange, exchange.begun or status, time.perf_counter() - started)
         return response
 
-    def refuse_unreadable(self, request: BaseRequest) -> Response:
+    def answer_unreadable(self, request: BaseRequest, error: BaseException | None) -> Response:
         """Answer what aiohttp could not read as HTTP; the connection is closed after it."""
         exchange = Exchange(request=request, request_id=_new_request_id())
-        refused = malformed(
-            f"This is not HTTP, or its URL or a header is over {MAX_LINE_BYTES} bytes."
-        )
-        response = problem_answer(exchange, refused.problem, {hdrs.CONNECTION: "close"})
+        problem = refuse_unreadable(error).problem
+        response = problem_answer(exchange, problem, {hdrs.CONNECTION: "close"})
         sign(response, exchange)
         self._record(exchange, response.status, 0)
         return response
@@ -144,47 +146,88 @@ def _new_request_id() -> str:
     return os.urandom(16).hex()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a connection is waited for, in seconds: `idle` until a request begins, then
+    `headers` until its head is complete."""
+
+    idle: float
+    headers: float
+
+
 class HttpServer(Server):
     """aiohttp's server without its router, which does not keep paths as they were sent.
 
     A request whose caller goes away is cancelled.
     """
 
-    def __init__(self, handler: HttpHandler, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, handler: HttpHandler, patience: Patience, loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(handler, handler_cancellation=True, loop=loop)
         self._handler = handler
+        self._patience = patience
 
     def __call__(self) -> RequestHandler:
-        return _Connection(self, self._handler, self._loop)
+        return _Connection(self, self._handler, self._patience, self._loop)
 
 
 class _Connection(RequestHandler):
-    """A connection whose unreadable requests are answered as every other refusal."""
+    """A connection whose unreadable requests are answered as every other refusal.
 
-    __slots__ = ("_handler",)
+    aiohttp has one time-out for idle connections and for heads that come slowly; here the
+    latter have one of their own.
+    """
+
+    __slots__ = ("_handler", "_head_cut", "_head_timeout")
 
     def __init__(
-        self, server: HttpServer, handler: HttpHandler, loop: asyncio.AbstractEventLoop
+        self,
+        server: HttpServer,
+        handler: HttpHandler,
+        patience: Patience,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__(
             server,
             loop=loop,
-            keepalive_timeout=KEEPALIVE_TIMEOUT,
+            keepalive_timeout=patience.idle,
             lingering_time=LINGERING_TIME,
-            max_line_size=MAX_LINE_BYTES,
-            max_field_size=MAX_LINE_BYTES,
+            max_line_size=MAX_URL_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+            max_headers=MAX_HEADERS,
             auto_decompress=False,
             access_log=None,  # type: ignore[arg-type]
         )
         self._handler = handler
+        self._head_timeout = patience.headers
+        self._head_cut: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Whoever waits for a request still does so: what has come is a part of a head.
+        incomplete = self._waiter is not None and not self._waiter.done()
+        if not incomplete:
+            self._stop_head_timeout()
+        elif self._head_cut is None:
+            self._head_cut = self._loop.call_later(self._head_timeout, self.force_close)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_head_timeout()
+        super().connection_lost(exc)
+
+    def _stop_head_timeout(self) -> None:
+        if self._head_cut is not None:
+            self._head_cut.cancel()
+            self._head_cut = None
 
     def handle_error(
         self,
         request: BaseRequest,
         status: int = 500,  # noqa: ARG002
-        exc: BaseException | None = None,  # noqa: ARG002
+        exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002
     ) -> StreamResponse:
         if request.writer.output_size > 0:
             raise ConnectionError("an answer was begun already")
-        return self._handler.refuse_unreadable(request)
+        return self._handler.answer_unreadable(request, exc)

@@ -74,6 +74,8 @@ _PROBLEM_HEADERS: dict[HTTPStatus, tuple[str, ...]] = {
 ALWAYS = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.REQUEST_URI_TOO_LONG,
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.INTERNAL_SERVER_ERROR,
     HTTPStatus.SERVICE_UNAVAILABLE,
@@ -110,7 +112,7 @@ def reference(schema: str) -> Schema:
 
 def response_name(status: HTTPStatus) -> str:
     """Give the name of the response that a refusal with this status refers to."""
-    return status.phrase.title().replace(" ", "")
+    return "".join(filter(str.isalnum, status.phrase.title()))
 
 
 def problem_response(status: HTTPStatus | None) -> Schema:

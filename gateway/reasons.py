@@ -40,6 +40,21 @@ class Reason(StrEnum):
         HTTPStatus.METHOD_NOT_ALLOWED,
         "the path does not take this method; `Allow` lists those it takes.",
     )
+    METHOD_NOT_IMPLEMENTED = (
+        "METHOD_NOT_IMPLEMENTED",
+        HTTPStatus.NOT_IMPLEMENTED,
+        "no path takes this method, which HTTP does not know.",
+    )
+    URI_TOO_LONG = (
+        "URI_TOO_LONG",
+        HTTPStatus.REQUEST_URI_TOO_LONG,
+        "the URL is longer than is taken.",
+    )
+    HEADERS_TOO_LARGE = (
+        "HEADERS_TOO_LARGE",
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "a header is longer than is taken, or there are too many.",
+    )
     REQUEST_TIMEOUT = (
         "REQUEST_TIMEOUT",
         HTTPStatus.REQUEST_TIMEOUT,

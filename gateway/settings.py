@@ -26,6 +26,11 @@ class Settings(BaseSettings):
     """Empty: no metrics are served."""
     gateway_timeout: Seconds = 10
     """Deadline of each call to the service."""
+    gateway_keepalive_timeout: Seconds = 75
+    """How long a connection may stay without a request. Longer than load balancers keep it,
+    often 60: one that is closed here first may just be taken for the next request."""
+    gateway_header_timeout: Seconds = 15
+    """Longest that a caller may take to send the head of a request."""
     gateway_body_timeout: Seconds = 15
     """Longest that a caller may take to send a request's body."""
     gateway_max_body_bytes: Annotated[int, Field(gt=0)] = 1024 * 1024

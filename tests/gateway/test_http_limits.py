@@ -30,20 +30,6 @@ def _problem(answer: bytes) -> Any:
 
 
 @pytest.mark.parametrize(
-    "request_line",
-    [b"GET / HTTP/9.9", b"nonsense", b"GET a b HTTP/1.1", b"GET /\x01 HTTP/1.1", b"\x16\x03\x01"],
-)
-async def test_what_is_not_http_gets_a_problem(rest: Gateway, request_line: bytes) -> None:
-    problem = _problem(await _raw(rest, request_line + b"\r\nHost: x\r\n\r\n"))
-    assert (problem["status"], problem["code"]) == (400, "MALFORMED_REQUEST")
-
-
-async def test_headers_have_a_limit(rest: Gateway) -> None:
-    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 20_000 + b"\r\n\r\n"
-    assert _problem(await _raw(rest, request))["code"] == "MALFORMED_REQUEST"
-
-
-@pytest.mark.parametrize(
     "path",
     [
         "/",
