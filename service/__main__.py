@@ -19,6 +19,7 @@ from processes.supervisor import CannotStart, supervise
 from service.listening import CannotListen
 from service.schema import SchemaOutdated
 from service.server import serving
+from service.session import DatabaseUnfit
 from service.settings import Settings, describe
 from service.worker import working
 
@@ -50,7 +51,7 @@ def main() -> None:
             )
     except ValidationError as error:
         sys.exit(f"error: {describe(error)}")
-    except (SchemaOutdated, CannotListen) as error:
+    except (SchemaOutdated, DatabaseUnfit, CannotListen) as error:
         sys.exit(f"error: {error}")
     except CannotStart as error:
         sys.exit(f"error: {error}" if str(error) else 1)

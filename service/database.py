@@ -1,16 +1,14 @@
 """Connections to PostgreSQL, and what its errors mean to a caller."""
 
 import asyncio
-import math
 import select
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any, LiteralString, Self
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import Diagnostic
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -18,21 +16,10 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from service.errors import DatabaseUnavailable, LockTimeout, Overloaded, ServiceError
 from service.metrics import Metrics
 from service.rows import Row
-
-# Made by the migrations; may read and append history, never rewrite it.
-ROLE = "appointments_service"
+from service.session import Timeouts, check_session, session_conninfo
 
 _NOTHING_WRITTEN = "nothing was written, try again"
 _NOT_KNOWN = "whether a write was stored is not known, the same request may be sent again"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
-    """Bounds on waiting, in seconds, each far below the usual deadline of a caller."""
-
-    connection: float
-    lock: float
-    statement: float
 
 
 class _Connection(AsyncConnection[TupleRow]):
@@ -47,7 +34,9 @@ class _Connection(AsyncConnection[TupleRow]):
     statements: AsyncCursor[TupleRow]
 
 
-async def _prepare(connection: _Connection) -> None:
+async def _prepare(connection: _Connection, timeouts: Timeouts) -> None:
+    await check_session(connection, timeouts)
+
     def note(diagnostic: Diagnostic) -> None:
         if diagnostic.severity_nonlocalized == "WARNING":
             connection.warning = diagnostic.message_primary
@@ -75,9 +64,9 @@ class Database:
         metrics: Metrics,
     ) -> None:
         self._pool = AsyncConnectionPool(
-            _conninfo(url, timeouts, replica=replica),
+            session_conninfo(url, timeouts, replica=replica),
             connection_class=_Connection,
-            configure=_prepare,
+            configure=partial(_prepare, timeouts=timeouts),
             name=name,
             min_size=connections,
             max_size=connections,
@@ -240,44 +229,3 @@ def _still_open(connection: _Connection) -> bool:
     except psycopg.OperationalError:
         return False
     return True
-
-
-def _conninfo(url: str, timeouts: Timeouts, *, replica: bool) -> str:
-    """Complete a connection string with what every connection of ours relies on.
-
-    READ COMMITTED: apply_writes is correct under no other level. synchronous_commit: a
-    write answered with success is durable. Options of the caller's own come first, so
-    that these win.
-    """
-    options = {
-        "role": ROLE,
-        "timezone": "UTC",
-        "default_transaction_isolation": r"read\ committed",
-        "synchronous_commit": "on",
-        # Planning costs more than running, and no table is ever to be read as a whole:
-        # neither depends on the statistics of the moment.
-        "plan_cache_mode": "force_generic_plan",
-        "enable_seqscan": "off",
-        # What is forbidden counts as dear, before PostgreSQL 18, and would be compiled.
-        "jit": "off",
-        "lock_timeout": f"{math.ceil(timeouts.lock * 1000)}",
-        "statement_timeout": f"{math.ceil(timeouts.statement * 1000)}",
-        "idle_in_transaction_session_timeout": "10000",
-    }
-    ours = " ".join(f"-c {name}={value}" for name, value in options.items())
-    given = conninfo_to_dict(url)
-    return make_conninfo(
-        url,
-        options=f"{given.get('options', '')} {ours}".strip(),
-        application_name=given.get("application_name", "appointments"),
-        connect_timeout=given.get("connect_timeout", 5),
-        # Fresh reads too must not meet a standby, which may be behind.
-        target_session_attrs="any" if replica else "read-write",
-        # The addresses that a replica's name may have are alike.
-        load_balance_hosts=given.get("load_balance_hosts", "random" if replica else None),
-        # A server that is gone without a word is noticed in about ten seconds.
-        keepalives_idle=given.get("keepalives_idle", 5),
-        keepalives_interval=given.get("keepalives_interval", 2),
-        keepalives_count=given.get("keepalives_count", 3),
-        tcp_user_timeout=given.get("tcp_user_timeout", 10_000),
-    )

@@ -11,10 +11,12 @@ import psycopg
 import structlog
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from service.database import Database, Timeouts
+from service.database import Database
 from service.errors import Overloaded, ServiceError
 from service.metrics import Metrics
 from service.rows import Row
+from service.schema import check_replica
+from service.session import DatabaseUnfit, Timeouts
 
 # Seconds that a replica which failed is left alone for, again and again until it answers.
 PAUSE = 2.0
@@ -46,6 +48,8 @@ class Replicas:
         self._patience = patience
         self._reads = metrics.replica_reads
         self._stack = AsyncExitStack()
+        self._urls = by_host(url)
+        self._timeouts = Timeouts(connection=CONNECTION_TIMEOUT, lock=patience, statement=patience)
         self._replicas = deque(
             _Replica(
                 name=name,
@@ -54,15 +58,21 @@ class Replicas:
                     name=f"replica {name}",
                     connections=connections,
                     max_waiting=max_waiting,
-                    timeouts=Timeouts(
-                        connection=CONNECTION_TIMEOUT, lock=patience, statement=patience
-                    ),
+                    timeouts=self._timeouts,
                     replica=True,
                     metrics=metrics,
                 ),
             )
-            for name, conninfo in by_host(url).items()
+            for name, conninfo in self._urls.items()
         )
+
+    async def check(self) -> None:
+        """Raise DatabaseUnfit if one that answers now cannot be worked with."""
+        for name, url in self._urls.items():
+            try:
+                await check_replica(url, self._timeouts)
+            except DatabaseUnfit as error:
+                raise DatabaseUnfit(f"the replica {name} of DATABASE_READ_URL: {error}") from error
 
     async def __aenter__(self) -> Self:
         """Start connecting; does not wait for any of them."""

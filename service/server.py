@@ -34,7 +34,7 @@ from service.readiness import keep_readiness
 from service.reads import ReadStore
 from service.relay import RelayServicer
 from service.replicas import Replicas
-from service.schema import check_schema
+from service.schema import check_primary
 from service.servicer import AppointmentServicer
 from service.settings import Settings
 from service.watch import Watch
@@ -69,11 +69,11 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
     it has accepted (up to the grace), then the writes whose callers have gone, then closes
     its connections.
 
-    Raises SchemaOutdated, psycopg.Error or CannotListen if it cannot start.
+    Raises SchemaOutdated, DatabaseUnfit, psycopg.Error or CannotListen if it cannot start.
     """
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        await check_schema(settings.database_url)
+        await check_primary(settings.database_url, settings.timeouts)
         metrics_port = serve_metrics(settings.grpc_host, settings.metrics_port, metrics, stack)
         channelz_port = await serve_channelz(settings.channelz_port, stack)
 
@@ -103,6 +103,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             patience=settings.replica_timeout,
             metrics=metrics,
         )
+        await replicas.check()
         committer = Committer(
             WriteStore(writes, metrics),
             metrics,

@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.amqp import is_amqp_url
-from service.database import Timeouts
 from service.replicas import by_host
+from service.session import Timeouts
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]

@@ -17,7 +17,7 @@ from service.operations.postgres_queue_worker import PostgresQueueWorker
 from service.operations.rabbitmq_worker import RabbitMQQueueWorker
 from service.purge import Purge
 from service.reads import ReadStore
-from service.schema import check_schema
+from service.schema import check_primary
 from service.settings import Settings
 from service.webhooks.addresses import AddressRules
 from service.webhooks.claims import ClaimStore
@@ -36,11 +36,11 @@ log = structlog.get_logger()
 async def working(settings: Settings) -> AsyncIterator[int | None]:
     """Do every duty as long as the block runs; gives the port of the metrics.
 
-    Raises SchemaOutdated, psycopg.Error or CannotListen if it cannot start.
+    Raises SchemaOutdated, DatabaseUnfit, psycopg.Error or CannotListen if it cannot start.
     """
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        await check_schema(settings.database_url)
+        await check_primary(settings.database_url, settings.timeouts)
         port = serve_metrics(settings.grpc_host, settings.worker_metrics_port, metrics, stack)
         database = await stack.enter_async_context(
             Database(

@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from service.database import Database, Timeouts
+from service.database import Database
 from service.metrics import Metrics
 from service.reads import ReadStore, Window
+from service.session import Timeouts
 from tests.conftest import CreateDatabase
 
 STORED = 3000

@@ -17,11 +17,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from scripts.stack import DATABASE
 from service import messages
-from service.database import Database, Timeouts
+from service.database import Database
 from service.domain import WriteResult
 from service.errors import DatabaseUnavailable
 from service.metrics import Metrics
 from service.rows import Row
+from service.session import Timeouts
 from service.writes import WriteStore
 from tests.api import Organization, Refusal, refusal, upsert_request
 from tests.conftest import OwnPostgres, StartProgram

@@ -17,11 +17,13 @@ from tests.conftest import OwnPostgres
 MIGRATIONS = sorted((ROOT / "migrations").glob("*.sql"))
 
 
-def run_migrate(url: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_migrate(
+    url: str | None, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """What `make migrate` runs."""
     return subprocess.run(
         [ROOT / "scripts" / "migrate", *arguments],
-        env=base_environment() | ({"DATABASE_URL": url} if url else {}),
+        env=base_environment() | ({"DATABASE_URL": url} if url else {}) | environment,
         capture_output=True,
         text=True,
         check=False,

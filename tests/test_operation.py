@@ -118,8 +118,9 @@ def test_owner_and_service_need_not_be_superusers(
         migrate(postgres.url("booking").replace("postgres@", "booking_owner@"))
         login = postgres.url("booking").replace("postgres@", "booking_login@")
         assert "booking_login" in login
-        assert "permission denied" in one_line(start_service, DATABASE_URL=login)
-        admin.execute("GRANT appointments_service TO booking_login")
+        grant = 'GRANT appointments_service TO "booking_login"'
+        assert grant in one_line(start_service, DATABASE_URL=login)
+        admin.execute(grant)
     service = start_service(DATABASE_URL=login)
     with grpc.insecure_channel(service.address) as channel:
         org = Organization(AppointmentServiceStub(channel), organization)

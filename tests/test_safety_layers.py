@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from service.database import ROLE
+from service.session import ROLE
 from tests.conftest import CreateDatabase
 from tests.observing import until
 

@@ -23,10 +23,11 @@ from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
 from scripts.programs import Program
 from scripts.stack import DATABASE
-from service.database import Database, Timeouts
+from service.database import Database
 from service.metrics import Metrics
 from service.reads import ReadStore
 from service.rows import Row
+from service.session import Timeouts
 from service.watch import MAX_ENTRIES, MAX_MESSAGE_BYTES, Watch
 from tests.api import Organization, appointment, batch_request, refusal
 from tests.conftest import OwnPostgres, StartProgram
