@@ -107,9 +107,10 @@ class Upsert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """Free an appointment's range, keeping the rest."""
+    """Free an appointment's range, keeping the rest. `updated_at` is None where none was given."""
 
     id: str
+    updated_at: datetime | None
     expected_revision: int | None
     idempotency_key: str | None
     validate_only: bool
@@ -157,6 +158,8 @@ def idempotency_digest(write: Write) -> bytes:
     """
     if isinstance(write, Cancel):
         parts: list[str | None] = ["CANCEL", write.id]
+        if write.updated_at is not None:
+            parts.append(write.updated_at.isoformat())
     else:
         parts = [
             "UPSERT",

@@ -88,9 +88,10 @@ def upsert(
 
 def cancel(request: rpc.CancelAppointmentRequest, *, actor: str) -> Cancel:
     """Read a cancel. Raises InvalidFields."""
-    check(request)
+    [updated_at] = check(request, "updated_at")
     return Cancel(
         id=request.id,
+        updated_at=updated_at,
         expected_revision=expected_revision(request.etag),
         idempotency_key=request.idempotency_key or None,
         validate_only=request.validate_only,

@@ -175,6 +175,7 @@ def write_parameter(write: Write) -> dict[str, Any]:
     """Return a write as apply_writes takes it, for orjson."""
     parameter: dict[str, Any] = {
         "id": write.id,
+        "updated_at": write.updated_at,
         "expected_revision": write.expected_revision,
         "actor": write.actor,
         "validate_only": write.validate_only,
@@ -193,7 +194,6 @@ def write_parameter(write: Write) -> dict[str, Any]:
             "title": write.title,
             "attributes": orjson.Fragment(write.attributes),
             "created_at": write.created_at,
-            "updated_at": write.updated_at,
             "create_only": write.create_only,
         }
     return parameter

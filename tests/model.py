@@ -22,6 +22,15 @@ class Stored:
     cancelled: bool
     version: int
     revision: int
+    # The caller's own time of the cancel, which is not shown.
+    cancel_updated_at: int | None = None
+
+    @property
+    def guard(self) -> int | None:
+        """What the time of a later write must not be older than."""
+        if self.cancel_updated_at is not None:
+            return self.cancel_updated_at
+        return self.content.updated_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +44,27 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Write:
-    """An upsert, or a cancel where there is no content."""
+    """An upsert, or a cancel where there is no content; then its time stands beside it."""
 
     id: str
     content: Content | None
+    cancel_updated_at: int | None = None
     # The revision of the version that must be stored, 0 for any, None for no condition.
     expected: int | None = None
     create_only: bool = False
     key: str | None = None
     validate_only: bool = False
+
+    @property
+    def updated_at(self) -> int | None:
+        return self.content.updated_at if self.content else self.cancel_updated_at
+
+    def same_as(self, other: "Write") -> bool:
+        return (self.id, self.content, self.cancel_updated_at) == (
+            other.id,
+            other.content,
+            other.cancel_updated_at,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,17 +80,23 @@ class Answer:
 class Model:
     stored: dict[str, Stored] = field(default_factory=dict)
     history: list[Change] = field(default_factory=list)
+    # What was answered first under each key.
+    keys: dict[str, tuple[Write, Answer]] = field(default_factory=dict)
 
     @property
     def revision(self) -> int:
         return len(self.history)
 
-    def apply(self, write: Write) -> Answer:  # noqa: PLR0911  # as many as the contract has
-        for entry in self.history:
-            if write.key is not None and entry.write.key == write.key:
-                if (write.id, write.content) != (entry.write.id, entry.write.content):
-                    return Answer(result="IDEMPOTENCY_KEY_REUSED")
-                return Answer(result=entry.change, stored=entry.stored)
+    def apply(self, write: Write) -> Answer:
+        if write.key is not None and write.key in self.keys:
+            first, answer = self.keys[write.key]
+            return answer if write.same_as(first) else Answer(result="IDEMPOTENCY_KEY_REUSED")
+        answer = self._decide(write)
+        if write.key is not None and answer.stored is not None and not write.validate_only:
+            self.keys[write.key] = write, answer
+        return answer
+
+    def _decide(self, write: Write) -> Answer:  # noqa: PLR0911  # as many as the contract has
         before = self.stored.get(write.id)
         if write.content is None and before is None:
             return Answer(result="APPOINTMENT_NOT_FOUND")
@@ -79,13 +106,13 @@ class Model:
             return Answer(result="ETAG_MISMATCH")
         if write.create_only and before is not None:
             return Answer(result="APPOINTMENT_EXISTS")
+        if before is not None and _stale(write, before):
+            return Answer(result="STALE", stored=before)
         if write.content is None:
             assert before is not None
             if before.cancelled:
-                return Answer(result="UNCHANGED", stored=before)
+                return Answer(result="UNCHANGED", stored=self._cancel_again(write, before))
             return self._write(write, "CANCELLED", before.content)
-        if before is not None and _stale(write.content, before):
-            return Answer(result="STALE", stored=before)
         if before is not None and not before.cancelled and _same(write.content, before.content):
             return Answer(result="UNCHANGED", stored=before)
         conflicts = [
@@ -125,6 +152,14 @@ class Model:
         ]
         return sorted(found, key=lambda item: (item.content.start, item.id))
 
+    def _cancel_again(self, write: Write, before: Stored) -> Stored:
+        """Remember the later of two cancels; nothing that is shown changes."""
+        if write.cancel_updated_at is None or write.validate_only:
+            return before
+        after = replace(before, cancel_updated_at=write.cancel_updated_at)
+        self.stored[write.id] = after
+        return after
+
     def _write(self, write: Write, change: str, content: Content) -> Answer:
         before = self.stored.get(write.id)
         after = Stored(
@@ -134,6 +169,7 @@ class Model:
             version=before.version + 1 if before else 1,
             # What was only validated has no revision.
             revision=0 if write.validate_only else self.revision + 1,
+            cancel_updated_at=write.cancel_updated_at,
         )
         if not write.validate_only:
             self.stored[write.id] = after
@@ -141,11 +177,11 @@ class Model:
         return Answer(result=change, stored=after)
 
 
-def _stale(content: Content, before: Stored) -> bool:
-    given, guard = content.updated_at, before.content.updated_at
+def _stale(write: Write, before: Stored) -> bool:
+    given, guard = write.updated_at, before.guard
     if given is None or guard is None:
         return False
-    return given < guard or (given == guard and before.cancelled)
+    return given < guard or (given == guard and before.cancelled and write.content is not None)
 
 
 def _same(content: Content, stored: Content) -> bool:

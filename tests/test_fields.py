@@ -211,6 +211,11 @@ READS: list[tuple[str, Message, set[str]]] = [
     ("CancelAppointment", rpc.CancelAppointmentRequest(), {"id"}),
     (
         "CancelAppointment",
+        rpc.CancelAppointmentRequest(id="a", updated_at=Timestamp(seconds=2**62)),
+        {"updated_at"},
+    ),
+    (
+        "CancelAppointment",
         rpc.CancelAppointmentRequest(id="a", idempotency_key="k" * 257),
         {"idempotency_key"},
     ),

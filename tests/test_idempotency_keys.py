@@ -1,11 +1,17 @@
 """Idempotency keys: the same write again gets the first result, another one is refused."""
 
+from dataclasses import replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+
 import grpc
 import pytest
 from appointments.v1 import appointment_pb2 as pb
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
-from tests.api import Organization, at, refusal
+from service.domain import Cancel, idempotency_digest
+from tests.api import Organization, appointment, at, batch_request, refusal
 
 
 def test_a_repeated_key_returns_the_first_result_again(org: Organization) -> None:
@@ -68,12 +74,96 @@ def test_a_repeated_cancel_key_returns_the_cancel_again(org: Organization) -> No
     assert org.get("a").state == pb.Appointment.ACTIVE
 
 
-def test_a_write_that_changed_nothing_leaves_no_key_behind(org: Organization) -> None:
+def test_a_repeated_key_of_what_was_unchanged_undoes_nothing(org: Organization) -> None:
+    org.upsert("a", 0, 30)
+    first = org.upsert("a", 0, 30, idempotency_key="k")
+    assert first.outcome == pb.UNCHANGED
+    others = org.upsert("a", 60, 90).appointment
+    assert org.upsert("a", 0, 30, idempotency_key="k") == first
+    assert org.get("a") == others
+    assert len(org.changes()) == 2
+
+
+def test_a_repeated_key_of_what_was_stale_undoes_nothing(org: Organization) -> None:
+    org.upsert("a", 0, 30, updated_at=at(10))
+    first = org.upsert("a", 0, 40, updated_at=at(9), idempotency_key="k")
+    assert first.outcome == pb.STALE
+    others = org.upsert("a", 0, 50).appointment  # without a time there is no guard any more
+    assert org.upsert("a", 0, 40, updated_at=at(9), idempotency_key="k") == first
+    assert org.get("a") == others
+    assert len(org.changes()) == 2
+
+
+def test_a_repeated_key_of_a_second_cancel_leaves_the_new_booking(org: Organization) -> None:
+    org.upsert("a", 0, 30)
+    org.cancel("a")
+    first = org.cancel("a", idempotency_key="k")
+    assert first.outcome == pb.UNCHANGED
+    booked = org.upsert("a", 0, 30).appointment
+    assert org.cancel("a", idempotency_key="k") == first
+    assert org.get("a") == booked
+
+
+def test_a_batch_remembers_what_it_answered(org: Organization) -> None:
+    org.upsert("a", 0, 30)
+    org.upsert("b", 30, 60, updated_at=at(10))
+    request = batch_request(
+        [
+            appointment(org.id, "a", 0, 30),
+            appointment(org.id, "b", 30, 70, updated_at=at(9)),
+            appointment(org.id, "a", 0, 30),
+        ]
+    )
+    for item, key in zip(request.requests, ["k", "l", "k"], strict=True):
+        item.idempotency_key = key
+    first = org.stub.BatchUpsertAppointments(request)
+    assert [result.outcome for result in first.results] == [pb.UNCHANGED, pb.STALE, pb.UNCHANGED]
+    org.upsert("a", 100, 130)
+    org.upsert("b", 200, 230)
+    assert org.stub.BatchUpsertAppointments(request) == first
+    assert org.upsert("a", 0, 30, idempotency_key="k").appointment == first.results[0].appointment
+    assert len(org.changes()) == 4
+
+
+def test_a_key_of_what_was_unchanged_is_refused_to_another_write(org: Organization) -> None:
+    org.upsert("a", 0, 30)
+    assert org.upsert("a", 0, 30, idempotency_key="k").outcome == pb.UNCHANGED
+    assert org.refused("a", 0, 40, idempotency_key="k").reason == "IDEMPOTENCY_KEY_REUSED"
+    assert org.refused("c", 60, 90, idempotency_key="k").reason == "IDEMPOTENCY_KEY_REUSED"
+
+
+def test_a_refused_or_only_validated_write_leaves_no_key_behind(org: Organization) -> None:
     org.upsert("a", 0, 30, updated_at=at(10))
     assert org.refused("b", 0, 30, idempotency_key="k").reason == "TIME_RANGE_CONFLICT"
-    assert org.upsert("a", 0, 30, idempotency_key="k").outcome == pb.UNCHANGED
-    assert org.upsert("a", 0, 31, updated_at=at(1), idempotency_key="k").outcome == pb.STALE
+    validated: dict[str, Any] = {"validate_only": True, "idempotency_key": "k"}
+    assert org.upsert("a", 0, 30, **validated).outcome == pb.UNCHANGED
+    assert org.upsert("a", 0, 31, updated_at=at(1), **validated).outcome == pb.STALE
     assert org.upsert("c", 30, 60, idempotency_key="k").outcome == pb.CREATED
+
+
+def test_a_cancel_without_a_time_is_the_same_write_as_ever() -> None:
+    """Digests are stored for ever."""
+    cancel = Cancel(
+        id="a",
+        updated_at=None,
+        expected_revision=None,
+        idempotency_key="k",
+        validate_only=False,
+        actor="",
+    )
+    assert idempotency_digest(cancel) == sha256(b'["CANCEL","a"]').digest()
+    timed = replace(cancel, updated_at=datetime(2030, 1, 7, tzinfo=UTC))
+    assert idempotency_digest(timed) != idempotency_digest(cancel)
+
+
+def test_a_key_of_a_cancel_is_refused_to_one_of_another_time(org: Organization) -> None:
+    org.upsert("a", 0, 30)
+    first = org.cancel("a", updated_at=at(5), idempotency_key="k")
+    assert org.cancel("a", updated_at=at(5), idempotency_key="k") == first
+    for other in ({"updated_at": at(6)}, {}):
+        with pytest.raises(grpc.RpcError) as caught:
+            org.cancel("a", idempotency_key="k", **other)
+        assert refusal(caught.value).reason == "IDEMPOTENCY_KEY_REUSED"
 
 
 def test_keys_belong_to_one_organization(org: Organization, stub: AppointmentServiceStub) -> None:

@@ -24,6 +24,12 @@ MAYBE_KEY = st.none() | st.sampled_from(["k1", "k2", "k3"])
 # How an etag is chosen: none, any, the stored one, or that of some other version.
 ETAGS = st.sampled_from([None, None, None, "*", "stored", "other"])
 
+# The statuses of what an item of a batch may be refused for here.
+CODES = {
+    "TIME_RANGE_CONFLICT": grpc.StatusCode.ALREADY_EXISTS,
+    "IDEMPOTENCY_KEY_REUSED": grpc.StatusCode.INVALID_ARGUMENT,
+}
+
 
 @st.composite
 def contents(draw: st.DrawFn) -> Content:
@@ -45,6 +51,7 @@ class ServiceAgainstModel(RuleBasedStateMachine):
     def start(self) -> None:
         self.org = Organization(self.stub, f"model-{uuid.uuid4()}")
         self.model = Model()
+        self.written: list[Write] = []
         # The etag of each version, by its revision.
         self.etags: dict[int, str] = {}
 
@@ -62,26 +69,55 @@ class ServiceAgainstModel(RuleBasedStateMachine):
     def validate(self, id: str, content: Content) -> None:
         self.write(id, content, validate_only=True)
 
-    @rule(id=FEW_IDS, etag=ETAGS, key=MAYBE_KEY, validate_only=st.booleans())
-    def cancel(self, id: str, etag: str | None, key: str | None, validate_only: bool) -> None:
-        self.write(id, None, etag=etag, key=key, validate_only=validate_only)
+    @rule(
+        id=FEW_IDS,
+        updated_at=MAYBE_TIME,
+        etag=ETAGS,
+        key=MAYBE_KEY,
+        validate_only=st.booleans(),
+    )
+    def cancel(
+        self,
+        id: str,
+        updated_at: int | None,
+        etag: str | None,
+        key: str | None,
+        validate_only: bool,
+    ) -> None:
+        self.write(
+            id,
+            None,
+            cancel_updated_at=updated_at,
+            etag=etag,
+            key=key,
+            validate_only=validate_only,
+        )
 
-    @precondition(lambda self: self.model.history)
-    @rule(data=st.data())
-    def repeat_an_earlier_write(self, data: st.DataObject) -> None:
-        earlier = data.draw(st.sampled_from(self.model.history)).write
-        self.write(earlier.id, earlier.content, key=earlier.key)
+    @precondition(lambda self: self.written)
+    @rule(data=st.data(), key=st.none() | st.uuids().map(str))
+    def repeat_an_earlier_write(self, data: st.DataObject, key: str | None) -> None:
+        """Under its key, or under a new one and twice, with another's write between the two."""
+        earlier = data.draw(st.sampled_from(self.written))
+        times: dict[str, Any] = {"cancel_updated_at": earlier.cancel_updated_at}
+        self.write(earlier.id, earlier.content, **times, key=key or earlier.key)
+        if key is not None:
+            self.write(earlier.id, data.draw(st.none() | contents()))
+            self.write(earlier.id, earlier.content, **times, key=key)
 
-    @rule(items=st.lists(st.tuples(FEW_IDS, contents()), min_size=1, max_size=6))
-    def batch(self, items: list[tuple[str, Content]]) -> None:
-        request = batch_request(self.message(id, content) for id, content in items)
+    @rule(items=st.lists(st.tuples(FEW_IDS, contents(), MAYBE_KEY), min_size=1, max_size=6))
+    def batch(self, items: list[tuple[str, Content, str | None]]) -> None:
+        request = batch_request(self.message(id, content) for id, content, _ in items)
+        for item, (_, _, key) in zip(request.requests, items, strict=True):
+            item.idempotency_key = key or ""
         results = self.stub.BatchUpsertAppointments(request).results
-        for (id, content), result in zip(items, results, strict=True):
-            expected = self.model.apply(Write(id=id, content=content))
+        for (id, content, key), result in zip(items, results, strict=True):
+            write = Write(id=id, content=content, key=key)
+            self.written.append(write)
+            expected = self.model.apply(write)
             if result.HasField("outcome"):
                 self.compare(expected, pb.Outcome.Name(result.outcome), result.appointment)
             else:
-                refused = refusal_of(result.error, grpc.StatusCode.ALREADY_EXISTS)
+                refused = refusal_of(result.error, CODES[expected.result])
                 assert refused.reason == expected.result
                 assert tuple(c.id for c in refused.conflicts) == expected.conflicts
 
@@ -144,25 +180,29 @@ class ServiceAgainstModel(RuleBasedStateMachine):
         id: str,
         content: Content | None,
         *,
+        cancel_updated_at: int | None = None,
         etag: str | None = None,
         create_only: bool = False,
         key: str | None = None,
         validate_only: bool = False,
     ) -> None:
         expected_revision, tag = self.choose(id, etag)
-        answer = self.model.apply(
-            Write(
-                id=id,
-                content=content,
-                expected=expected_revision,
-                create_only=create_only,
-                key=key,
-                validate_only=validate_only,
-            )
+        write = Write(
+            id=id,
+            content=content,
+            cancel_updated_at=cancel_updated_at,
+            expected=expected_revision,
+            create_only=create_only,
+            key=key,
+            validate_only=validate_only,
         )
+        self.written.append(write)
+        answer = self.model.apply(write)
         request: Any
         if content is None:
             request = rpc.CancelAppointmentRequest(organization_id=self.org.id, id=id)
+            if cancel_updated_at is not None:
+                request.updated_at.CopyFrom(at(cancel_updated_at))
             send: Any = self.stub.CancelAppointment
         else:
             request = rpc.UpsertAppointmentRequest(

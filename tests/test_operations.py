@@ -103,6 +103,40 @@ def test_a_write_that_changes_nothing_says_why(soon: Submissions, org: Organizat
     assert len(org.changes()) == 2
 
 
+def test_a_key_of_what_changed_nothing_is_remembered_either_way(
+    soon: Submissions, org: Organization
+) -> None:
+    org.upsert("a", 0, 10)
+    org.upsert("b", 20, 30)
+    org.cancel("b")
+    unchanged = soon.wait(soon.upsert("a", 0, 10, idempotency_key="soon"))
+    assert metadata_of(unchanged).outcome == pb.UNCHANGED
+    cancelled = soon.wait(soon.cancel("b", idempotency_key="cancel"))
+    assert metadata_of(cancelled).outcome == pb.UNCHANGED
+    at_once = org.upsert("a", 0, 10, idempotency_key="at once")
+    assert at_once.outcome == pb.UNCHANGED
+    moved = org.upsert("a", 40, 50).appointment
+    booked = org.upsert("b", 20, 30).appointment
+    for key in ("soon", "at once"):
+        again = soon.wait(soon.upsert("a", 0, 10, idempotency_key=key))
+        assert metadata_of(again).outcome == pb.UNCHANGED
+        assert response_of(again) == at_once.appointment
+        assert org.upsert("a", 0, 10, idempotency_key=key) == at_once
+    again = soon.wait(soon.cancel("b", idempotency_key="cancel"))
+    assert response_of(again) == response_of(cancelled)
+    assert (org.get("a"), org.get("b")) == (moved, booked)
+
+
+def test_an_accepted_cancel_has_its_time(soon: Submissions, org: Organization) -> None:
+    org.upsert("a", 0, 10, updated_at=_at(5))
+    late = soon.wait(soon.cancel("a", updated_at=_at(4)))
+    assert metadata_of(late).outcome == pb.STALE
+    assert metadata_of(soon.wait(soon.cancel("a", updated_at=_at(8)))).outcome == pb.CANCELLED
+    overtaken = soon.wait(soon.upsert("a", 0, 20, updated_at=_at(7)))
+    assert metadata_of(overtaken).outcome == pb.STALE
+    assert org.get("a").state == pb.Appointment.CANCELLED
+
+
 def _at(minute: int) -> Any:
     return appointment("", None, minute, minute + 1).start
 

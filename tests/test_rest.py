@@ -51,7 +51,11 @@ def test_outcomes_and_their_statuses(rest: Client) -> None:
     assert outcome(rest.upsert(updatedAt=updated_at)) == (200, "UNCHANGED")
     assert outcome(rest.upsert(title="x", updatedAt=updated_at)) == (200, "UPDATED")
     assert outcome(rest.upsert(updatedAt="2029-12-31T00:00:00Z")) == (200, "STALE")
-    assert outcome(rest.call("DELETE", "/appointments/a")) == (200, "CANCELLED")
+    late = rest.call("DELETE", "/appointments/a", updatedAt="2029-12-31T00:00:00Z")
+    assert outcome(late) == (200, "STALE")
+    cancel = rest.call("DELETE", "/appointments/a", updatedAt="2030-01-02 00:00")
+    assert outcome(cancel) == (200, "CANCELLED")
+    assert outcome(rest.upsert(updatedAt="2030-01-01T12:00:00Z")) == (200, "STALE")
     assert outcome(rest.call("DELETE", "/appointments/a")) == (200, "UNCHANGED")
 
 

@@ -33,11 +33,11 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     UPDATED: _Outcome.ValueType  # 2
     """The stored content was replaced, or a cancelled appointment brought back."""
     UNCHANGED: _Outcome.ValueType  # 3
-    """The same content is stored already, or a cancel found it cancelled: nothing was
-    written.
+    """The same content is stored already, or a cancel found it cancelled: there is no
+    new version.
     """
     STALE: _Outcome.ValueType  # 4
-    """Older than what is stored, by `updated_at`: nothing was written."""
+    """Older than what is stored, by `updated_at`: nothing was changed."""
     CANCELLED: _Outcome.ValueType  # 5
     """The appointment was cancelled."""
 
@@ -50,11 +50,11 @@ CREATED: Outcome.ValueType  # 1
 UPDATED: Outcome.ValueType  # 2
 """The stored content was replaced, or a cancelled appointment brought back."""
 UNCHANGED: Outcome.ValueType  # 3
-"""The same content is stored already, or a cancel found it cancelled: nothing was
-written.
+"""The same content is stored already, or a cancel found it cancelled: there is no
+new version.
 """
 STALE: Outcome.ValueType  # 4
-"""Older than what is stored, by `updated_at`: nothing was written."""
+"""Older than what is stored, by `updated_at`: nothing was changed."""
 CANCELLED: Outcome.ValueType  # 5
 """The appointment was cancelled."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
@@ -150,8 +150,9 @@ class Appointment(_message.Message):
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """The caller's own bookkeeping, and the guard against late deliveries: a write
-        with an older `updated_at` than the stored content was given is `STALE` and
-        changes nothing. Absent: the time of the commit, and no such guard.
+        with an older `updated_at` than the stored content or its cancel was given, or an
+        upsert with the same while it is cancelled, is `STALE` and changes nothing. Absent:
+        the time of the commit, and no such guard.
         """
 
     def __init__(

@@ -39,9 +39,10 @@ class UpsertAppointmentRequest(_message.Message):
     REST: `If-None-Match: *`.
     """
     idempotency_key: _builtins.str
-    """Makes a retry safe: the same write under the same key returns the result of the
-    first one; another write under it is refused. Keys never expire; a write that
-    changed nothing leaves none behind. Through REST: `Idempotency-Key`.
+    """Makes a retry safe: the same write under the same key returns what the first one
+    was answered, `UNCHANGED` and `STALE` included: outcome and appointment as they were
+    then. Another write under it is refused. Keys never expire; a write that was refused,
+    or made with `validate_only`, leaves none behind. Through REST: `Idempotency-Key`.
     """
     validate_only: _builtins.bool
     """Decide and answer, write nothing. The appointment in the answer has no revision
@@ -281,6 +282,7 @@ class CancelAppointmentRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """Absent: `default`."""
     id: _builtins.str
@@ -295,6 +297,15 @@ class CancelAppointmentRequest(_message.Message):
     """Decide and answer, write nothing. The appointment in the answer has no revision
     and no etag then.
     """
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When the caller decided to cancel, against late deliveries. Older than the
+        `updated_at` that the stored content or its cancel was given: `STALE`, and nothing
+        is cancelled. Else it is remembered, and not shown: an upsert with an `updated_at`
+        that is not later is `STALE` from then on, also where it was cancelled already.
+        Absent: it is cancelled whatever the stored content was given.
+        """
+
     def __init__(
         self,
         *,
@@ -303,10 +314,11 @@ class CancelAppointmentRequest(_message.Message):
         etag: _builtins.str = ...,
         idempotency_key: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "organization_id", b"organization_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "organization_id", b"organization_id", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "etag", b"etag", "id", b"id", "idempotency_key", b"idempotency_key", "organization_id", b"organization_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "etag", b"etag", "id", b"id", "idempotency_key", b"idempotency_key", "organization_id", b"organization_id", "updated_at", b"updated_at", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__organization_id: _TypeAlias = _typing.Literal["organization_id"]  # noqa: Y015
     _WhichOneofArgType__organization_id: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id"]  # noqa: Y015
@@ -321,10 +333,10 @@ class CancelAppointmentResponse(_message.Message):
     APPOINTMENT_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     outcome: _appointment_pb2.Outcome.ValueType
-    """`CANCELLED` or `UNCHANGED`."""
+    """`CANCELLED`, `UNCHANGED` or `STALE`."""
     @_builtins.property
     def appointment(self) -> _appointment_pb2.Appointment:
-        """The cancelled appointment."""
+        """The stored appointment after the cancel."""
 
     def __init__(
         self,

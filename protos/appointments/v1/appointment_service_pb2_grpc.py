@@ -149,6 +149,9 @@ class AppointmentServiceServicer:
     def CancelAppointment(self, request, context):
         """Cancels an appointment: frees its range and keeps everything else. Cancelling
         again is `UNCHANGED`.
+
+        Checked in this order: the fields' rules; the idempotency key; that it exists; the
+        etag; `STALE` by `updated_at`; `UNCHANGED`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

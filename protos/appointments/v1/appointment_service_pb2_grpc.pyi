@@ -69,6 +69,9 @@ class AppointmentServiceStub:
     CancelAppointment: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.CancelAppointmentRequest, _appointment_service_pb2.CancelAppointmentResponse]
     """Cancels an appointment: frees its range and keeps everything else. Cancelling
     again is `UNCHANGED`.
+
+    Checked in this order: the fields' rules; the idempotency key; that it exists; the
+    etag; `STALE` by `updated_at`; `UNCHANGED`.
     """
     ListAppointmentHistory: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.ListAppointmentHistoryRequest, _appointment_service_pb2.ListAppointmentHistoryResponse]
     """Lists every change of one appointment, oldest first. Each entry holds the
@@ -151,6 +154,9 @@ class AppointmentServiceAsyncStub(AppointmentServiceStub):
     CancelAppointment: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.CancelAppointmentRequest, _appointment_service_pb2.CancelAppointmentResponse]  # type: ignore[assignment]
     """Cancels an appointment: frees its range and keeps everything else. Cancelling
     again is `UNCHANGED`.
+
+    Checked in this order: the fields' rules; the idempotency key; that it exists; the
+    etag; `STALE` by `updated_at`; `UNCHANGED`.
     """
     ListAppointmentHistory: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.ListAppointmentHistoryRequest, _appointment_service_pb2.ListAppointmentHistoryResponse]  # type: ignore[assignment]
     """Lists every change of one appointment, oldest first. Each entry holds the
@@ -254,6 +260,9 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_appointment_service_pb2.CancelAppointmentResponse, _abc.Awaitable[_appointment_service_pb2.CancelAppointmentResponse]]:
         """Cancels an appointment: frees its range and keeps everything else. Cancelling
         again is `UNCHANGED`.
+
+        Checked in this order: the fields' rules; the idempotency key; that it exists; the
+        etag; `STALE` by `updated_at`; `UNCHANGED`.
         """
 
     @_abc_1.abstractmethod
