@@ -99,6 +99,11 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.webhook_faults = Counter(
+            "appointments_webhook_faults",
+            "Failures of a worker itself at a webhook: recorded as failed attempts, if they can be",
+            registry=self.registry,
+        )
         # livesum: of several processes, those that live are added up.
         self.queued_writes = Gauge(
             "appointments_queued_writes",

@@ -8,6 +8,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from yarl import URL
 
+from service.webhooks.url import InvalidURL, read_url
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -17,7 +19,6 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 # What inet_aton takes for an address: 127.1, 0x7f000001, 017700000001.
 _LEGACY_IPV4 = re.compile(r"(0[xX])?[0-9a-fA-F]*(\.(0[xX])?[0-9a-fA-F]*){0,3}\.?")
-_UNSAFE = re.compile(r"[\s\\]")
 
 
 class AddressRules:
@@ -36,23 +37,9 @@ class AddressRules:
     def fault_of(self, text: str) -> str | None:
         """Say what is wrong with a URL, as far as that is evident without resolving it."""
         try:
-            url = URL(text)
-        except ValueError:
-            return "must be a URL"
-        rules = (
-            (
-                url.scheme in {"https", "http"} and bool(url.host),
-                "must be a URL that begins with https:// and a host",
-            ),
-            (url.user is None and url.password is None, "must not hold a user or a password"),
-            ("#" not in text, "must not hold a fragment"),
-            (not _UNSAFE.search(text), "must not hold spaces or backslashes; percent-encode them"),
-            (url.port != 0, "must have a port from 1 to 65535"),
-        )
-        for kept, fault in rules:
-            if not kept:
-                return fault
-        return self._address_fault(url)
+            return self._address_fault(read_url(text))
+        except InvalidURL as error:
+            return str(error)
 
     def _address_fault(self, url: URL) -> str | None:
         secure = url.scheme == "https"
@@ -72,12 +59,12 @@ class AddressRules:
         address = literal_of(url)
         if address is None or self.permits(address, secure=url.scheme == "https"):
             return None
-        return refused(url.host or "", [address], secure=url.scheme == "https")
+        return refused(url.raw_host or "", [address], secure=url.scheme == "https")
 
 
 def literal_of(url: URL) -> Address | None:
     """Return the address that a URL's host is, in any form that a resolver takes."""
-    host = (url.host or "").partition("%")[0]
+    host = (url.raw_host or "").partition("%")[0]
     try:
         return ipaddress.ip_address(host)
     except ValueError:

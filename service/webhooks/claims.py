@@ -140,7 +140,8 @@ _FAIL: LiteralString = _RECORD.format(
 
 _RELEASE: LiteralString = """
     UPDATE webhooks w
-    SET leased_until = '-infinity', next_attempt_at = greatest(w.next_attempt_at, now())
+    SET leased_until = '-infinity',
+        next_attempt_at = greatest(w.next_attempt_at, now() + make_interval(secs => %(wait)s))
     WHERE w.organization_id = %(organization_id)s
         AND w.webhook_id = %(id)s
         AND w.fence = %(fence)s
@@ -203,11 +204,16 @@ class ClaimStore:
             error=sent.outcome.error,
         )
 
-    async def release(self, claim: Claim) -> None:
-        """Give a webhook up, if it is still ours."""
+    async def release(self, claim: Claim, *, wait: float) -> None:
+        """Give a webhook up, if it is still ours; nobody takes it before `wait` is over."""
         await self._database.fetch(
             _RELEASE,
-            {"organization_id": claim.organization_id, "id": claim.id, "fence": claim.fence},
+            {
+                "organization_id": claim.organization_id,
+                "id": claim.id,
+                "fence": claim.fence,
+                "wait": wait,
+            },
         )
 
     async def _record(

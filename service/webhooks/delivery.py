@@ -24,7 +24,7 @@ from service.webhooks.claims import ClaimStore, Sent
 from service.webhooks.events import body_of, headers_of
 from service.webhooks.resolver import LookUp, look_up
 from service.webhooks.sender import Sender
-from service.webhooks.webhook import Claim
+from service.webhooks.webhook import Attempt, Claim
 
 # What a worker has sent and not recorded yet; so much is sent again if it dies.
 GROUP = 50
@@ -126,7 +126,7 @@ class Deliverer:
             await asyncio.wait({claiming}, timeout=STOP_SECONDS)
             with suppress(ServiceError, asyncio.InvalidStateError):
                 for claim in claiming.result():
-                    await self._claims.release(claim)
+                    await self._claims.release(claim, wait=0.0)
             raise
 
     async def _stop(self) -> None:
@@ -140,17 +140,29 @@ class Deliverer:
 
     async def _serve(self, sender: Sender, claim: Claim, leased_until: float) -> None:
         turn = _Turn(self._claims, self._pace, claim, leased_until)
+        wait = 0.0
         try:
             await self._send_all(sender, turn)
         except ServiceError as error:
             # What was not recorded will be sent again.
             log.warning("a webhook waits", webhook=claim.id, error=error.message)
+            wait = self._pace.first_retry
         except Exception:  # every other webhook goes on
             log.exception("a webhook failed", webhook=claim.id)
+            self._metrics.webhook_faults.inc()
+            turn.at_fault = True
         finally:
-            # An error of the database is told above, or the lease ends by itself.
-            with suppress(ServiceError):
-                await turn.end()
+            await self._end(turn, wait)
+
+    async def _end(self, turn: "_Turn", wait: float) -> None:
+        """Record what is to be recorded; if that fails, nobody sends before the lease ends."""
+        try:
+            await turn.end(wait=wait)
+        except ServiceError as error:
+            log.warning("a webhook waits", webhook=turn.claim.id, error=error.message)
+        except Exception:
+            log.exception("a webhook's turn is not recorded", webhook=turn.claim.id)
+            self._metrics.webhook_faults.inc()
 
     async def _send_all(self, sender: Sender, turn: "_Turn") -> None:
         end = monotonic() + TURN_SECONDS
@@ -179,6 +191,8 @@ class _Turn:
         self._sent: list[Sent] = []
         self._recorded_at = monotonic()
         self._over = False
+        # The worker failed at the change that comes next.
+        self.at_fault = False
 
     @property
     def lasts(self) -> bool:
@@ -216,7 +230,7 @@ class _Turn:
             gone=outcome.http_status == GONE,
         )
         if failed is None:
-            await self._claims.release(self.claim)
+            await self._claims.release(self.claim, wait=0.0)
         elif failed.disabled:
             log.warning(
                 "a webhook is disabled",
@@ -237,7 +251,7 @@ class _Turn:
         )
         if claim is None:
             # Not ours any more, or it is to begin elsewhere: who takes it next begins there.
-            await self._claims.release(self.claim)
+            await self._claims.release(self.claim, wait=0.0)
             return
         self._over = release
         self.claim = claim
@@ -245,13 +259,19 @@ class _Turn:
         self._recorded_at = monotonic()
         self._leased_until = asked + self._pace.lease
 
-    async def end(self) -> None:
-        """Record what was taken and let others have the webhook."""
+    async def end(self, *, wait: float) -> None:
+        """Record what was taken, or a fault, and let others have the webhook.
+
+        If nothing was taken it is to `wait` (seconds).
+        """
         if self._over:
             return
-        if self.reached == self.claim.cursor:
+        if self.at_fault:
+            # Revisions have no gaps.
+            await self.failed(Sent(self.reached + 1, self.attempt, _fault()))
+        elif self.reached == self.claim.cursor:
             self._over = True
-            await self._claims.release(self.claim)
+            await self._claims.release(self.claim, wait=wait)
         else:
             await self.record(release=True)
 
@@ -273,8 +293,16 @@ async def _send(sender: Sender, turn: _Turn, entry: HistoryEntry) -> None:
         return
     body = body_of(entry)
     headers = headers_of(claim.id, entry, body, secrets=claim.live_secrets, time=datetime.now(UTC))
-    sent = Sent(entry.revision, turn.attempt, await sender.send(claim.url, body, headers))
+    outcome = await sender.send(claim.url, body, headers, repeat=turn.attempt == 1)
+    sent = Sent(entry.revision, turn.attempt, outcome)
     if sent.outcome.taken:
         await turn.took(sent)
     else:
         await turn.failed(sent)
+
+
+def _fault() -> Attempt:
+    """What a change came to that could not be read, signed, sent or judged."""
+    return Attempt(
+        result="fault", ended=monotonic(), error="the service failed; its own log says why"
+    )

@@ -83,7 +83,7 @@ async def look_up(host: str, port: int, family: socket.AddressFamily) -> list[tu
             )
         except OSError as error:
             found = error
-        except UnicodeError as error:  # a label that is too long
+        except ValueError as error:  # a label that is too long
             found = OSError(str(error))
         if not loop.is_closed():
             loop.call_soon_threadsafe(hand_over, found)

@@ -3,23 +3,26 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from time import monotonic
+from types import SimpleNamespace
 from typing import Self
 
 from aiohttp import (
     ClientConnectorDNSError,
     ClientError,
     ClientResponse,
+    ClientResponseError,
     ClientSession,
     ClientTimeout,
     DummyCookieJar,
     ServerDisconnectedError,
-    StreamReader,
     TCPConnector,
+    TraceConfig,
+    TraceConnectionReuseconnParams,
     hdrs,
 )
 from yarl import URL
@@ -27,6 +30,7 @@ from yarl import URL
 from service.metrics import Metrics
 from service.webhooks.addresses import AddressRules
 from service.webhooks.resolver import AddressRefused, GuardedResolver, LookUp, look_up
+from service.webhooks.url import InvalidURL, read_url
 from service.webhooks.webhook import Attempt
 
 # Of an answer's body no more is read, and not for longer; the rest costs the receiver its
@@ -65,6 +69,8 @@ class Sender:
         self._sessions: dict[bool, ClientSession] = {}
 
     async def __aenter__(self) -> Self:
+        trace = TraceConfig()
+        trace.on_connection_reuseconn.append(_note_reuse)
         for secure in (False, True):
             connector = TCPConnector(
                 resolver=GuardedResolver(self._rules, secure=secure, look_up=self._look_up),
@@ -78,6 +84,7 @@ class Sender:
                 auto_decompress=False,
                 timeout=ClientTimeout(total=self._timeout),
                 headers={hdrs.USER_AGENT: USER_AGENT},
+                trace_configs=[trace],
             )
             self._sessions[secure] = await self._stack.enter_async_context(session)
         return self
@@ -85,11 +92,20 @@ class Sender:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def send(self, url: str, body: str, headers: Mapping[str, str]) -> Attempt:
-        """Send once, and tell what came of it; an answer other than 2xx is a failure."""
+    async def send(
+        self, url: str, body: str, headers: Mapping[str, str], *, repeat: bool = False
+    ) -> Attempt:
+        """Send once, and tell what came of it; an answer other than 2xx is a failure.
+
+        With `repeat` it is sent a second time if the receiver closed a connection that was
+        kept from a request before, instead of answering on it: most likely it had closed it
+        before this request came.
+        """
         started = monotonic()
         try:
-            attempt = await self._send(URL(url), body.encode(), headers)
+            attempt = await self._send(read_url(url), body.encode(), headers, repeat)
+        except InvalidURL as error:
+            attempt = _failed("refused", f"the URL {error}")
         except AddressRefused as error:
             attempt = _failed("refused", str(error))
         except ClientConnectorDNSError as error:  # what the resolver raised, wrapped
@@ -99,50 +115,91 @@ class Sender:
                 attempt = _failed("connection", f"the name is not resolved: {error.os_error}")
         except TimeoutError:
             attempt = _failed("timeout", f"no answer within {self._timeout:g} s")
+        except ClientResponseError as error:  # its text holds the URL, and so its secrets
+            attempt = _failed("connection", f"no answer in HTTP: {error.message}")
         except (ClientError, OSError, ValueError) as error:
             attempt = _failed("connection", f"no answer: {error or type(error).__name__}")
         ended = monotonic()
         self._metrics.webhook_seconds.labels(attempt.result).observe(ended - started)
         return replace(attempt, seconds=ended - started, ended=ended)
 
-    async def _send(self, url: URL, body: bytes, headers: Mapping[str, str]) -> Attempt:
+    async def _send(
+        self, url: URL, body: bytes, headers: Mapping[str, str], repeat: bool
+    ) -> Attempt:
         # An address is not resolved, so the resolver does not see it.
         refusal = self._rules.refusal(url)
         if refusal is not None:
             raise AddressRefused(refusal)
-        session = self._sessions[url.scheme == "https"]
-        async with asyncio.timeout(self._timeout):
-            try:
-                return await self._post(session, url, body, headers)
-            except ServerDisconnectedError:
-                # It closed an idle connection at the very moment that it was used again.
-                return await self._post(session, url, body, headers)
+        end = asyncio.get_running_loop().time() + self._timeout
+        async with asyncio.timeout_at(end):
+            response = await self._post(url, body, headers, repeat)
+        try:
+            return _judged(response)
+        finally:
+            await _finish(response, end)
 
     async def _post(
-        self, session: ClientSession, url: URL, body: bytes, headers: Mapping[str, str]
-    ) -> Attempt:
-        async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
-            # The status decides; an answer that never ends is not waited for.
-            with suppress(ClientError, TimeoutError):
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    await _read_some(response.content)
-            if not response.content.at_eof():
-                response.close()
-            status = response.status
-            if 200 <= status < 300:
-                return Attempt(result="taken", http_status=status)
-            return Attempt(
-                result="status",
-                http_status=status,
-                error=_status_error(status),
-                retry_after=_retry_after(response),
-            )
+        self, url: URL, body: bytes, headers: Mapping[str, str], repeat: bool
+    ) -> ClientResponse:
+        session = self._sessions[url.scheme == "https"]
+        connection = _Connection()
+        while True:
+            try:
+                return await session.post(
+                    url,
+                    data=body,
+                    headers=headers,
+                    allow_redirects=False,
+                    trace_request_ctx=connection,
+                )
+            except ServerDisconnectedError:
+                if not (repeat and connection.reused):
+                    raise
+                repeat = False
 
 
-async def _read_some(content: StreamReader) -> None:
+@dataclass(slots=True)
+class _Connection:
+    """What a request went over."""
+
+    reused: bool = False
+
+
+async def _note_reuse(
+    _: ClientSession, context: SimpleNamespace, __: TraceConnectionReuseconnParams
+) -> None:
+    context.trace_request_ctx.reused = True
+
+
+def _judged(response: ClientResponse) -> Attempt:
+    """Tell what an answer means; the status decides, before any of the body is read."""
+    status = response.status
+    if 200 <= status < 300:
+        return Attempt(result="taken", http_status=status)
+    return Attempt(
+        result="status",
+        http_status=status,
+        error=_status_error(status),
+        retry_after=_retry_after(response.headers.get(hdrs.RETRY_AFTER, "").strip()),
+    )
+
+
+async def _finish(response: ClientResponse, end: float) -> None:
+    """Read the end of an answer, so that the connection is kept; not much, and not for long.
+
+    Nothing about the body changes what the status has decided, whatever is wrong with it.
+    """
+    end = min(end, asyncio.get_running_loop().time() + ANSWER_SECONDS)
     left = MAX_ANSWER_BYTES
-    while left > 0 and (chunk := await content.read(left)):
-        left -= len(chunk)
+    try:
+        with suppress(Exception):
+            async with asyncio.timeout_at(end):
+                while left > 0 and (chunk := await response.content.read(left)):
+                    left -= len(chunk)
+    finally:
+        if not response.content.at_eof():
+            response.close()
+        response.release()
 
 
 def _failed(result: str, error: str) -> Attempt:
@@ -160,13 +217,18 @@ def _status_error(status: int) -> str:
     return f"the answer was {phrase}{redirect}"
 
 
-def _retry_after(response: ClientResponse) -> float | None:
-    """Read the header Retry-After (RFC 9110, section 10.2.3) as seconds from now."""
-    value = response.headers.get(hdrs.RETRY_AFTER, "").strip()
+def _retry_after(value: str) -> float | None:
+    """Read the header Retry-After (RFC 9110, section 10.2.3) as seconds from now.
+
+    What cannot be read is as if it were not there. Receivers write anything, and the
+    library's parser of dates raises more than it says.
+    """
     if value.isascii() and value.isdecimal():
-        return float(value[:9])
+        return float(value)
     try:
         time = parsedate_to_datetime(value)
-    except ValueError:
+        # "-0000": in UTC, from a place whose own time is not told (RFC 5322).
+        aware = time if time.tzinfo else time.replace(tzinfo=UTC)
+        return (aware - datetime.now(UTC)).total_seconds()
+    except Exception:  # noqa: BLE001
         return None
-    return time.timestamp() - datetime.now(UTC).timestamp()

@@ -47,7 +47,9 @@ class Webhook(_message.Message):
     url: _builtins.str
     """Where to send changes, by POST: `https`, without a user or a fragment, at an address
     of the public internet. `http` and other addresses are allowed only as far as the
-    service's operator allows them.
+    service's operator allows them. Path and query are requested byte for byte as they
+    are here, so they are visible ASCII: other characters come percent-encoded. The host
+    is looked up in lower case and by IDNA.
     """
     description: _builtins.str
     """The caller's own words."""

@@ -37,9 +37,10 @@ class WebhookServiceStub:
     `appointment.updated` or `appointment.cancelled`, the time of the change, and the
     entry as `ListChanges` has it.
 
-    Any other answer, a redirect included, is tried again after waits that grow, for
-    days; `Retry-After` is heeded within bounds. Then the webhook is disabled, at once
-    after a 410. Nothing is lost by it: once enabled it goes on where it was.
+    Any other answer, a redirect or what is not HTTP included, is tried again after waits
+    that grow, for days; a `Retry-After` that can be read is heeded within bounds. Then the
+    webhook is disabled, at once after a 410. Nothing is lost by it: once enabled it goes on
+    where it was.
     """
 
     def __init__(self, channel):
@@ -102,9 +103,10 @@ class WebhookServiceServicer:
     `appointment.updated` or `appointment.cancelled`, the time of the change, and the
     entry as `ListChanges` has it.
 
-    Any other answer, a redirect included, is tried again after waits that grow, for
-    days; `Retry-After` is heeded within bounds. Then the webhook is disabled, at once
-    after a 410. Nothing is lost by it: once enabled it goes on where it was.
+    Any other answer, a redirect or what is not HTTP included, is tried again after waits
+    that grow, for days; a `Retry-After` that can be read is heeded within bounds. Then the
+    webhook is disabled, at once after a 410. Nothing is lost by it: once enabled it goes on
+    where it was.
     """
 
     def CreateWebhook(self, request, context):
@@ -233,9 +235,10 @@ class WebhookService:
     `appointment.updated` or `appointment.cancelled`, the time of the change, and the
     entry as `ListChanges` has it.
 
-    Any other answer, a redirect included, is tried again after waits that grow, for
-    days; `Retry-After` is heeded within bounds. Then the webhook is disabled, at once
-    after a 410. Nothing is lost by it: once enabled it goes on where it was.
+    Any other answer, a redirect or what is not HTTP included, is tried again after waits
+    that grow, for days; a `Retry-After` that can be read is heeded within bounds. Then the
+    webhook is disabled, at once after a 410. Nothing is lost by it: once enabled it goes on
+    where it was.
     """
 
     @staticmethod

@@ -38,9 +38,10 @@ class WebhookServiceStub:
     `appointment.updated` or `appointment.cancelled`, the time of the change, and the
     entry as `ListChanges` has it.
 
-    Any other answer, a redirect included, is tried again after waits that grow, for
-    days; `Retry-After` is heeded within bounds. Then the webhook is disabled, at once
-    after a 410. Nothing is lost by it: once enabled it goes on where it was.
+    Any other answer, a redirect or what is not HTTP included, is tried again after waits
+    that grow, for days; a `Retry-After` that can be read is heeded within bounds. Then the
+    webhook is disabled, at once after a 410. Nothing is lost by it: once enabled it goes on
+    where it was.
     """
 
     @_typing.overload
@@ -90,9 +91,10 @@ class WebhookServiceAsyncStub(WebhookServiceStub):
     `appointment.updated` or `appointment.cancelled`, the time of the change, and the
     entry as `ListChanges` has it.
 
-    Any other answer, a redirect included, is tried again after waits that grow, for
-    days; `Retry-After` is heeded within bounds. Then the webhook is disabled, at once
-    after a 410. Nothing is lost by it: once enabled it goes on where it was.
+    Any other answer, a redirect or what is not HTTP included, is tried again after waits
+    that grow, for days; a `Retry-After` that can be read is heeded within bounds. Then the
+    webhook is disabled, at once after a 410. Nothing is lost by it: once enabled it goes on
+    where it was.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -138,9 +140,10 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
     `appointment.updated` or `appointment.cancelled`, the time of the change, and the
     entry as `ListChanges` has it.
 
-    Any other answer, a redirect included, is tried again after waits that grow, for
-    days; `Retry-After` is heeded within bounds. Then the webhook is disabled, at once
-    after a 410. Nothing is lost by it: once enabled it goes on where it was.
+    Any other answer, a redirect or what is not HTTP included, is tried again after waits
+    that grow, for days; a `Retry-After` that can be read is heeded within bounds. Then the
+    webhook is disabled, at once after a 410. Nothing is lost by it: once enabled it goes on
+    where it was.
     """
 
     @_abc_1.abstractmethod

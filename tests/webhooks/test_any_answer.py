@@ -1,0 +1,436 @@
+"""Whatever a receiver answers, the attempt is recorded and backed off from."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import ip_network
+from time import monotonic
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import grpc
+import psycopg
+import pytest
+from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from scripts.programs import Program
+from service.database import Database, Timeouts
+from service.metrics import Metrics
+from service.reads import ReadStore
+from service.webhooks.addresses import AddressRules
+from service.webhooks.claims import ClaimStore
+from service.webhooks.delivery import Deliverer, Pace
+from service.webhooks.sender import MAX_ERROR, Sender
+from service.webhooks.store import WebhookStore
+from service.webhooks.webhook import WebhookContent
+from tests.api import Organization
+from tests.receiver import LOOPBACK
+from tests.webhooks.raw_receiver import Answer, End, RawReceiver, raw_receiver
+
+RULES = AddressRules([ip_network(LOOPBACK)])
+TIMEOUT = 1.0
+PACE = Pace(
+    places=64,
+    poll_interval=0.02,
+    lease=3.0,
+    timeout=TIMEOUT,
+    first_retry=0.2,
+    longest_retry=0.8,
+)
+
+
+def answer(head: str, body: bytes = b"", **other: Any) -> Answer:
+    return Answer(written=head.encode("latin-1") + b"\r\n" + body, **other)
+
+
+def status(code: int | str, *headers: str, **other: Any) -> Answer:
+    return answer("\r\n".join([f"HTTP/1.1 {code} Whatever", *headers, ""]), **other)
+
+
+DATES = [
+    "Mon, 01 Jan 99999999999 00:00:00 GMT",
+    "Mon, 01 Jan 2031 99999999999999999999:00:00 GMT",
+    "Mon, 01 Jan 2031 00:00:00 +99999999999999999999",
+    "Mon, 01 Jan 2031 00:00:00 -9999",
+    "Mon, 01 Jan 2031 00:00:00 -0000",
+    "Fri, 31 Dec 9999 23:59:59 -2359",
+    "Mon, 01 Jan 0001 00:00:00 +2359",
+    "Mon, 32 Jan 2031 25:61:61 GMT",
+    "Sunday, 06-Nov-94 08:49:37 GMT",
+    "9" * 5000,
+    "-1",
+    "\u00b2",
+    "1e400",
+    "NaN",
+    ",",
+    "",
+    "Mon, 1 2 3 4",
+    "\xff\xfe",
+]
+CLOSED = "Connection: close"
+NAMED = {
+    **{f"/503-{n}": status(503, f"Retry-After: {date}", CLOSED) for n, date in enumerate(DATES)},
+    **{f"/410-{n}": status(410, f"Retry-After: {date}", CLOSED) for n, date in enumerate(DATES)},
+    "/two-dates": status(503, "Retry-After: x", f"Retry-After: {DATES[0]}", CLOSED),
+    "/nothing": Answer(),
+    "/reset": Answer(end=End.RESET),
+    "/hangs": Answer(end=End.HANG),
+    "/cut-in-the-status": Answer(written=b"HTTP/1.1 2"),
+    "/cut-in-a-header": Answer(written=b"HTTP/1.1 200 OK\r\nContent-Le"),
+    "/cut-in-the-body": status(500, "Content-Length: 100"),
+    "/drips-a-header": Answer(written=b"HTTP/1.1 503 X\r\nA: ", end=End.DRIP),
+    "/drips-a-body": status(503, "Content-Length: 100", end=End.DRIP),
+    "/endless-header": Answer(written=b"HTTP/1.1 503 X\r\nA: ", end=End.FLOOD, more=b"x" * 999),
+    "/endless-headers": Answer(written=b"HTTP/1.1 503 X\r\n", end=End.FLOOD, more=b"A: b\r\n" * 99),
+    "/endless-body": status(503, end=End.FLOOD, more=b"x" * 9999),
+    "/endless-interim": Answer(end=End.FLOOD, more=b"HTTP/1.1 100 Continue\r\n\r\n" * 9),
+    "/interim": answer(f"HTTP/1.1 103 Early\r\nLink: x\r\n\r\nHTTP/1.1 503 X\r\n{CLOSED}\r\n"),
+    "/switching": status(101, "Upgrade: x", "Connection: upgrade"),
+    "/http-0.9": Answer(written=b"<html>moved</html>"),
+    "/http-2": Answer(written=b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0d"),
+    "/tls": Answer(written=b"\x15\x03\x01\0\x02\x02\x0a"),
+    "/two-lengths": status(503, "Content-Length: 1", "Content-Length: 2"),
+    "/length-and-chunks": status(503, "Content-Length: 1", "Transfer-Encoding: chunked"),
+    "/bad-length": status(503, "Content-Length: -1"),
+    "/huge-length": status(503, "Content-Length: " + "9" * 30),
+    "/bad-chunks": status(503, "Transfer-Encoding: chunked", body=b"zz\r\nx\r\n"),
+    "/late-bad-chunks": status(503, "Transfer-Encoding: chunked", end=End.DRIP, more=b"zz\r\n"),
+    "/huge-chunk": status(503, "Transfer-Encoding: chunked", body=b"f" * 40 + b"\r\nx"),
+    "/bad-encoding": status(503, "Content-Encoding: gzip", CLOSED, body=b"no gzip"),
+    "/latin-1": answer("HTTP/1.1 503 Zu fr\xfch\r\nX: \xe9\r\n" + CLOSED + "\r\n"),
+    "/nul": Answer(written=b"HTTP/1.1 503 \0\0\r\nX: \0\r\n\r\n"),
+    "/many-headers": status(503, *(f"X-{n}: y" for n in range(5000))),
+    "/long-header": status(503, "X: " + "y" * 100_000),
+    "/status-0": status("000"),
+    "/status-99": status("99"),
+    "/status-999": status("999", CLOSED),
+    "/status-huge": status("9" * 30),
+    "/status-words": status("no"),
+    "/bare-newlines": Answer(written=b"HTTP/1.1 503 X\nA: b\n\n"),
+    "/pipelined": status(503, "Content-Length: 0", body=b"HTTP/1.1 200 OK\r\n\r\n" * 3),
+    "/kept": status(503, "Content-Length: 0", end=End.KEEP),
+    "/cookie": status(503, "Set-Cookie: " + "\xff" * 50, CLOSED),
+}  # fmt: skip
+
+
+LOG = """
+    SELECT attempt, http_status, error FROM webhook_deliveries
+    WHERE webhook_id = %s ORDER BY delivery_id
+"""
+STATE = """
+    SELECT w.attempts, w.disabled, extract(epoch FROM w.next_attempt_at - (
+        SELECT max(d.attempted_at + make_interval(secs => d.duration_ms / 1000.0))
+        FROM webhook_deliveries d
+        WHERE d.webhook_id = w.webhook_id
+    ))::float8
+    FROM webhooks w
+    WHERE w.webhook_id = %s
+"""
+
+
+class LogEntry(NamedTuple):
+    attempt: int
+    code: int | None
+    error: str
+
+
+class State(NamedTuple):
+    """`wait` is from the end of the last attempt to the next one, in seconds."""
+
+    attempts: int
+    disabled: bool
+    wait: float
+
+
+Log = list[LogEntry]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sending:
+    """What the duty of a worker needs, in this process."""
+
+    database: Database
+    org: Organization
+    url: str
+    metrics: Metrics
+
+    @asynccontextmanager
+    async def hooks(self, receiver: RawReceiver, paths: list[str]) -> AsyncIterator[dict[str, str]]:
+        """Webhooks by path, and one change that they all are behind by."""
+        store = WebhookStore(self.database, most=1000, secret_overlap=1.0)
+        ids = {}
+        for path in paths:
+            content = WebhookContent(
+                url=f"http://127.0.0.1:{receiver.port}{path}",
+                description="",
+                changes=frozenset(),
+                disabled=False,
+            )
+            webhook, _, _ = await store.create(self.org.id, content, after=None)
+            ids[path] = webhook.id
+        self.org.upsert(str(uuid4()), 0, 1, resource_id=str(uuid4()))
+        try:
+            yield ids
+        finally:
+            for id in ids.values():
+                await store.delete(self.org.id, id)
+
+    async def deliver(self, seconds: float, ids: Collection[str], *, attempts: int) -> None:
+        """Do the duty for so long, and until each webhook has had so many attempts."""
+        claims = ClaimStore(self.database, lease=PACE.lease, give_up_after=1000.0)
+        deliverer = Deliverer(
+            claims, ReadStore(self.database, None), RULES, self.metrics, pace=PACE
+        )
+        running = asyncio.create_task(deliverer.run())
+        await asyncio.wait({running}, timeout=seconds)
+        async with asyncio.timeout(20):
+            while any(len(log) < attempts for log, _ in self.seen(ids)):
+                await asyncio.wait({running}, timeout=0.1)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    def seen(self, ids: Collection[str]) -> Iterator[tuple[Log, State]]:
+        """The log and the state of webhooks."""
+        with psycopg.connect(self.url) as connection:
+            for id in ids:
+                log = connection.execute(LOG, (id,)).fetchall()
+                state = connection.execute(STATE, (id,)).fetchone()
+                assert state is not None
+                yield [LogEntry(*row) for row in log], State(*state)
+
+
+@pytest.fixture(scope="module")
+async def sending(programs: tuple[Program, Program], url: str) -> AsyncIterator[Sending]:
+    service, _ = programs
+    metrics = Metrics()
+    database = Database(
+        url,
+        name="test",
+        connections=4,
+        max_waiting=200,
+        timeouts=Timeouts(connection=5.0, lock=5.0, statement=10.0),
+        replica=False,
+        metrics=metrics,
+    )
+    with grpc.insecure_channel(service.address) as channel:
+        async with database:
+            org = Organization(AppointmentServiceStub(channel), "any-answer")
+            yield Sending(database=database, org=org, url=url, metrics=metrics)
+
+
+def most_requests(seconds: float) -> int:
+    """How many requests the back-off allows in a time, if all of its chance is for them."""
+    count, passed, wait = 1, 0.0, PACE.first_retry
+    while (passed := passed + 0.5 * wait) <= seconds:
+        count, wait = count + 1, min(2 * wait, PACE.longest_retry)
+    return count
+
+
+async def check_all(sending: Sending, answers: Mapping[str, Answer]) -> dict[str, Log]:
+    """Send to all of them for a while; what is recorded is what came, and backed off from."""
+    async with raw_receiver(answers) as receiver, sending.hooks(receiver, list(answers)) as ids:
+        began = monotonic()
+        await sending.deliver(1.5, ids.values(), attempts=1)
+        passed = monotonic() - began
+        logs = {}
+        for path, (log, state) in zip(ids, sending.seen(ids.values()), strict=True):
+            requests = receiver.at(path)
+            # One more only where a connection was closed that was kept from another request.
+            most = len(log) + (1 if requests and requests[0].reused else 0)
+            assert len(requests) <= most, (path, len(requests), log)
+            assert len(log) <= most_requests(passed), (path, log)
+            assert [each.attempt for each in log] == list(range(1, len(log) + 1)), (path, log)
+            check_end(path, log, state)
+            logs[path] = log
+    return logs
+
+
+def codes_of(log: Log) -> set[int | None]:
+    return {each.code for each in log}
+
+
+def check_end(path: str, log: Log, state: State) -> None:
+    last = log[-1]
+    if not last.error:
+        assert last.code in range(200, 300), path
+        assert (len(log), state.attempts, state.disabled) == (1, 0, False), path
+    elif last.code == 410:
+        assert (len(log), state.disabled) == (1, True), path
+    else:
+        assert (state.attempts, state.disabled) == (len(log), False), path
+        wait = min(PACE.first_retry * 2 ** (len(log) - 1), PACE.longest_retry)
+        assert 0.5 * wait - 0.01 <= state.wait, (path, state)
+
+
+async def test_what_is_no_proper_answer_is_a_failed_attempt(sending: Sending) -> None:
+    logs = await check_all(sending, NAMED)
+    for path in NAMED:
+        assert all(each.error for each in logs[path]), path
+        if path.startswith(("/410-", "/503-")):
+            assert int(path[1:4]) in codes_of(logs[path]), path
+    for path in ("/endless-body", "/late-bad-chunks", "/cut-in-the-body", "/interim"):
+        assert codes_of(logs[path]) & {500, 503}, path
+
+
+NAMES = st.sampled_from(["Retry-After", "Content-Length", "Transfer-Encoding", "Connection",
+                         "Content-Encoding", "Set-Cookie", "Location", "Upgrade", "X"])  # fmt: skip
+VALUES = st.one_of(
+    st.sampled_from([*DATES, "chunked", "gzip", "close", "keep-alive", "0", "1", "10", "upgrade"]),
+    st.integers(min_value=-(10**30), max_value=10**30).map(str),
+    st.datetimes().map(lambda time: time.strftime("%a, %d %b %Y %H:%M:%S GMT")),
+    st.text(st.characters(max_codepoint=255), max_size=60),
+)
+HEADERS = st.lists(st.tuples(NAMES, VALUES), max_size=6).map(
+    lambda pairs: "".join(f"{name}: {value}\r\n" for name, value in pairs).encode("latin-1")
+)
+CODES = st.one_of(st.sampled_from([200, 204, 410, 429, 503]), st.integers(0, 1200))
+HEADS = st.builds(
+    lambda version, code, words: f"{version} {code} {words}\r\n".encode("latin-1"),
+    st.sampled_from(["HTTP/1.1"] * 8 + ["HTTP/1.0", "HTTP/2", "http/1.1", "HTTP/9.9", ""]),
+    CODES,
+    st.text(st.characters(max_codepoint=255), max_size=10),
+)
+PROPER = st.builds(
+    lambda *parts: b"".join(parts),
+    st.sampled_from(
+        [b""] * 4 + [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 102 X\r\nA: b\r\n\r\n"]
+    ),
+    HEADS,
+    HEADERS,
+    st.just(b"\r\n"),
+    st.one_of(st.binary(max_size=50), st.just(b"5\r\nhello\r\n0\r\n\r\n")),
+)
+ANSWERS = st.builds(
+    lambda written, cut, end, more: Answer(written=written, cut=cut, end=end, more=more),
+    st.one_of(PROPER, PROPER, PROPER, st.binary(max_size=100)),
+    st.sampled_from([0, 0, 5, 20, 40]),
+    st.sampled_from([End.CLOSE] * 4 + [End.KEEP] * 4 + [End.RESET, End.HANG, End.DRIP, End.FLOOD]),
+    st.sampled_from([b"x", b"\r\n", b"X: y\r\n", b"HTTP/1.1 100 X\r\n\r\n", b"y" * 999]),
+)
+FUZZ = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@settings(FUZZ, max_examples=8)
+@given(st.lists(ANSWERS, min_size=1, max_size=40))
+async def test_any_bytes_are_recorded_and_backed_off_from(
+    sending: Sending, answers: list[Answer]
+) -> None:
+    await check_all(sending, {f"/{number}": each for number, each in enumerate(answers)})
+
+
+@settings(FUZZ, max_examples=150)
+@given(st.lists(ANSWERS, min_size=4, max_size=4))
+async def test_any_bytes_are_judged(answers: list[Answer]) -> None:
+    by_path = {f"/{number}": each for number, each in enumerate(answers)}
+    sender = Sender(RULES, Metrics(), timeout=0.2, connections=8)
+    async with raw_receiver(by_path) as receiver, sender:
+        base = f"http://127.0.0.1:{receiver.port}"
+        attempts = await asyncio.gather(*(sender.send(base + path, "{}", {}) for path in by_path))
+    assert [len(receiver.at(path)) for path in by_path] == [1] * len(by_path)
+    for each in attempts:
+        assert each.taken == (each.http_status is not None and 200 <= each.http_status < 300)
+        assert each.error.isprintable()
+        assert len(each.error) <= MAX_ERROR
+        assert each.http_status is None or 100 <= each.http_status <= 999
+        assert each.retry_after is None or not math.isnan(each.retry_after)
+        assert 0 < each.seconds < 5
+
+
+async def test_a_kept_connection_that_was_closed_costs_one_more_request_at_first(
+    sending: Sending,
+) -> None:
+    """Once, since it may have been closed before; not with every attempt."""
+    kept = status(503, "Content-Length: 0", end=End.KEEP)
+    sender = Sender(RULES, Metrics(), timeout=2.0, connections=8)
+    async with raw_receiver({"/kept": kept, "/closes": Answer()}) as receiver, sender:
+        base = f"http://127.0.0.1:{receiver.port}"
+        for reused, repeat, requests in ((False, True, 1), (True, True, 2), (True, False, 1)):
+            before = len(receiver.at("/closes"))
+            if reused:
+                await sender.send(f"{base}/kept", "{}", {})
+            attempt = await sender.send(f"{base}/closes", "{}", {}, repeat=repeat)
+            assert attempt.result == "connection"
+            sent = receiver.at("/closes")[before:]
+            assert [each.reused for each in sent] == ([reused] * requests)[:1] + [False] * (
+                requests - 1
+            )
+
+
+@pytest.fixture
+def broken(sending: Sending) -> Iterator[Callable[[str, str], None]]:
+    """Change the database for the worse, and back at the end."""
+    undone = []
+
+    def change(statement: str, undo: str) -> None:
+        with psycopg.connect(sending.url, autocommit=True) as connection:
+            connection.execute(statement.encode())
+        undone.append(undo)
+
+    yield change
+    with psycopg.connect(sending.url, autocommit=True) as connection:
+        for undo in undone:
+            connection.execute(undo.encode())
+
+
+def faults(sending: Sending) -> float:
+    return sending.metrics.registry.get_sample_value("appointments_webhook_faults_total") or 0.0
+
+
+async def test_a_fault_of_the_worker_is_recorded_and_backed_off_from(
+    sending: Sending, broken: Callable[[str, str], None]
+) -> None:
+    """It can neither read the changes nor, with the other webhook, sign them."""
+    for statement, undo in (
+        ("UPDATE webhooks SET secret = 'whsec_?'", "SELECT 1"),
+        (
+            "REVOKE SELECT ON appointment_history FROM appointments_service",
+            "GRANT SELECT ON appointment_history TO appointments_service",
+        ),
+    ):
+        before = faults(sending)
+        async with raw_receiver() as receiver, sending.hooks(receiver, ["/a"]) as ids:
+            broken(statement, undo)
+            began = monotonic()
+            with capture_logs() as told:
+                await sending.deliver(1.0, ids.values(), attempts=2)
+            passed = monotonic() - began
+            [(log, state)] = sending.seen(ids.values())
+            assert receiver.requests == []
+        assert len(log) <= most_requests(passed)
+        assert {(each.code, each.error) for each in log} == {
+            (None, "the service failed; its own log says why")
+        }
+        assert [each.attempt for each in log] == list(range(1, len(log) + 1))
+        check_end("/a", log, state)
+        assert faults(sending) == before + len(log)
+        assert [each["event"] for each in told] == ["a webhook failed"] * len(log)
+
+
+@pytest.mark.parametrize("code", [204, 503])
+async def test_what_cannot_be_recorded_is_not_sent_again_before_the_lease_ends(
+    sending: Sending, broken: Callable[[str, str], None], code: int
+) -> None:
+    answers = {"/a": status(code, CLOSED)}
+    async with raw_receiver(answers) as receiver, sending.hooks(receiver, ["/a"]) as ids:
+        broken(
+            "REVOKE INSERT ON webhook_deliveries FROM appointments_service",
+            "GRANT INSERT ON webhook_deliveries TO appointments_service",
+        )
+        before = faults(sending)
+        with capture_logs() as told:
+            await sending.deliver(PACE.lease + 1.0, ids.values(), attempts=0)
+        first, second = receiver.at("/a")
+        assert second.at - first.at >= PACE.lease - 0.1
+        assert faults(sending) == before + 2
+        assert len(told) == 2
+        [(log, _)] = sending.seen(ids.values())
+        assert log == []
