@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 import grpc
 import structlog
 from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.status_pb2 import Status
 
 from service.errors import (
     DeadlineExceeded,
     InvalidFields,
-    MalformedRequest,
     ServiceError,
     ServiceStopping,
 )
 from service.metrics import Metrics
+from service.reception import NO_REQUEST, parsed
 from service.status import code_of, status_of
 
 REQUEST_ID = "x-request-id"
@@ -60,12 +60,14 @@ def request_id_of(given: str) -> str:
     return os.urandom(16).hex()
 
 
-# From a method's name and its request, serialized, to its response or its error.
-Handle = Callable[[str, bytes, Call], Awaitable[bytes | Status]]
+# Returns a call's request, serialized, once it has come; raises ServiceError.
+Receive = Callable[[], Awaitable[bytes]]
+# From a method's name and its request to its response, serialized, or its error.
+Handle = Callable[[str, Receive, Call], Awaitable[bytes | Status]]
 # Sends one response, serialized; waits while the caller reads no further ones.
 Send = Callable[[bytes], Awaitable[None]]
 # The same for a method with a stream of responses, which end in an error or by themselves.
-Stream = Callable[[str, bytes, Call, Send], Awaitable[Status | None]]
+Stream = Callable[[str, Receive, Call, Send], Awaitable[Status | None]]
 
 # In grpc's own words.
 _NOT_FOUND = Status(code=grpc.StatusCode.UNIMPLEMENTED.value[0], message="Method not found!")
@@ -83,7 +85,8 @@ class CallHandler:
     """Handles calls of the methods of services, by their servicers.
 
     A method's name is enough to call it, so no two services may share one: ValueError.
-    `timeout` (seconds) bounds calls whose caller set no deadline or a later one.
+    `timeout` (seconds) bounds calls whose caller set no deadline or a later one, counted
+    from their opening; of a stream it bounds how long its request may take to come.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class CallHandler:
                     read = GetMessageClass(method.input_type).FromString
                     methods[method.name] = _Method(read, answer)
         self.under_way = 0
-        """Calls of `handle` without an answer."""
+        """Calls of `handle` whose request has come, without an answer."""
         # Of the streams under way, which only their callers or `end_streams` end.
         self._ends: set[asyncio.Timeout] = set()
         self._ending = False
@@ -110,18 +113,14 @@ class CallHandler:
         )
         self._timeout = timeout
 
-    async def handle(self, method: str, request: bytes, call: Call) -> bytes | Status:
+    async def handle(self, method: str, receive: Receive, call: Call) -> bytes | Status:
         """Return the response, serialized, or the error's status; log it and count it."""
         known = self._methods.get(method)
         if known is None:
             return _NOT_FOUND
-        self.under_way += 1
-        try:
-            return await self._recorded(method, call, self._answer(known, request, call))
-        finally:
-            self.under_way -= 1
+        return await self._recorded(method, call, self._answer(known, receive, call))
 
-    async def stream(self, method: str, request: bytes, call: Call, send: Send) -> Status | None:
+    async def stream(self, method: str, receive: Receive, call: Call, send: Send) -> Status | None:
         """Send the responses; return the error's status if it ends with one; log and count it.
 
         No deadline but the caller's own bounds it.
@@ -129,7 +128,7 @@ class CallHandler:
         known = self._streaming_methods.get(method)
         if known is None:
             return _NOT_FOUND
-        return await self._recorded(method, call, self._send(known, request, call, send))
+        return await self._recorded(method, call, self._send(known, receive, call, send))
 
     def end_streams(self) -> None:
         """End every stream at once, those that begin later too."""
@@ -153,21 +152,33 @@ class CallHandler:
             self._report(method, call, time.perf_counter() - started, code, failure)
         return response
 
-    async def _answer(self, method: _Method, request: bytes, call: Call) -> bytes:
-        message = _read(method, request, call)
+    async def _answer(self, method: _Method, receive: Receive, call: Call) -> bytes:
         timeout = self._timeout if call.timeout is None else min(call.timeout, self._timeout)
+        request: bytes | None = None
         try:
             async with asyncio.timeout(timeout):
-                response: Message = await method.answer(message, call)
+                request = await receive()
+                message = _read(method, request, call)
+                self.under_way += 1
+                try:
+                    response: Message = await method.answer(message, call)
+                finally:
+                    self.under_way -= 1
         except TimeoutError as error:
             raise DeadlineExceeded(
-                "no result in time; whether a write was stored is not known, the same request"
-                " may be sent again"
+                NO_REQUEST
+                if request is None
+                else "no result in time; whether a write was stored is not known, the same"
+                " request may be sent again"
             ) from error
         return response.SerializeToString()
 
-    async def _send(self, method: _Method, request: bytes, call: Call, send: Send) -> None:
-        message = _read(method, request, call)
+    async def _send(self, method: _Method, receive: Receive, call: Call, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                message = _read(method, await receive(), call)
+        except TimeoutError as error:
+            raise DeadlineExceeded(NO_REQUEST) from error
         try:
             async with asyncio.timeout(0 if self._ending else None) as end:
                 self._ends.add(end)
@@ -213,10 +224,7 @@ class CallHandler:
 
 
 def _read(method: _Method, request: bytes, call: Call) -> Message:
-    try:
-        message = method.read(request)
-    except DecodeError as error:
-        raise MalformedRequest(f"the message cannot be read as its type: {error}") from error
+    message = parsed(method.read, request)
     if len(call.actor) > MAX_ACTOR:
         raise InvalidFields([(ACTOR, f"must have at most {MAX_ACTOR} characters")])
     return message

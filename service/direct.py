@@ -1,50 +1,53 @@
 """The door of ordinary callers: each call is a gRPC call of its own."""
 
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.rpc.status_pb2 import Status
 
 from service.calls import ACTOR, REQUEST_ID, Call, Handle, Stream, request_id_of
-
-Context = grpc.aio.ServicerContext[bytes, bytes]
-
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
+from service.reception import Context, Reception, refuse
 
 
 def direct_handlers(
-    service: ServiceDescriptor, handle: Handle, stream: Stream
+    service: ServiceDescriptor, handle: Handle, stream: Stream, reception: Reception
 ) -> grpc.GenericRpcHandler:
     """Serve the methods of a service that take one request.
 
     Bytes go in and out: `handle` reads them, or `stream` where responses are a stream.
+    gRPC takes all methods for streams of requests, which for a caller is the same: it
+    would wait for a single request before it calls us, for ever.
     """
     return grpc.method_handlers_generic_handler(
         service.full_name,
         {
-            method.name: grpc.unary_stream_rpc_method_handler(_streaming(method.name, stream))
+            method.name: grpc.stream_stream_rpc_method_handler(
+                _streaming(method.name, stream, reception)
+            )
             if method.server_streaming
-            else grpc.unary_unary_rpc_method_handler(_unary(method.name, handle))
+            else grpc.stream_unary_rpc_method_handler(_unary(method.name, handle, reception))
             for method in service.methods
         },
     )
 
 
-def _unary(method: str, handle: Handle) -> Any:  # noqa: ANN401  # as grpc's stubs have it
-    async def answer(request: bytes, context: Context) -> bytes:
+def _unary(method: str, handle: Handle, reception: Reception) -> Any:  # noqa: ANN401  # as grpc's stubs have it
+    async def answer(_: object, context: Context) -> bytes:
         call = _call(context)
-        result = await handle(method, request, call)
+        with reception.place():
+            result = await handle(method, partial(reception.receive, context), call)
         if isinstance(result, Status):
-            await _refuse(context, call, result)
+            await refuse(context, result, _trailing_metadata(call))
         context.set_trailing_metadata(_trailing_metadata(call))
         return result
 
     return answer
 
 
-def _streaming(method: str, stream: Stream) -> Any:  # noqa: ANN401  # as grpc's stubs have it
-    async def answer(request: bytes, context: Context) -> None:
+def _streaming(method: str, stream: Stream, reception: Reception) -> Any:  # noqa: ANN401  # as grpc's stubs have it
+    async def answer(_: object, context: Context) -> None:
         begun = False
 
         async def send(response: bytes) -> None:
@@ -56,9 +59,10 @@ def _streaming(method: str, stream: Stream) -> Any:  # noqa: ANN401  # as grpc's
             await context.write(response)
 
         call = _call(context)
-        failure = await stream(method, request, call, send)
+        with reception.place():
+            failure = await stream(method, partial(reception.receive, context), call, send)
         if failure is not None:
-            await _refuse(context, call, failure)
+            await refuse(context, failure, _trailing_metadata(call))
         context.set_trailing_metadata(_trailing_metadata(call))
 
     return answer
@@ -71,11 +75,6 @@ def _call(context: Context) -> Call:
         actor=str(metadata.get(ACTOR, "")),
         timeout=context.time_remaining(),
     )
-
-
-async def _refuse(context: Context, call: Call, status: Status) -> NoReturn:
-    details = ("grpc-status-details-bin", status.SerializeToString())
-    await context.abort(_CODES[status.code], status.message, (*_trailing_metadata(call), details))
 
 
 def _trailing_metadata(call: Call) -> tuple[tuple[str, str | bytes], ...]:

@@ -55,6 +55,10 @@ class MalformedRequest(ServiceError):
     reason = "MALFORMED_REQUEST"
 
 
+class RequestTooLarge(ServiceError):
+    reason = "REQUEST_TOO_LARGE"
+
+
 class TimeRangeTaken(ServiceError):
     """Other active appointments of the resource overlap the range."""
 

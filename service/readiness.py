@@ -1,9 +1,11 @@
 """Health of the service by `grpc.health.v1`: true to whether the database answers."""
 
 import asyncio
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 import structlog
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2
 
 from service.database import Database
@@ -15,17 +17,27 @@ INTERVAL = 1.0
 log = structlog.get_logger()
 
 
+async def tell(
+    servicer: health.aio.HealthServicer, services: Collection[ServiceDescriptor], *, serving: bool
+) -> None:
+    """Tell whoever asks for one of the services whether it serves."""
+    statuses = health_pb2.HealthCheckResponse
+    for service in services:
+        await servicer.set(service.full_name, statuses.SERVING if serving else statuses.NOT_SERVING)
+
+
 async def keep_readiness(
-    service: str, servicer: health.aio.HealthServicer, database: Database, *, patience: float
+    services: Collection[ServiceDescriptor],
+    servicer: health.aio.HealthServicer,
+    database: Database,
+    *,
+    patience: float,
 ) -> NoReturn:
-    """Keep the health of a service true, until cancelled.
+    """Keep the health of the services, which all need the database, true until cancelled.
 
     The database is given `patience` (seconds) to answer. The health of "" (the process)
-    is SERVING as long as it runs: restarting it does not bring a database back.
+    and of what needs no database is not touched: restarting does not bring one back.
     """
-    serving = health_pb2.HealthCheckResponse.SERVING
-    not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
-    await servicer.set("", serving)
     ready: bool | None = None
     probe: asyncio.Task[Any] | None = None
     while True:
@@ -40,7 +52,7 @@ async def keep_readiness(
         # Busy is not away.
         ready = failure is None or isinstance(failure, Overloaded)
         if ready is not was_ready:
-            await servicer.set(service, serving if ready else not_serving)
+            await tell(servicer, services, serving=ready)
             if not ready:
                 log.warning("not ready", error=str(failure))
             elif was_ready is False:

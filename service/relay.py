@@ -91,7 +91,11 @@ class _Stream:
             actor=sent.actor,
             timeout=sent.timeout_ms / 1000 if sent.HasField("timeout_ms") else None,
         )
-        result = await self._handle(sent.method, sent.request, call)
+
+        async def receive() -> bytes:
+            return sent.request
+
+        result = await self._handle(sent.method, receive, call)
         # None once it has been cancelled, too late for it to matter.
         self._tasks.pop(sent.number, None)
         if isinstance(result, Status):

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import grpc
-from appointments.relay.v1 import relay_pb2, relay_pb2_grpc
+from appointments.relay.v1 import relay_pb2
 from appointments.v1 import appointment_service_pb2, webhook_service_pb2
 from google.longrunning import operations_pb2
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 
 from processes.supervised import share_gauges
 from service.amqp import Broker
@@ -20,7 +20,7 @@ from service.calls import CallHandler
 from service.committer import Committer
 from service.database import Database
 from service.direct import direct_handlers
-from service.introspection import add_reflection, serve_channelz
+from service.introspection import serve_channelz
 from service.listening import bind
 from service.metrics import Metrics, serve_metrics
 from service.moments import Moments
@@ -30,8 +30,10 @@ from service.operations.rabbitmq_queue import RabbitMQQueue, declare_queues
 from service.operations.results import OperationResults
 from service.operations.servicer import OperationsServicer
 from service.page_cache import PageCache
-from service.readiness import keep_readiness
+from service.readiness import keep_readiness, tell
 from service.reads import ReadStore
+from service.reception import SERVER_OPTIONS, Reception, received_handlers
+from service.reflection import with_reflection
 from service.relay import RelayServicer
 from service.replicas import Replicas
 from service.schema import check_primary
@@ -46,8 +48,8 @@ from service.writes import WriteStore
 OPERATIONS = operations_pb2.DESCRIPTOR.services_by_name["Operations"]
 APPOINTMENTS = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentService"]
 WEBHOOKS = webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"]
-SERVICE = APPOINTMENTS.full_name
-RELAY = relay_pb2.DESCRIPTOR.services_by_name["RelayService"].full_name
+RELAY = relay_pb2.DESCRIPTOR.services_by_name["RelayService"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 # Seconds that the last answers have to leave.
 LEAVING_TIME = 0.5
 
@@ -75,7 +77,12 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
     async with AsyncExitStack() as stack:
         await check_primary(settings.database_url, settings.timeouts)
         metrics_port = serve_metrics(settings.grpc_host, settings.metrics_port, metrics, stack)
-        channelz_port = await serve_channelz(settings.channelz_port, stack)
+        channelz_port = await serve_channelz(
+            settings.channelz_port,
+            stack,
+            max_bytes=settings.max_message_bytes,
+            request_timeout=settings.request_timeout,
+        )
 
         writes = Database(
             settings.database_url,
@@ -130,16 +137,26 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         relay = RelayServicer(calls.handle, metrics)
         health_servicer = health.aio.HealthServicer()
         server = _server(settings)
+        reception = Reception(max_calls=settings.max_calls, max_bytes=settings.max_message_bytes)
+        others = with_reflection({RELAY: relay, HEALTH: health_servicer}, *services)
         server.add_generic_rpc_handlers(
-            tuple(direct_handlers(service, calls.handle, calls.stream) for service in services)
+            tuple(
+                direct_handlers(service, calls.handle, calls.stream, reception)
+                for service in services
+            )
         )
-        relay_pb2_grpc.add_RelayServiceServicer_to_server(relay, server)
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-        add_reflection(
-            server, *(service.full_name for service in services), RELAY, health.SERVICE_NAME
+        server.add_generic_rpc_handlers(
+            received_handlers(
+                others,
+                max_bytes=settings.max_message_bytes,
+                timeout=settings.request_timeout,
+            )
         )
         port = bind(server, settings.grpc_host, settings.grpc_port)
 
+        in_need = [*services, RELAY]
+        await tell(health_servicer, in_need, serving=False)  # until the database has answered
+        await tell(health_servicer, others.keys() - in_need, serving=True)
         for database in (writes, reads, replicas):
             await stack.enter_async_context(database)
         stack.push_async_callback(committer.drain)
@@ -151,7 +168,12 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         stack.callback(calls.end_streams)
         stack.push_async_callback(health_servicer.enter_graceful_shutdown)
         readiness = asyncio.create_task(
-            keep_readiness(SERVICE, health_servicer, reads, patience=settings.connection_timeout)
+            keep_readiness(
+                in_need,
+                health_servicer,
+                reads,
+                patience=settings.connection_timeout,
+            )
         )
         stack.callback(readiness.cancel)
         if settings.processes > 1:
@@ -216,6 +238,7 @@ def _services(
 def _server(settings: Settings) -> grpc.aio.Server:
     return grpc.aio.server(
         options=[
+            *SERVER_OPTIONS,
             # A process of its own must fail to start on a port in use, not share it
             # silently; several processes share the one that their supervisor holds for them.
             ("grpc.so_reuseport", int(settings.processes > 1)),

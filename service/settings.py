@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     # Calls.
     request_timeout: Seconds = 30.0
     shutdown_grace: Seconds = 15.0
+    # Open ones, which a request may not have followed yet. All queues find room in it.
+    max_calls: Annotated[int, Field(ge=1)] = 10_000
     max_batch_writes: Annotated[int, Field(ge=1, le=1000)] = 256
     # 1: none shares a call, as a database needs that is distributed by organization.
     max_call_organizations: Count = 256

@@ -27,6 +27,7 @@ from service.errors import (
     OperationFailed,
     OperationNotFound,
     Overloaded,
+    RequestTooLarge,
     ServiceError,
     ServiceStopping,
     TimeRangeTaken,
@@ -54,6 +55,8 @@ _CODES: dict[type[ServiceError], grpc.StatusCode] = {
     WebhookNotFound: grpc.StatusCode.NOT_FOUND,
     WebhookLimitReached: grpc.StatusCode.FAILED_PRECONDITION,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    # As gRPC itself says it of a message that is too large before it is inflated.
+    RequestTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     LockTimeout: grpc.StatusCode.UNAVAILABLE,
     DatabaseUnavailable: grpc.StatusCode.UNAVAILABLE,
     BrokerUnavailable: grpc.StatusCode.UNAVAILABLE,

@@ -16,7 +16,7 @@ from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from service.calls import Call
+from service.calls import Call, Receive
 from service.metrics import Metrics
 from service.relay import RelayServicer
 
@@ -67,10 +67,10 @@ class FakeService:
             statuses.SERVING if serving else statuses.NOT_SERVING,
         )
 
-    async def handle(self, method: str, request: bytes, call: Call) -> bytes | Status:
+    async def handle(self, method: str, receive: Receive, call: Call) -> bytes | Status:
         if method == "ListChanges":
             return _NOT_THERE
-        self.request = GetMessageClass(_METHODS[method].input_type).FromString(request)
+        self.request = GetMessageClass(_METHODS[method].input_type).FromString(await receive())
         self.call = call
         self.calls += 1
         call.organization_revision = 7
