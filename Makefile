@@ -19,6 +19,14 @@ help: ## List the targets
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e protos -e .
 	@touch $@
 
+# Generators of clients and Node.js, for the tests that use them, apart from all else.
+.venv/clients/installed: tests/clients/requirements.txt tests/clients/package-lock.json tests/clients/.npmrc
+	$(PYTHON) -m venv --clear .venv/clients
+	.venv/clients/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r tests/clients/requirements.txt
+	cp tests/clients/package.json tests/clients/package-lock.json tests/clients/.npmrc .venv/clients
+	cd .venv/clients && PATH="$$PWD/bin:$$PATH" npm ci --loglevel=error
+	@touch $@
+
 run: .venv/installed ## Run everything here: PostgreSQL, service (50051), a worker, gateway (3000)
 	@$(BIN)/python -m scripts.run
 
@@ -77,12 +85,14 @@ protos: .venv/installed ## Generate the stubs from the .proto files
 
 COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-emit-package appointments-v1
 
-lock: .venv/installed ## Pin the dependencies anew
+lock: .venv/installed .venv/clients/installed ## Pin the dependencies anew
 	$(COMPILE) pyproject.toml -o requirements.txt
 	$(COMPILE) --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	$(COMPILE) tests/clients/requirements.in -o tests/clients/requirements.txt
+	cd tests/clients && PATH="../../.venv/clients/bin:$$PATH" npm install --package-lock-only
 
 audit: .venv/installed ## Look for known vulnerabilities in the pinned dependencies (asks the network)
-	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements-dev.txt
+	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements-dev.txt -r tests/clients/requirements.txt
 
 clean: ## Remove the environment and the caches; the data in .data/ stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

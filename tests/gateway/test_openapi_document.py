@@ -111,9 +111,9 @@ def test_no_schema_holds_itself(document: dict[str, Any]) -> None:
         name: set(re.findall(r"'#/components/schemas/(\w+)'", str(schema)))
         for name, schema in document["components"]["schemas"].items()
     }
-    for name in held:
+    for name, direct in held.items():
         seen: set[str] = set()
-        left = {*held[name]}
+        left = {*direct}
         while left:
             one = left.pop()
             seen.add(one)
