@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from scripts.programs import Program
-from service.database import Database, Timeouts
+from service.database import Database
 from service.metrics import Metrics
 from service.reads import ReadStore
+from service.session import Timeouts
 from service.webhooks.addresses import AddressRules
 from service.webhooks.claims import ClaimStore
 from service.webhooks.delivery import Deliverer, Pace
