@@ -28,8 +28,15 @@ from gateway.problems import ProblemError
 PREFER = "Prefer"
 PREFERENCE_APPLIED = "Preference-Applied"
 
-# A token, and what it is set to, if anything, quoted or not (RFC 7240, section 2).
-_PREFERENCE = re.compile(r'\s*([!#$%&\'*+.^_`|~0-9a-zA-Z-]+)(?:\s*=\s*"?([^",;]*)"?)?')
+# RFC 7240, section 2: a preference is a token, with a value perhaps, parameters behind it.
+_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_QUOTED = r'"(?:[^"\\]|\\.)*"'
+_SETTING = rf"({_WORD})(?:[ \t]*=[ \t]*({_WORD}|{_QUOTED}))?"
+# Up to the next comma outside quotes; what is no preference there is passed over.
+_ELEMENT = re.compile(
+    rf"[ \t]*(?:{_SETTING}(?=[ \t]*(?:[;,]|$)))?(?:{_QUOTED}|[^\",]|\".*)*(?:,|$)"
+)
+_ESCAPED = re.compile(r"\\(.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +51,18 @@ def read_preferences(request: BaseRequest) -> Preferences:
     """Read the `Prefer` headers of a request; of a repeated preference the first counts."""
     preferences: dict[str, str] = {}
     for header in request.headers.getall(PREFER, ()):
-        for part in header.split(","):
-            if match := _PREFERENCE.match(part):
-                preferences.setdefault(match[1].lower(), match[2] or "")
+        for name, value in _ELEMENT.findall(header):
+            if name:
+                preferences.setdefault(name.lower(), _unquoted(value))
     wait = preferences.get("wait", "")
     return Preferences(
         respond_async="respond-async" in preferences,
         wait=min(float(wait), MAX_WAIT) if wait.isascii() and wait.isdecimal() else 0,
     )
+
+
+def _unquoted(word: str) -> str:
+    return _ESCAPED.sub(r"\1", word[1:-1]) if word.startswith('"') else word
 
 
 def submission_kind(request: Descriptor) -> str | None:
