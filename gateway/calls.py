@@ -1,7 +1,7 @@
 """The endpoint of an RPC: one HTTP request becomes one call of the service."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -16,13 +16,15 @@ from google.protobuf.message_factory import GetMessageClass
 
 from gateway.answers import json_answer
 from gateway.bodies import BodyReader
-from gateway.caller import ServiceCaller, revision_header
+from gateway.caller import REVISION, ServiceCaller, revision_header
+from gateway.conditions import expected_etags
 from gateway.exchange import Exchange
 from gateway.in_flight import InFlight
 from gateway.inputs import InputReader
 from gateway.operations import OperationAnswers
 from gateway.organizations import location_of, organization_reader
-from gateway.problems import FieldError, invalid_fields
+from gateway.problems import FieldError, ProblemError, invalid_fields, refusal
+from gateway.reasons import Reason
 from gateway.relay import Reply
 from gateway.rendering import MessageRenderer, Render
 from gateway.routes import Route
@@ -97,14 +99,50 @@ class CallEndpoint:
         with self._settings.in_flight:
             message = self._input.read(exchange, body)
             exchange.organization = self._organization_of(message)
+            etags = self._expected(exchange, message)
             if submission is not None:
                 preferences = read_preferences(exchange.request)
-            if submission is None or not preferences.respond_async:
-                service = self._settings.service
-                reply = await service.call(self.name, message, exchange, actor=actor)
+            # Of several etags only the answer to a write at once tells which to try next.
+            if submission is None or not preferences.respond_async or len(etags) > 1:
+                reply = await self._call(exchange, message, etags, actor)
                 return self._answer(exchange, message, reply)
             operation = await submission.submit(exchange, message, actor)
         return await submission.answer(exchange, operation, preferences)
+
+    def _expected(self, exchange: Exchange, message: Any) -> Sequence[str]:  # noqa: ANN401
+        """Give the etags of which a write expects one, and put the first into its message."""
+        if exchange.if_match is None or self._reads:
+            return ()
+        body_etag = message.appointment.etag if self.takes_body else ""
+        etags = expected_etags(exchange.if_match, body_etag)
+        message.etag = etags[0]
+        return etags
+
+    async def _call(
+        self,
+        exchange: Exchange,
+        message: Any,  # noqa: ANN401  messages of any type
+        etags: Sequence[str],
+        actor: str,
+    ) -> Reply:
+        """Call the service, once for each etag until one is the stored one.
+
+        Each call is decided by itself, and none but the last writes anything.
+        """
+        service = self._settings.service
+        try:
+            for further in etags[1:]:
+                try:
+                    return await service.call(self.name, message, exchange, actor=actor)
+                except ProblemError as error:
+                    if error.problem.code != Reason.ETAG_MISMATCH:
+                        raise
+                message.etag = further
+            return await service.call(self.name, message, exchange, actor=actor)
+        except ProblemError as error:
+            if exchange.if_match is None or error.problem.code != Reason.APPOINTMENT_NOT_FOUND:
+                raise
+            raise refusal(Reason.ETAG_MISMATCH, error.problem.detail, error.headers) from error
 
     def _answer(self, exchange: Exchange, message: Message, reply: Reply) -> Response:
         headers = {**_COMMON_HEADERS, **revision_header(reply.organization_revision)}
@@ -113,7 +151,10 @@ class CallEndpoint:
                 body, further = self._render_cached(reply.response)
             else:
                 body, further = self._render_response(reply.response)
-            return json_answer(HTTPStatus.OK, body, {**headers, **further})
+            headers.update(further)
+            if self._has_etag and _is_not_modified(exchange, headers):
+                return Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
+            return json_answer(HTTPStatus.OK, body, headers)
         response = self._read_response(reply.response)
         shown = self._shown(response)
         if not self._has_outcome:  # nothing but a creation stores without one
@@ -152,6 +193,18 @@ class CallEndpoint:
         """Give the body, and the headers that belong to it."""
         etag = shown.etag if self._has_etag else ""
         return orjson.dumps(self._render(shown)), {ETAG: f'"{etag}"'} if etag else {}
+
+
+def _is_not_modified(exchange: Exchange, headers: Mapping[str, str]) -> bool:
+    """Evaluate the conditions of a read (RFC 9110, 13.2.2). Raises `ProblemError`: 412."""
+    etag = headers[ETAG][1:-1]
+    if exchange.if_match is not None and not exchange.if_match.match_strongly(etag):
+        raise refusal(
+            Reason.ETAG_MISMATCH,
+            "the appointment has another etag than those in If-Match",
+            {name: headers[name] for name in (REVISION, ETAG)},
+        )
+    return exchange.if_none_match is not None and exchange.if_none_match.match_weakly(etag)
 
 
 def actor_of(exchange: Exchange) -> str:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from aiohttp.web import BaseRequest
 
+from gateway.conditions import EntityTags
+
 
 @dataclass(slots=True, kw_only=True)
 class Exchange:
@@ -15,6 +17,10 @@ class Exchange:
     """As it was sent, still encoded."""
     variables: dict[str, str] = field(default_factory=dict)
     """Of the path, still encoded."""
+    if_match: EntityTags | None = None
+    """Of a read, and of a write that takes it."""
+    if_none_match: EntityTags | None = None
+    """Of a read."""
     method: str = "unknown"
     """The RPC's name, or the template of a page's path; never a path as it was sent."""
     organization: str | None = None

@@ -1,6 +1,5 @@
 """HTTP requests to input messages: path, query, headers and body to their fields."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,35 +9,23 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from gateway.conditions import IF_MATCH, IF_NONE_MATCH, read_tags
 from gateway.exchange import Exchange
 from gateway.problems import Errors, FieldError, invalid_fields
 from gateway.routes import Route, decode_percent
 from gateway.strict_json import parse_json
 from gateway.transcoding import MessageReader, Read, query_reader
 
-_ENTITY_TAG = re.compile(r'"([!#-~]+)"')
-
-
-def read_if_match(value: str) -> str:
-    """Give the etag that must still be stored, or `*` for any.
-
-    A list or a weak tag could only be guessed at: a write depends on one state. Raises
-    `ValueError` in words for the caller.
-    """
-    if value == "*":
-        return value
-    if value.startswith("W/"):
-        raise ValueError('must be a strong entity tag, without W/, such as "abc"')
-    tag = _ENTITY_TAG.fullmatch(value)
-    if tag is None or tag[1] == "*":
-        raise ValueError('must be * or one entity tag in double quotes, such as "abc"')
-    return tag[1]
-
 
 def read_if_none_match(value: str) -> bool:
-    """Read the wish to create only; entity tags have no meaning for these writes."""
-    if value != "*":
-        raise ValueError("must be * on a write")
+    """Read the wish to create only.
+
+    That a certain state is not the stored one, which entity tags would say, nothing can
+    decide together with the write; so the write is refused rather than made (RFC 9110,
+    13.1.2).
+    """
+    if value.strip() != "*":
+        raise ValueError("must be * on a write; to expect an etag, send it in If-Match")
     return True
 
 
@@ -53,16 +40,19 @@ def read_idempotency_key(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class InputHeader:
-    """A request header that stands for an input field."""
+    """A request header that stands for an input field.
+
+    Without `read` it has more to say than the field can hold.
+    """
 
     name: str
     field: str
-    read: Callable[[str], str | bool]
+    read: Callable[[str], str | bool] | None
 
 
 INPUT_HEADERS = (
-    InputHeader("If-Match", "etag", read_if_match),
-    InputHeader("If-None-Match", "create_only", read_if_none_match),
+    InputHeader(IF_MATCH, "etag", None),
+    InputHeader(IF_NONE_MATCH, "create_only", read_if_none_match),
     InputHeader("Idempotency-Key", "idempotency_key", read_idempotency_key),
 )
 
@@ -73,6 +63,13 @@ def header_fields(route: Route) -> dict[str, InputHeader]:
         return {}
     names = {field.name for field in route.rpc.input_type.fields}
     return {header.field: header for header in INPUT_HEADERS if header.field in names}
+
+
+def conditions_of(route: Route) -> tuple[str, ...]:
+    """List the headers that a route evaluates as conditions on the etag of what is stored."""
+    if not route.writes:
+        return (IF_MATCH, IF_NONE_MATCH) if "etag" in route.answer_message.fields_by_name else ()
+    return (IF_MATCH,) if "etag" in header_fields(route) else ()
 
 
 def query_fields(route: Route) -> tuple[FieldDescriptor, ...]:
@@ -142,9 +139,11 @@ class InputReader:
             field.json_name: QueryParameter(field.name, field.is_repeated, query_reader(field))
             for field in query_fields(route)
         }
-        self._headers = tuple(header_fields(route).values())
+        headers = header_fields(route).values()
+        self._headers = tuple((header, header.read) for header in headers if header.read)
+        self._conditions = conditions_of(route)
         self._refused_headers = (
-            tuple(header.name for header in INPUT_HEADERS if header not in self._headers)
+            tuple(header.name for header in INPUT_HEADERS if header not in headers)
             if route.writes
             else ()
         )
@@ -154,7 +153,7 @@ class InputReader:
         return self._body_reader is not None
 
     def read(self, exchange: Exchange, body: bytes) -> Message:
-        """Build the input message.
+        """Build the input message, and read the conditions on an etag into the exchange.
 
         Raises `ProblemError`: MALFORMED_REQUEST if the body is not JSON at all, else
         INVALID_FIELD with every fault of path, query, headers and body.
@@ -165,6 +164,7 @@ class InputReader:
         self._read_variables(exchange.variables, fields, errors)
         read_query(exchange.query, self._parameters, fields, errors)
         self._read_headers(exchange.request, fields, errors)
+        self._read_conditions(exchange, errors)
         if self._body_reader is not None:
             message = self._body_reader.read(parse_json(body), "", errors)
         if errors:
@@ -188,7 +188,7 @@ class InputReader:
                 errors.append(FieldError(json_name, str(error)))
 
     def _read_headers(self, request: BaseRequest, fields: dict[str, Any], errors: Errors) -> None:
-        for header in self._headers:
+        for header, read in self._headers:
             values = request.headers.getall(header.name, ())
             if not values:
                 continue
@@ -200,12 +200,28 @@ class InputReader:
                 errors.append(FieldError(header.name, "must be printable ASCII"))
                 continue
             try:
-                fields[header.field] = header.read(value)
+                fields[header.field] = read(value)
             except ValueError as error:
                 errors.append(FieldError(header.name, str(error)))
-        # A condition that is passed over would be a write that the caller did not mean.
+        # A condition that is passed over would be a write that the caller did not mean. A
+        # read without an etag ignores it.
         errors.extend(
             FieldError(name, "is not taken by this method")
             for name in self._refused_headers
             if name in request.headers
         )
+
+    def _read_conditions(self, exchange: Exchange, errors: Errors) -> None:
+        for name in self._conditions:
+            values = exchange.request.headers.getall(name, ())
+            if not values:
+                continue
+            try:
+                tags = read_tags(values)
+            except ValueError as error:
+                errors.append(FieldError(name, str(error)))
+                continue
+            if name == IF_MATCH:
+                exchange.if_match = tags
+            else:
+                exchange.if_none_match = tags

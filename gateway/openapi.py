@@ -13,9 +13,10 @@ from gateway.answers import REQUEST_ID
 from gateway.caller import REVISION
 from gateway.calls import OUTCOME
 from gateway.comments import read_comments
+from gateway.conditions import IF_MATCH, IF_NONE_MATCH, MAX_TAGS
 from gateway.event_stream import EVENT_ID, LAST_EVENT_ID
 from gateway.event_stream import MEDIA_TYPE as EVENT_STREAM
-from gateway.inputs import header_fields, query_fields
+from gateway.inputs import conditions_of, header_fields, query_fields
 from gateway.openapi_components import (
     ALWAYS,
     HEADERS,
@@ -39,9 +40,19 @@ from gateway.schemas import Schema, Schemas
 from gateway.submission import PREFERENCE_APPLIED, submission_kind
 
 _SENTENCE_END = re.compile(r"(?<=\.)\s+")
+_TAG = '(W/)?"[!#-~]{0,64}"'
+_ENTITY_TAGS: Schema = {
+    "type": "string",
+    "pattern": f"^([*]|{_TAG}(, *{_TAG}){{0,{MAX_TAGS - 1}}})$",
+}
+_READ_CONDITIONS: dict[str, str] = {
+    IF_MATCH: "Answer only if the appointment has one of these etags (412 otherwise).",
+    IF_NONE_MATCH: "Answer 304 without a body if the appointment has one of these etags, weak"
+    " ones (`W/`) included.",
+}
 _INPUT_HEADER_SCHEMAS: dict[str, Schema] = {
-    "If-Match": {"type": "string", "pattern": '^([*]|"[!#-)+-~][!#-~]{0,63}")$'},
-    "If-None-Match": {"type": "string", "enum": ["*"]},
+    IF_MATCH: _ENTITY_TAGS,
+    IF_NONE_MATCH: {"type": "string", "enum": ["*"]},
     "Idempotency-Key": {
         "anyOf": [
             {"type": "string", "pattern": "^[!#-~]([ -~]{0,254}[!-~])?$"},
@@ -74,8 +85,9 @@ _LICENSE = {"name": "All rights reserved", "identifier": "LicenseRef-All-rights-
 _CONVENTIONS = (
     "Unknown fields and query parameters are refused, never passed over. A 64-bit integer "
     "is a string in JSON. A time is RFC 3339 with an offset, or `YYYY-MM-DD HH:MM[:SS]` in "
-    "UTC; it comes back in UTC. Every error is a problem of RFC 9457, for programs to go "
-    "by its `code`."
+    "UTC; it comes back in UTC. Conditions are evaluated where an answer has an `ETag`; without "
+    "one a read ignores them and a write refuses them. Every error is a problem of RFC 9457, "
+    "for programs to go by its `code`."
 )
 _STORED_EXAMPLE = {
     "organizationId": "default",
@@ -209,6 +221,13 @@ def _parameters(route: Route, schemas: Schemas) -> Iterator[Schema]:
             "schema": _INPUT_HEADER_SCHEMAS[header.name],
         }
         yield schemas.described(fields[name], parameter)
+    for name in () if route.writes else conditions_of(route):
+        yield {
+            "name": name,
+            "in": "header",
+            "description": _READ_CONDITIONS[name],
+            "schema": _ENTITY_TAGS,
+        }
     if route.stream is not None:
         yield _LAST_EVENT_ID
     yield {"$ref": "#/components/parameters/RequestId"}
@@ -248,6 +267,11 @@ def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
             "headers": header_references([REQUEST_ID, "Location", PREFERENCE_APPLIED]),
             "content": {"application/json": {"schema": reference("Operation")}},
         }
+    if IF_NONE_MATCH in conditions_of(route):
+        responses["304"] = {
+            "description": "It has one of the etags of `If-None-Match`.",
+            "headers": header_references(headers),
+        }
     for status in sorted(_refusals(route)):
         responses[str(status.value)] = {"$ref": f"#/components/responses/{response_name(status)}"}
     responses["default"] = {"$ref": "#/components/responses/Problem"}
@@ -260,10 +284,9 @@ def _refusals(route: Route) -> set[HTTPStatus]:
         refusals.update(WITH_BODY)
     if route.variables:
         refusals.add(HTTPStatus.NOT_FOUND)
-    fields = header_fields(route)
-    if "etag" in fields:
+    if conditions_of(route):
         refusals.add(HTTPStatus.PRECONDITION_FAILED)
-    if "idempotency_key" in fields:
+    if "idempotency_key" in header_fields(route):
         refusals.add(HTTPStatus.UNPROCESSABLE_ENTITY)
     if route.writes:
         refusals.add(HTTPStatus.CONFLICT)

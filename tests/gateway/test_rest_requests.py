@@ -131,12 +131,9 @@ async def test_a_cancel_takes_the_headers_that_its_fields_have(rest: Gateway) ->
 @pytest.mark.parametrize(
     ("header", "value"),
     [
-        ("If-Match", 'W/"e1"'),
-        ("If-Match", '"a", "b"'),
         ("If-Match", "e1"),
-        ("If-Match", '""'),
-        ("If-Match", '"*"'),
-        ("If-Match", '"é"'),
+        ("If-Match", '"e1'),
+        ("If-Match", '*, "e1"'),
         ("If-None-Match", '"e1"'),
         ("If-None-Match", ""),
         ("Idempotency-Key", '""'),
@@ -153,9 +150,10 @@ async def test_a_wrong_header_is_refused(rest: Gateway, header: str, value: str)
     assert rest.service.calls == 0
 
 
-async def test_a_repeated_condition_is_refused(rest: Gateway) -> None:
-    answer = await rest.upsert(headers=[("If-Match", '"a"'), ("If-Match", '"b"')])
-    assert answer.json["errors"] == [{"field": "If-Match", "detail": "must be there only once"}]
+async def test_a_repeated_header_is_refused(rest: Gateway) -> None:
+    for header, value in (("If-None-Match", "*"), ("Idempotency-Key", "k")):
+        answer = await rest.upsert(headers=[(header, value), (header, value)])
+        assert answer.json["errors"] == [{"field": header, "detail": "must be there only once"}]
 
 
 async def test_a_batch_takes_conditions_in_its_items_only(rest: Gateway) -> None:
