@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PIP = $(BIN)/pip install --disable-pip-version-check
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PROTO_FILES := $(sort $(wildcard protos/appointments/v1/*.proto protos/appointments/relay/v1/*.proto))
 SERVICE_FILES := $(sort $(wildcard protos/appointments/v1/*_service.proto)) protos/appointments/relay/v1/relay.proto
@@ -10,13 +11,18 @@ SERVICE_FILES := $(sort $(wildcard protos/appointments/v1/*_service.proto)) prot
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# The environment: made once, made again when what it is made from changes.
-.venv/installed: requirements-dev.txt pyproject.toml protos/pyproject.toml
+# The environment: made once, made again when what it is made from changes. What running
+# needs comes first, by itself: the tools of development are ten times as much.
+.venv/running: requirements-run.txt pyproject.toml protos/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or later is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e protos -e .
+	$(PIP) --require-hashes -r requirements-run.txt
+	$(PIP) --no-deps --no-build-isolation -e protos -e .
+	@touch $@
+
+.venv/installed: .venv/running requirements-dev.txt
+	$(PIP) --require-hashes -r requirements-dev.txt
 	@touch $@
 
 # Generators of clients and Node.js, for the tests that use them, apart from all else.
@@ -27,13 +33,13 @@ help: ## List the targets
 	cd .venv/clients && PATH="$$PWD/bin:$$PATH" npm ci --loglevel=error
 	@touch $@
 
-run: .venv/installed ## Run everything here: PostgreSQL, service (50051), a worker, gateway (3000)
+run: .venv/running ## Run everything here: PostgreSQL, service (50051), a worker, gateway (3000)
 	@$(BIN)/python -m scripts.run
 
-demo: .venv/installed ## Send colliding appointments at once and check what came of it (REQUESTS=1000)
+demo: .venv/running ## Send colliding appointments at once and check what came of it (REQUESTS=1000)
 	@$(BIN)/python -m scripts.demo $(if $(REQUESTS),--requests $(REQUESTS))
 
-demo-fosdem: .venv/installed ## Load the programme of FOSDEM 2023 and find its double booking
+demo-fosdem: .venv/running ## Load the programme of FOSDEM 2023 and find its double booking
 	@$(BIN)/python -m scripts.demo fosdem
 
 bench: .venv/installed ## Measure everything against what the database alone can do (twelve minutes; JSON=file)
@@ -45,7 +51,7 @@ bench-quick: .venv/installed ## The same in short (two minutes)
 bench-plot: .venv/installed ## Draw the picture of docs/performance.md (JSON=file)
 	@$(BIN)/python -m bench.plot $(JSON) docs/performance.svg
 
-migrate: .venv/installed ## Apply the migrations to the database of DATABASE_URL
+migrate: .venv/running ## Apply the migrations to the database of DATABASE_URL
 	@scripts/migrate
 
 test: .venv/installed ## Run the whole test suite
@@ -87,7 +93,8 @@ COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes 
 
 lock: .venv/installed .venv/clients/installed ## Pin the dependencies anew
 	$(COMPILE) pyproject.toml -o requirements.txt
-	$(COMPILE) --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	$(COMPILE) --extra run -c requirements.txt pyproject.toml -o requirements-run.txt
+	$(COMPILE) --extra run --extra dev -c requirements-run.txt pyproject.toml -o requirements-dev.txt
 	$(COMPILE) tests/clients/requirements.in -o tests/clients/requirements.txt
 	cd tests/clients && PATH="../../.venv/clients/bin:$$PATH" npm install --package-lock-only
 

@@ -107,11 +107,10 @@ def log_line(name: str, line: str) -> Text:
 
 
 def welcome(stack: Stack) -> str:
-    """Where everything is, and three commands to try."""
+    """Where everything is, and two commands to try."""
     rest, grpc = f"http://localhost:{stack.gateway.port}", f"localhost:{stack.service.port}"
     url = '"$DATABASE_URL"' if os.environ.get("DATABASE_URL") else f"'{stack.database_url}'"
     body = '{"id":"1","start":"2030-01-01 10:00","end":"2030-01-01 10:30","title":"First"}'
-    method = "appointments.v1.AppointmentService/ListAppointments"
 
     def metrics(program: Program) -> str:
         port = program.metrics_port
@@ -129,8 +128,7 @@ def welcome(stack: Stack) -> str:
 
   Try:
   curl -i {rest}/api/appointments -H 'Content-Type: application/json' -d '{body}'
-  .venv/bin/grpcurl -plaintext {grpc} {method}
-  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge http://{grpc}/{method}
+  .venv/bin/python examples/client.py {grpc}
 
   Ctrl-C stops everything; the data stays.
 """

