@@ -79,7 +79,11 @@ class Schemas:
             self.components[name] = schema
             if message.full_name in self._comments:
                 schema["description"] = self._comments[message.full_name]
-            fields = [field for field in message.fields if field.name not in without]
+            fields = [
+                field
+                for field in message.fields
+                if field.name not in without and (taken or not _is_input_only(field))
+            ]
             schema["properties"] = {field.json_name: self._field(field, taken) for field in fields}
             required = [
                 field.json_name
@@ -105,6 +109,8 @@ class Schemas:
         if taken and is_output_only(field):
             # Not marked read-only: what was read may be sent back as it is.
             description = f"{description} Ignored: only the service sets it.".strip()
+        if _is_input_only(field):
+            schema = {**schema, "writeOnly": True}
         return {**schema, "description": description} if description else schema
 
     def _value(self, field: FieldDescriptor, taken: bool) -> Schema:
@@ -160,6 +166,11 @@ def _is_required(field: FieldDescriptor) -> bool:
 def _may_be_absent(field: FieldDescriptor) -> bool:
     """Tell whether an answer may lack this field; without presence it is always printed."""
     return field.has_presence and field_behavior_pb2.NON_EMPTY_DEFAULT not in _behavior(field)
+
+
+def _is_input_only(field: FieldDescriptor) -> bool:
+    """Tell whether no answer has this field (AIP-203)."""
+    return field_behavior_pb2.INPUT_ONLY in _behavior(field)
 
 
 def _behavior(field: FieldDescriptor) -> Collection[int]:

@@ -14,6 +14,7 @@ from typing import LiteralString, NamedTuple
 from service.database import Database
 from service.webhooks.webhook import Attempt, Claim
 
+# Nothing else reads secrets and the values of headers.
 _CLAIM_COLUMNS: LiteralString = """
     w.organization_id, w.webhook_id, w.fence, w.url, w.changes,
     array_prepend(w.secret, ARRAY(
@@ -21,7 +22,7 @@ _CLAIM_COLUMNS: LiteralString = """
         FROM unnest(w.old_secrets, w.old_secrets_until) AS old (secret, until)
         WHERE old.until > now()
     )),
-    w.disabled, w.cursor_revision, w.attempts, w.updated_at
+    w.header_names, w.header_values, w.disabled, w.cursor_revision, w.attempts, w.updated_at
 """
 
 # The index gives them in the order in which they have waited, and the organization's row

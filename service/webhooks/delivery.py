@@ -292,8 +292,9 @@ async def _send(sender: Sender, turn: _Turn, entry: HistoryEntry) -> None:
         turn.pass_over(entry.revision)
         return
     body = body_of(entry)
-    headers = headers_of(claim.id, entry, body, secrets=claim.live_secrets, time=datetime.now(UTC))
-    outcome = await sender.send(claim.url, body, headers, repeat=turn.attempt == 1)
+    own = dict(zip(claim.header_names, claim.header_values, strict=True))
+    ours = headers_of(claim.id, entry, body, secrets=claim.live_secrets, time=datetime.now(UTC))
+    outcome = await sender.send(claim.url, body, {**own, **ours}, repeat=turn.attempt == 1)
     sent = Sent(entry.revision, turn.attempt, outcome)
     if sent.outcome.taken:
         await turn.took(sent)

@@ -8,7 +8,8 @@ from service.domain import Outcome
 from service.errors import InvalidFields
 from service.messages import timestamp
 from service.webhooks.addresses import AddressRules
-from service.webhooks.webhook import Delivery, Webhook, WebhookContent
+from service.webhooks.headers import check_headers
+from service.webhooks.webhook import Delivery, Header, Webhook, WebhookContent
 
 _CHANGES = {
     pb.HistoryEntry.Change.Value(change): change
@@ -38,6 +39,7 @@ def content(
         for index, number in enumerate(wanted.changes)
         if number not in _CHANGES
     )
+    headers = _headers(wanted, violations, all_new=isinstance(request, rpc.CreateWebhookRequest))
     if violations:
         raise InvalidFields(violations)
     return WebhookContent(
@@ -45,7 +47,23 @@ def content(
         description=wanted.description,
         changes=frozenset(_CHANGES[number] for number in wanted.changes),
         disabled=wanted.disabled,
+        headers=headers,
     )
+
+
+def _headers(
+    wanted: rpc.Webhook, violations: rules.Violations, *, all_new: bool
+) -> tuple[Header, ...]:
+    """Read the headers; those that are `all_new` have no value that they could keep."""
+    for index, each in enumerate(wanted.headers):
+        rules.check_fields(each, f"webhook.headers[{index}].", violations)
+        if all_new and not each.HasField("value"):
+            violations.append((f"webhook.headers[{index}].value", "is required"))
+    headers = tuple(
+        Header(each.name, each.value if each.HasField("value") else None) for each in wanted.headers
+    )
+    check_headers(headers, "webhook.headers", violations)
+    return headers
 
 
 def webhook(stored: Webhook, *, secret: str | None = None) -> rpc.Webhook:
@@ -63,6 +81,7 @@ def webhook(stored: Webhook, *, secret: str | None = None) -> rpc.Webhook:
         failed_attempts=stored.failed_attempts,
         created_at=timestamp(stored.created_at),
         updated_at=timestamp(stored.updated_at),
+        headers=[rpc.WebhookHeader(name=name) for name, _ in stored.content.headers],
     )
     if stored.failing_since is not None:
         message.failing_since.CopyFrom(timestamp(stored.failing_since))

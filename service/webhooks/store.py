@@ -9,13 +9,13 @@ from service.database import Database
 from service.domain import Outcome, new_id
 from service.errors import InvalidFields, WebhookLimitReached, WebhookNotFound
 from service.rows import Row
-from service.webhooks.webhook import Delivery, Webhook, WebhookContent
+from service.webhooks.webhook import Delivery, Header, Webhook, WebhookContent
 
 SECRET_BYTES = 32
 
 _COLUMNS: LiteralString = """
-    webhook_id, url, description, changes, disabled, disabled_reason, cursor_revision, attempts,
-    failing_since, next_attempt_at, created_at, updated_at
+    webhook_id, url, description, changes, disabled, header_names, disabled_reason,
+    cursor_revision, attempts, failing_since, next_attempt_at, created_at, updated_at
 """
 
 # The organization's revision, beside what is found or was changed, if anything.
@@ -41,36 +41,7 @@ _LIST: LiteralString = f"""
     ORDER BY webhook_id
 """
 
-# What waits to be tried again is tried at once: the URL may be another.
-_UPDATE: LiteralString = f"""
-    UPDATE webhooks
-    SET url = %(url)s,
-        description = %(description)s,
-        changes = %(changes)s,
-        disabled = %(disabled)s,
-        disabled_reason = CASE WHEN %(disabled)s THEN disabled_reason ELSE '' END,
-        attempts = 0,
-        failing_since = NULL,
-        next_attempt_at = now(),
-        updated_at = now()
-    WHERE {_THIS}
-    RETURNING {_COLUMNS}
-"""
-
 _DELETE: LiteralString = f"DELETE FROM webhooks WHERE {_THIS} RETURNING {_COLUMNS}"
-
-# Old secrets beyond the fourth end at once: each makes every request longer.
-_ROTATE: LiteralString = f"""
-    UPDATE webhooks
-    SET secret = %(secret)s,
-        old_secrets = (array_prepend(secret, old_secrets))[1:4],
-        old_secrets_until = (array_prepend(
-            now() + make_interval(secs => %(overlap)s), old_secrets_until
-        ))[1:4],
-        updated_at = now()
-    WHERE {_THIS}
-    RETURNING {_COLUMNS}
-"""
 
 # A worker that has it at the moment finds another cursor than its own, and stops.
 _REPLAY: LiteralString = f"""
@@ -124,7 +95,7 @@ class WebhookStore:
         [(outcome, revision)] = await self._database.fetch(
             "SELECT outcome, organization_revision FROM create_webhook("
             " %(organization_id)s, %(id)s, %(url)s, %(description)s, %(changes)s, %(disabled)s,"
-            " %(secret)s, %(after)s, %(most)s)",
+            " %(header_names)s, %(header_values)s, %(secret)s, %(after)s, %(most)s)",
             {
                 "organization_id": organization_id,
                 "id": webhook_id,
@@ -158,7 +129,25 @@ class WebhookStore:
     async def update(
         self, organization_id: str, id: str, content: WebhookContent
     ) -> tuple[Webhook, int]:
-        return await self._one(_UPDATE, organization_id, id, _parameters(content))
+        """Replace what a caller sets; a header without a value keeps the one it has.
+
+        Raises InvalidFields for one that has none.
+        """
+        found = await self._database.fetch(
+            "SELECT replace_webhook("
+            " %(organization_id)s, %(id)s, %(url)s, %(description)s, %(changes)s, %(disabled)s,"
+            " %(header_names)s, %(header_values)s)",
+            {"organization_id": organization_id, "id": id, **_parameters(content)},
+        )
+        webhook, revision = await self.get(organization_id, id)
+        for (missing,) in found:
+            if missing is not None:
+                field = f"webhook.headers[{missing - 1}].value"
+                raise InvalidFields(
+                    [(field, "is required: the webhook has no header of this name yet")],
+                    organization_revision=revision,
+                )
+        return webhook, revision
 
     async def delete(self, organization_id: str, id: str) -> int:
         _, revision = await self._one(_DELETE, organization_id, id)
@@ -167,8 +156,16 @@ class WebhookStore:
     async def rotate(self, organization_id: str, id: str) -> tuple[Webhook, str, int]:
         """Give a webhook a new secret, which is returned; the old one signs on for a while."""
         secret = new_secret()
-        parameters = {"secret": secret, "overlap": self._secret_overlap}
-        webhook, revision = await self._one(_ROTATE, organization_id, id, parameters)
+        await self._database.fetch(
+            "SELECT rotate_webhook_secret(%(organization_id)s, %(id)s, %(secret)s, %(overlap)s)",
+            {
+                "organization_id": organization_id,
+                "id": id,
+                "secret": secret,
+                "overlap": self._secret_overlap,
+            },
+        )
+        webhook, revision = await self.get(organization_id, id)
         return webhook, secret, revision
 
     async def replay(self, organization_id: str, id: str, *, after: int) -> tuple[Webhook, int]:
@@ -219,6 +216,8 @@ def _parameters(content: WebhookContent) -> dict[str, Any]:
         "description": content.description,
         "changes": sorted(change.value for change in content.changes),
         "disabled": content.disabled,
+        "header_names": [header.name for header in content.headers],
+        "header_values": [header.value for header in content.headers],
     }
 
 
@@ -231,14 +230,15 @@ def _webhook(organization_id: str, row: Row) -> Webhook:
             description=row[2],
             changes=frozenset(map(Outcome, row[3])),
             disabled=row[4],
+            headers=tuple(Header(name, None) for name in row[5]),
         ),
-        disabled_reason=row[5],
-        delivered_revision=row[6],
-        failed_attempts=row[7],
-        failing_since=row[8],
-        next_attempt_at=row[9],
-        created_at=row[10],
-        updated_at=row[11],
+        disabled_reason=row[6],
+        delivered_revision=row[7],
+        failed_attempts=row[8],
+        failing_since=row[9],
+        next_attempt_at=row[10],
+        created_at=row[11],
+        updated_at=row[12],
     )
 
 

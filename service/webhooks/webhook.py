@@ -7,6 +7,13 @@ from typing import NamedTuple
 from service.domain import Outcome
 
 
+class Header(NamedTuple):
+    """A header of the caller's own. Without a value: the one that is stored, not to be told."""
+
+    name: str
+    value: str | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookContent:
     """What a caller sets. No `changes` are all."""
@@ -15,6 +22,7 @@ class WebhookContent:
     description: str
     changes: frozenset[Outcome]
     disabled: bool
+    headers: tuple[Header, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +58,7 @@ class Claim(NamedTuple):
     """A webhook that this worker may send to for the time of its lease.
 
     `fence` tells this claim from later ones. `live_secrets` are those that sign now, the
-    newest first.
+    newest first; each of the `header_values` belongs to a name.
     """
 
     organization_id: str
@@ -59,6 +67,8 @@ class Claim(NamedTuple):
     url: str
     changes: list[str]
     live_secrets: list[str]
+    header_names: list[str]
+    header_values: list[str]
     disabled: bool
     cursor: int
     attempts: int

@@ -171,6 +171,7 @@ class Sending:
                 description="",
                 changes=frozenset(),
                 disabled=False,
+                headers=(),
             )
             webhook, _, _ = await store.create(self.org.id, content, after=None)
             ids[path] = webhook.id

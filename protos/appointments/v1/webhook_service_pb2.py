@@ -29,7 +29,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%appointments/v1/webhook_service.proto\x12\x0f\x61ppointments.v1\x1a!appointments/v1/appointment.proto\x1a\x1b\x61ppointments/v1/rules.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcf\x04\n\x07Webhook\x12+\n\x0forganization_id\x18\x01 \x01(\tB\r\xe2\x41\x01\x07\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x10\n\x02id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x03url\x18\x03 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x10\x12\x1c\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x08\x12=\n\x07\x63hanges\x18\x05 \x03(\x0e\x32$.appointments.v1.HistoryEntry.ChangeB\x06\x8a\xb5\x18\x02(\x03\x12\x10\n\x08\x64isabled\x18\x06 \x01(\x08\x12\x1d\n\x0f\x64isabled_reason\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x06secret\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03H\x01\x88\x01\x01\x12 \n\x12\x64\x65livered_revision\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0f\x66\x61iled_attempts\x18\n \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x37\n\rfailing_since\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x39\n\x0fnext_attempt_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\ncreated_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x05\xe2\x41\x02\x03\x07\x12\x35\n\nupdated_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x05\xe2\x41\x02\x03\x07\x42\x12\n\x10_organization_idB\t\n\x07_secret\"\xba\x01\n\x0fWebhookDelivery\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x36\n\x0c\x61ttempted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x05\x12\x18\n\x0bhttp_status\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\x06 \x01(\tB\x0e\n\x0c_http_status\"\x7f\n\x14\x43reateWebhookRequest\x12/\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.WebhookB\x04\xe2\x41\x01\x02\x12#\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x00\x88\x01\x01\x42\x11\n\x0f_after_revision\"B\n\x15\x43reateWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"k\n\x11GetWebhookRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x42\x12\n\x10_organization_id\"?\n\x12GetWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"R\n\x13ListWebhooksRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x42\x12\n\x10_organization_id\"B\n\x14ListWebhooksResponse\x12*\n\x08webhooks\x18\x01 \x03(\x0b\x32\x18.appointments.v1.Webhook\"b\n\x14UpdateWebhookRequest\x12\x19\n\x02id\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12/\n\x07webhook\x18\x02 \x01(\x0b\x32\x18.appointments.v1.WebhookB\x04\xe2\x41\x01\x02\"B\n\x15UpdateWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"n\n\x14\x44\x65leteWebhookRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x42\x12\n\x10_organization_id\"\x17\n\x15\x44\x65leteWebhookResponse\"t\n\x1aRotateWebhookSecretRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x42\x12\n\x10_organization_id\"H\n\x1bRotateWebhookSecretResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"\xaa\x01\n\x14ReplayWebhookRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12\'\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\x42\n\xe2\x41\x01\x02\x8a\xb5\x18\x02\x18\x00H\x01\x88\x01\x01\x42\x12\n\x10_organization_idB\x11\n\x0f_after_revision\"B\n\x15ReplayWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"\xb1\x01\n\x1cListWebhookDeliveriesRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12\x1c\n\tpage_size\x18\x03 \x01(\x05\x42\t\x8a\xb5\x18\x05\x18\x00 \xe8\x07\x12\x1b\n\npage_token\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x10\x42\x12\n\x10_organization_id\"n\n\x1dListWebhookDeliveriesResponse\x12\x34\n\ndeliveries\x18\x01 \x03(\x0b\x32 .appointments.v1.WebhookDelivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xea\x08\n\x0eWebhookService\x12\x87\x01\n\rCreateWebhook\x12%.appointments.v1.CreateWebhookRequest\x1a&.appointments.v1.CreateWebhookResponse\"\'\x82\xd3\xe4\x93\x02!\"\r/api/webhooks:\x07webhookb\x07webhook\x12z\n\nGetWebhook\x12\".appointments.v1.GetWebhookRequest\x1a#.appointments.v1.GetWebhookResponse\"#\x82\xd3\xe4\x93\x02\x1d\x12\x12/api/webhooks/{id}b\x07webhook\x12r\n\x0cListWebhooks\x12$.appointments.v1.ListWebhooksRequest\x1a%.appointments.v1.ListWebhooksResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/api/webhooks\x12\x8c\x01\n\rUpdateWebhook\x12%.appointments.v1.UpdateWebhookRequest\x1a&.appointments.v1.UpdateWebhookResponse\",\x82\xd3\xe4\x93\x02&\x1a\x12/api/webhooks/{id}:\x07webhookb\x07webhook\x12z\n\rDeleteWebhook\x12%.appointments.v1.DeleteWebhookRequest\x1a&.appointments.v1.DeleteWebhookResponse\"\x1a\x82\xd3\xe4\x93\x02\x14*\x12/api/webhooks/{id}\x12\xa2\x01\n\x13RotateWebhookSecret\x12+.appointments.v1.RotateWebhookSecretRequest\x1a,.appointments.v1.RotateWebhookSecretResponse\"0\x82\xd3\xe4\x93\x02*\"\x1f/api/webhooks/{id}:rotateSecretb\x07webhook\x12\x8d\x01\n\rReplayWebhook\x12%.appointments.v1.ReplayWebhookRequest\x1a&.appointments.v1.ReplayWebhookResponse\"-\x82\xd3\xe4\x93\x02\'\"\x19/api/webhooks/{id}:replay:\x01*b\x07webhook\x12\x9d\x01\n\x15ListWebhookDeliveries\x12-.appointments.v1.ListWebhookDeliveriesRequest\x1a..appointments.v1.ListWebhookDeliveriesResponse\"%\x82\xd3\xe4\x93\x02\x1f\x12\x1d/api/webhooks/{id}/deliveriesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%appointments/v1/webhook_service.proto\x12\x0f\x61ppointments.v1\x1a!appointments/v1/appointment.proto\x1a\x1b\x61ppointments/v1/rules.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x05\n\x07Webhook\x12+\n\x0forganization_id\x18\x01 \x01(\tB\r\xe2\x41\x01\x07\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x10\n\x02id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x03url\x18\x03 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x10\x12\x1c\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x08\x12=\n\x07\x63hanges\x18\x05 \x03(\x0e\x32$.appointments.v1.HistoryEntry.ChangeB\x06\x8a\xb5\x18\x02(\x03\x12\x10\n\x08\x64isabled\x18\x06 \x01(\x08\x12\x1d\n\x0f\x64isabled_reason\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x06secret\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03H\x01\x88\x01\x01\x12 \n\x12\x64\x65livered_revision\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0f\x66\x61iled_attempts\x18\n \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x37\n\rfailing_since\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x39\n\x0fnext_attempt_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\ncreated_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x05\xe2\x41\x02\x03\x07\x12\x35\n\nupdated_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x05\xe2\x41\x02\x03\x07\x12\x37\n\x07headers\x18\x0f \x03(\x0b\x32\x1e.appointments.v1.WebhookHeaderB\x06\x8a\xb5\x18\x02(\x10\x42\x12\n\x10_organization_idB\t\n\x07_secret\"Y\n\rWebhookHeader\x12\x1b\n\x04name\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x01\x12!\n\x05value\x18\x02 \x01(\tB\r\xe2\x41\x01\x04\x8a\xb5\x18\x05\x08\x01\x10\x80 H\x00\x88\x01\x01\x42\x08\n\x06_value\"\xba\x01\n\x0fWebhookDelivery\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x36\n\x0c\x61ttempted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x05\x12\x18\n\x0bhttp_status\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\x06 \x01(\tB\x0e\n\x0c_http_status\"\x7f\n\x14\x43reateWebhookRequest\x12/\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.WebhookB\x04\xe2\x41\x01\x02\x12#\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x00\x88\x01\x01\x42\x11\n\x0f_after_revision\"B\n\x15\x43reateWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"k\n\x11GetWebhookRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x42\x12\n\x10_organization_id\"?\n\x12GetWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"R\n\x13ListWebhooksRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x42\x12\n\x10_organization_id\"B\n\x14ListWebhooksResponse\x12*\n\x08webhooks\x18\x01 \x03(\x0b\x32\x18.appointments.v1.Webhook\"b\n\x14UpdateWebhookRequest\x12\x19\n\x02id\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12/\n\x07webhook\x18\x02 \x01(\x0b\x32\x18.appointments.v1.WebhookB\x04\xe2\x41\x01\x02\"B\n\x15UpdateWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"n\n\x14\x44\x65leteWebhookRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x42\x12\n\x10_organization_id\"\x17\n\x15\x44\x65leteWebhookResponse\"t\n\x1aRotateWebhookSecretRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x42\x12\n\x10_organization_id\"H\n\x1bRotateWebhookSecretResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"\xaa\x01\n\x14ReplayWebhookRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12\'\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\x42\n\xe2\x41\x01\x02\x8a\xb5\x18\x02\x18\x00H\x01\x88\x01\x01\x42\x12\n\x10_organization_idB\x11\n\x0f_after_revision\"B\n\x15ReplayWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"\xb1\x01\n\x1cListWebhookDeliveriesRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12\x1c\n\tpage_size\x18\x03 \x01(\x05\x42\t\x8a\xb5\x18\x05\x18\x00 \xe8\x07\x12\x1b\n\npage_token\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x10\x42\x12\n\x10_organization_id\"n\n\x1dListWebhookDeliveriesResponse\x12\x34\n\ndeliveries\x18\x01 \x03(\x0b\x32 .appointments.v1.WebhookDelivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xea\x08\n\x0eWebhookService\x12\x87\x01\n\rCreateWebhook\x12%.appointments.v1.CreateWebhookRequest\x1a&.appointments.v1.CreateWebhookResponse\"\'\x82\xd3\xe4\x93\x02!\"\r/api/webhooks:\x07webhookb\x07webhook\x12z\n\nGetWebhook\x12\".appointments.v1.GetWebhookRequest\x1a#.appointments.v1.GetWebhookResponse\"#\x82\xd3\xe4\x93\x02\x1d\x12\x12/api/webhooks/{id}b\x07webhook\x12r\n\x0cListWebhooks\x12$.appointments.v1.ListWebhooksRequest\x1a%.appointments.v1.ListWebhooksResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/api/webhooks\x12\x8c\x01\n\rUpdateWebhook\x12%.appointments.v1.UpdateWebhookRequest\x1a&.appointments.v1.UpdateWebhookResponse\",\x82\xd3\xe4\x93\x02&\x1a\x12/api/webhooks/{id}:\x07webhookb\x07webhook\x12z\n\rDeleteWebhook\x12%.appointments.v1.DeleteWebhookRequest\x1a&.appointments.v1.DeleteWebhookResponse\"\x1a\x82\xd3\xe4\x93\x02\x14*\x12/api/webhooks/{id}\x12\xa2\x01\n\x13RotateWebhookSecret\x12+.appointments.v1.RotateWebhookSecretRequest\x1a,.appointments.v1.RotateWebhookSecretResponse\"0\x82\xd3\xe4\x93\x02*\"\x1f/api/webhooks/{id}:rotateSecretb\x07webhook\x12\x8d\x01\n\rReplayWebhook\x12%.appointments.v1.ReplayWebhookRequest\x1a&.appointments.v1.ReplayWebhookResponse\"-\x82\xd3\xe4\x93\x02\'\"\x19/api/webhooks/{id}:replay:\x01*b\x07webhook\x12\x9d\x01\n\x15ListWebhookDeliveries\x12-.appointments.v1.ListWebhookDeliveriesRequest\x1a..appointments.v1.ListWebhookDeliveriesResponse\"%\x82\xd3\xe4\x93\x02\x1f\x12\x1d/api/webhooks/{id}/deliveriesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -62,6 +62,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WEBHOOK'].fields_by_name['created_at']._serialized_options = b'\342A\002\003\007'
   _globals['_WEBHOOK'].fields_by_name['updated_at']._loaded_options = None
   _globals['_WEBHOOK'].fields_by_name['updated_at']._serialized_options = b'\342A\002\003\007'
+  _globals['_WEBHOOK'].fields_by_name['headers']._loaded_options = None
+  _globals['_WEBHOOK'].fields_by_name['headers']._serialized_options = b'\212\265\030\002(\020'
+  _globals['_WEBHOOKHEADER'].fields_by_name['name']._loaded_options = None
+  _globals['_WEBHOOKHEADER'].fields_by_name['name']._serialized_options = b'\342A\001\002\212\265\030\005\010\001\020\200\001'
+  _globals['_WEBHOOKHEADER'].fields_by_name['value']._loaded_options = None
+  _globals['_WEBHOOKHEADER'].fields_by_name['value']._serialized_options = b'\342A\001\004\212\265\030\005\010\001\020\200 '
   _globals['_WEBHOOKDELIVERY'].fields_by_name['attempted_at']._loaded_options = None
   _globals['_WEBHOOKDELIVERY'].fields_by_name['attempted_at']._serialized_options = b'\342A\001\007'
   _globals['_CREATEWEBHOOKREQUEST'].fields_by_name['webhook']._loaded_options = None
@@ -117,41 +123,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WEBHOOKSERVICE'].methods_by_name['ListWebhookDeliveries']._loaded_options = None
   _globals['_WEBHOOKSERVICE'].methods_by_name['ListWebhookDeliveries']._serialized_options = b'\202\323\344\223\002\037\022\035/api/webhooks/{id}/deliveries'
   _globals['_WEBHOOK']._serialized_start=219
-  _globals['_WEBHOOK']._serialized_end=810
-  _globals['_WEBHOOKDELIVERY']._serialized_start=813
-  _globals['_WEBHOOKDELIVERY']._serialized_end=999
-  _globals['_CREATEWEBHOOKREQUEST']._serialized_start=1001
-  _globals['_CREATEWEBHOOKREQUEST']._serialized_end=1128
-  _globals['_CREATEWEBHOOKRESPONSE']._serialized_start=1130
-  _globals['_CREATEWEBHOOKRESPONSE']._serialized_end=1196
-  _globals['_GETWEBHOOKREQUEST']._serialized_start=1198
-  _globals['_GETWEBHOOKREQUEST']._serialized_end=1305
-  _globals['_GETWEBHOOKRESPONSE']._serialized_start=1307
-  _globals['_GETWEBHOOKRESPONSE']._serialized_end=1370
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=1372
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=1454
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=1456
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=1522
-  _globals['_UPDATEWEBHOOKREQUEST']._serialized_start=1524
-  _globals['_UPDATEWEBHOOKREQUEST']._serialized_end=1622
-  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_start=1624
-  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_end=1690
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=1692
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=1802
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=1804
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=1827
-  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_start=1829
-  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_end=1945
-  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_start=1947
-  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_end=2019
-  _globals['_REPLAYWEBHOOKREQUEST']._serialized_start=2022
-  _globals['_REPLAYWEBHOOKREQUEST']._serialized_end=2192
-  _globals['_REPLAYWEBHOOKRESPONSE']._serialized_start=2194
-  _globals['_REPLAYWEBHOOKRESPONSE']._serialized_end=2260
-  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_start=2263
-  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_end=2440
-  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_start=2442
-  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_end=2552
-  _globals['_WEBHOOKSERVICE']._serialized_start=2555
-  _globals['_WEBHOOKSERVICE']._serialized_end=3685
+  _globals['_WEBHOOK']._serialized_end=867
+  _globals['_WEBHOOKHEADER']._serialized_start=869
+  _globals['_WEBHOOKHEADER']._serialized_end=958
+  _globals['_WEBHOOKDELIVERY']._serialized_start=961
+  _globals['_WEBHOOKDELIVERY']._serialized_end=1147
+  _globals['_CREATEWEBHOOKREQUEST']._serialized_start=1149
+  _globals['_CREATEWEBHOOKREQUEST']._serialized_end=1276
+  _globals['_CREATEWEBHOOKRESPONSE']._serialized_start=1278
+  _globals['_CREATEWEBHOOKRESPONSE']._serialized_end=1344
+  _globals['_GETWEBHOOKREQUEST']._serialized_start=1346
+  _globals['_GETWEBHOOKREQUEST']._serialized_end=1453
+  _globals['_GETWEBHOOKRESPONSE']._serialized_start=1455
+  _globals['_GETWEBHOOKRESPONSE']._serialized_end=1518
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=1520
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=1602
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=1604
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=1670
+  _globals['_UPDATEWEBHOOKREQUEST']._serialized_start=1672
+  _globals['_UPDATEWEBHOOKREQUEST']._serialized_end=1770
+  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_start=1772
+  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_end=1838
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=1840
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=1950
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=1952
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=1975
+  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_start=1977
+  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_end=2093
+  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_start=2095
+  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_end=2167
+  _globals['_REPLAYWEBHOOKREQUEST']._serialized_start=2170
+  _globals['_REPLAYWEBHOOKREQUEST']._serialized_end=2340
+  _globals['_REPLAYWEBHOOKRESPONSE']._serialized_start=2342
+  _globals['_REPLAYWEBHOOKRESPONSE']._serialized_end=2408
+  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_start=2411
+  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_end=2588
+  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_start=2590
+  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_end=2700
+  _globals['_WEBHOOKSERVICE']._serialized_start=2703
+  _globals['_WEBHOOKSERVICE']._serialized_end=3833
 # @@protoc_insertion_point(module_scope)

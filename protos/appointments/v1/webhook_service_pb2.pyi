@@ -40,6 +40,7 @@ class Webhook(_message.Message):
     NEXT_ATTEMPT_AT_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """The tenant. Absent: `default`. A webhook never moves to another."""
     id: _builtins.str
@@ -85,6 +86,12 @@ class Webhook(_message.Message):
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When a caller last changed it."""
 
+    @_builtins.property
+    def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WebhookHeader]:
+        """Headers that the receiver asks for, such as `Authorization`, sent with every change as
+        they are from then on. Answers have their names alone.
+        """
+
     def __init__(
         self,
         *,
@@ -102,10 +109,11 @@ class Webhook(_message.Message):
         next_attempt_at: _timestamp_pb2.Timestamp | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        headers: _abc.Iterable[Global___WebhookHeader] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "_secret", b"_secret", "created_at", b"created_at", "failing_since", b"failing_since", "next_attempt_at", b"next_attempt_at", "organization_id", b"organization_id", "secret", b"secret", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "_secret", b"_secret", "changes", b"changes", "created_at", b"created_at", "delivered_revision", b"delivered_revision", "description", b"description", "disabled", b"disabled", "disabled_reason", b"disabled_reason", "failed_attempts", b"failed_attempts", "failing_since", b"failing_since", "id", b"id", "next_attempt_at", b"next_attempt_at", "organization_id", b"organization_id", "secret", b"secret", "updated_at", b"updated_at", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "_secret", b"_secret", "changes", b"changes", "created_at", b"created_at", "delivered_revision", b"delivered_revision", "description", b"description", "disabled", b"disabled", "disabled_reason", b"disabled_reason", "failed_attempts", b"failed_attempts", "failing_since", b"failing_since", "headers", b"headers", "id", b"id", "next_attempt_at", b"next_attempt_at", "organization_id", b"organization_id", "secret", b"secret", "updated_at", b"updated_at", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__organization_id: _TypeAlias = _typing.Literal["organization_id"]  # noqa: Y015
     _WhichOneofArgType__organization_id: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id"]  # noqa: Y015
@@ -117,6 +125,40 @@ class Webhook(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__secret) -> _WhichOneofReturnType__secret | None: ...
 
 Global___Webhook: _TypeAlias = Webhook  # noqa: Y015
+
+@_typing.final
+class WebhookHeader(_message.Message):
+    """A header of the caller's own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A name as HTTP has it (a token, RFC 9110), of any case; none twice. Not `Host`,
+    `User-Agent`, `Date`, `Expect`, `Accept-Encoding`, `Content-...`, `Webhook-...`,
+    `Proxy-...`, nor one that is about the connection, like `Connection` or
+    `Transfer-Encoding`.
+    """
+    value: _builtins.str
+    """Visible ASCII, and spaces inside. No answer has it. Left out of an update, it stays
+    what it is: so what was read can be changed and written again.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___WebhookHeader: _TypeAlias = WebhookHeader  # noqa: Y015
 
 @_typing.final
 class WebhookDelivery(_message.Message):

@@ -133,9 +133,9 @@ class WebhookServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateWebhook(self, request, context):
-        """Replaces all that a caller sets: a field that is left out is emptied. The webhook
-        goes on where it was, at once if it was waiting to try again; `disabled: false`
-        enables it again.
+        """Replaces all that a caller sets: a field that is left out is emptied; only a header's
+        value that is left out stays what it is. The webhook goes on where it was, at once if
+        it was waiting to try again; `disabled: false` enables it again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

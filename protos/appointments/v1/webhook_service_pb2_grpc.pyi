@@ -59,9 +59,9 @@ class WebhookServiceStub:
     all come at once, without their secrets.
     """
     UpdateWebhook: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.UpdateWebhookRequest, _webhook_service_pb2.UpdateWebhookResponse]
-    """Replaces all that a caller sets: a field that is left out is emptied. The webhook
-    goes on where it was, at once if it was waiting to try again; `disabled: false`
-    enables it again.
+    """Replaces all that a caller sets: a field that is left out is emptied; only a header's
+    value that is left out stays what it is. The webhook goes on where it was, at once if
+    it was waiting to try again; `disabled: false` enables it again.
     """
     DeleteWebhook: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.DeleteWebhookRequest, _webhook_service_pb2.DeleteWebhookResponse]
     """Deletes a webhook. What is on its way may still arrive."""
@@ -109,9 +109,9 @@ class WebhookServiceAsyncStub(WebhookServiceStub):
     all come at once, without their secrets.
     """
     UpdateWebhook: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.UpdateWebhookRequest, _webhook_service_pb2.UpdateWebhookResponse]  # type: ignore[assignment]
-    """Replaces all that a caller sets: a field that is left out is emptied. The webhook
-    goes on where it was, at once if it was waiting to try again; `disabled: false`
-    enables it again.
+    """Replaces all that a caller sets: a field that is left out is emptied; only a header's
+    value that is left out stays what it is. The webhook goes on where it was, at once if
+    it was waiting to try again; `disabled: false` enables it again.
     """
     DeleteWebhook: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.DeleteWebhookRequest, _webhook_service_pb2.DeleteWebhookResponse]  # type: ignore[assignment]
     """Deletes a webhook. What is on its way may still arrive."""
@@ -180,9 +180,9 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhook_service_pb2.UpdateWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhook_service_pb2.UpdateWebhookResponse, _abc.Awaitable[_webhook_service_pb2.UpdateWebhookResponse]]:
-        """Replaces all that a caller sets: a field that is left out is emptied. The webhook
-        goes on where it was, at once if it was waiting to try again; `disabled: false`
-        enables it again.
+        """Replaces all that a caller sets: a field that is left out is emptied; only a header's
+        value that is left out stays what it is. The webhook goes on where it was, at once if
+        it was waiting to try again; `disabled: false` enables it again.
         """
 
     @_abc_1.abstractmethod
