@@ -247,8 +247,10 @@ def _server(settings: Settings) -> grpc.aio.Server:
             # word; they are to be refused by us, as overload.
             ("grpc.server.max_pending_requests", 100_000),
             ("grpc.server.max_pending_requests_hard_limit", 100_000),
-            # Gateways ping every 30 seconds, also while their streams are idle.
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            # Callers ping every 10 seconds at most, as gRPC's libraries see to, and on
+            # connections without a call too: half of that leaves room for jitter.
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
             # A caller whose machine or network is gone closes nothing, and its watchers
             # would keep their places for two hours.
             ("grpc.keepalive_time_ms", 15_000),
