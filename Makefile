@@ -13,7 +13,7 @@ help: ## List the targets
 
 # The environment: made once, made again when what it is made from changes. What running
 # needs comes first, by itself: the tools of development are ten times as much.
-.venv/running: requirements-run.txt pyproject.toml protos/pyproject.toml
+.venv/running: requirements-run.txt pyproject.toml protos/pyproject.toml protos/appointments/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or later is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv .venv

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
+import appointments
 import jsonschema
 import pytest
 from openapi_spec_validator import validate
@@ -12,6 +14,7 @@ from gateway.app import SERVICES
 from gateway.openapi import openapi_document
 from gateway.reasons import Reason
 from gateway.routes import routes_of
+from scripts.programs import ROOT
 from tests.gateway.conftest import WRITE, Gateway
 
 ROUTES = routes_of(*SERVICES)
@@ -163,6 +166,17 @@ def test_codes_are_all_reasons(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     assert schemas["Problem"]["properties"]["code"] == {"$ref": "#/components/schemas/ErrorCode"}
     assert schemas["ErrorCode"]["enum"] == [reason.value for reason in Reason]
+
+
+def test_there_is_one_version(document: dict[str, Any]) -> None:
+    [latest, *_] = re.findall(r"^## ([^,\n]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    versions = {
+        "stubs": metadata.version("appointments-v1"),
+        "service and gateway": metadata.version("appointments"),
+        "document": document["info"]["version"],
+        "changelog": latest,
+    }
+    assert versions == dict.fromkeys(versions, appointments.__version__)
 
 
 def test_no_proto_names_are_shown(document: dict[str, Any]) -> None:
