@@ -10,6 +10,7 @@ COPY pyproject.toml .
 COPY service service
 COPY gateway gateway
 COPY processes processes
+COPY public_json public_json
 RUN /app/.venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps ./protos .
 
 FROM python:3.11-slim

@@ -26,9 +26,9 @@ from gateway.organizations import location_of, organization_reader
 from gateway.problems import FieldError, ProblemError, invalid_fields, refusal
 from gateway.reasons import Reason
 from gateway.relay import Reply
-from gateway.rendering import MessageRenderer, Render
 from gateway.routes import Route
 from gateway.submission import Submission, read_preferences, submission_kind
+from public_json.rendering import MessageRenderer, Render
 
 ACTOR = "X-Actor"
 MAX_ACTOR_LENGTH = 256

@@ -11,7 +11,7 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
 )
 
-from gateway.rendering import camel_case
+from public_json.rendering import camel_case
 
 Path = tuple[int, ...]
 

@@ -24,9 +24,9 @@ from gateway.organizations import organization_reader
 from gateway.problems import FieldError, ProblemError, StatusReader, invalid_fields, refusal
 from gateway.reasons import Reason
 from gateway.relay import CallError
-from gateway.rendering import MessageRenderer
 from gateway.routes import Route
 from gateway.watch import Watch
+from public_json.rendering import MessageRenderer
 
 MEDIA_TYPE = "text/event-stream"
 LAST_EVENT_ID = "Last-Event-ID"

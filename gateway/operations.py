@@ -36,9 +36,9 @@ from gateway.problems import (
     refusal,
 )
 from gateway.reasons import Reason
-from gateway.rendering import MessageRenderer, Render
 from gateway.routes import decode_percent
 from gateway.transcoding import query_reader
+from public_json.rendering import MessageRenderer, Render
 
 OPERATIONS_PATH = "/api/operations"
 OPERATION_PATH = "/api/operations/{id}"

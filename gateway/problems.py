@@ -14,7 +14,7 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
 from gateway.reasons import Reason
-from gateway.rendering import MessageRenderer, camel_case
+from public_json.rendering import MessageRenderer, camel_case
 
 DOMAIN = "appointments.v1"
 MEDIA_TYPE = "application/problem+json"

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import orjson
 from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from public_json.rendering import MessageRenderer
 from service import rules
 from service.domain import (
     DEFAULT_ORGANIZATION,
@@ -36,6 +36,7 @@ _CHANGES = {
     for change in (Outcome.CREATED, Outcome.UPDATED, Outcome.CANCELLED)
 }
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ENTRIES = MessageRenderer(pb.HistoryEntry.DESCRIPTOR)
 
 
 def organization_of(message: Any) -> str:  # noqa: ANN401  # every request has the field
@@ -147,8 +148,8 @@ def change_type(entry: HistoryEntry) -> str:
 
 
 def history_json(entry: HistoryEntry) -> dict[str, Any]:
-    """Write an entry as proto3 JSON, fields without a value included."""
-    return MessageToDict(history_entry(entry), always_print_fields_with_no_presence=True)
+    """Write an entry as REST shows it, for orjson to print."""
+    return _ENTRIES.render(history_entry(entry))
 
 
 def fitting(

@@ -117,7 +117,7 @@ def test_a_message_says_what_it_is(
     org = new_organization("Zürich.*")
     start_publisher()
     with Consumer(rabbitmq, [routing_key(org.id, "created")]) as consumer:
-        org.upsert("1", 0, 1, attributes={"note": "ü"})
+        org.upsert("1", 0, 1, attributes={"note": "ü", "many": 3})
         org.cancel("1")
         org.upsert("2", 5, 6)
         until(lambda: len(consumer.messages) == 2)
@@ -132,9 +132,9 @@ def test_a_message_says_what_it_is(
     assert message.timestamp is not None
     assert int(message.timestamp.timestamp()) == entry.recorded_at.seconds
     text = message.body.decode()
-    assert '"resourceId": ""' in text  # zero values too
-    assert '"note": "ü"' in text
-    assert '"revision": "1"' in text
+    assert '"resourceId":""' in text  # zero values too
+    assert '"attributes":{"many":3,"note":"ü"}' in text
+    assert '"revision":"1"' in text
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from scripts.programs import ROOT, Program
 from scripts.stack import base_environment
 
-NOT_THERE = ("service", "gateway", "processes", "scripts", "psycopg", "aiohttp")
+NOT_THERE = ("service", "gateway", "processes", "public_json", "scripts", "psycopg", "aiohttp")
 
 
 @pytest.fixture(scope="module")

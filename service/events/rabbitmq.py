@@ -1,9 +1,9 @@
 """A change as a message of RabbitMQ."""
 
 import hashlib
-import json
 
 import aio_pika
+import orjson
 from aio_pika.abc import AbstractChannel
 
 from service import messages
@@ -29,7 +29,7 @@ def message(entry: HistoryEntry) -> Outgoing:
     return Outgoing(
         routing_key=routing_key(organization_id, entry.change.value.lower()),
         message=aio_pika.Message(
-            json.dumps(messages.history_json(entry), ensure_ascii=False).encode(),
+            orjson.dumps(messages.history_json(entry)),
             content_type="application/json",
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             message_id=_short(organization_id, f"/{entry.revision}", organization_id),

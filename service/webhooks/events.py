@@ -1,9 +1,9 @@
 """What is sent of a change: by the rules of Standard Webhooks."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+import orjson
 from standardwebhooks import Webhook as Signer
 
 from service import messages
@@ -18,7 +18,7 @@ def body_of(entry: HistoryEntry) -> str:
         "timestamp": data["recordedAt"],
         "data": data,
     }
-    return json.dumps(event, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return orjson.dumps(event, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def headers_of(

@@ -7,9 +7,9 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.wrappers_pb2 import BytesValue, DoubleValue
 
 from gateway.app import SERVICES
-from gateway.rendering import MessageRenderer
 from gateway.routes import Router, routes_of
 from gateway.transcoding import MessageReader
+from public_json.rendering import MessageRenderer
 
 
 def test_routes_are_those_of_the_annotations() -> None:

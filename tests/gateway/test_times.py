@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.problems import Errors
-from gateway.rendering import render_timestamp
 from gateway.times import read_time
+from public_json.rendering import render_timestamp
 
 
 def _read(text: object) -> str:

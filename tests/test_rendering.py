@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.rendering import MessageRenderer
+from public_json.rendering import MessageRenderer
 
 
 def _rendered(message: Message) -> object:

@@ -1,0 +1,1 @@
+"""How messages are printed as JSON wherever they go: REST, streams, webhooks, RabbitMQ."""
