@@ -33,6 +33,12 @@ help: ## List the targets
 	cd .venv/clients && PATH="$$PWD/bin:$$PATH" npm ci --loglevel=error
 	@touch $@
 
+# protoc with gRPC's plugin, older than the service's own packages: see protos/requirements.in.
+.venv/protoc/installed: protos/requirements.txt | .venv/installed
+	$(BIN)/uv venv --quiet --clear --python ">=3.11,<3.14" .venv/protoc
+	$(BIN)/uv pip install --quiet --python .venv/protoc --require-hashes --only-binary :all: -r protos/requirements.txt
+	@touch $@
+
 run: .venv/running ## Run everything here: PostgreSQL, service (50051), a worker, gateway (3000)
 	@$(BIN)/python -m scripts.run
 
@@ -57,7 +63,7 @@ migrate: .venv/running ## Apply the migrations to the database of DATABASE_URL
 test: .venv/installed ## Run the whole test suite
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-lint: .venv/installed ## Check style, types, dependencies, protos, stubs and migrations
+lint: .venv/installed .venv/protoc/installed ## Check style, types, dependencies, protos, stubs and migrations
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -79,10 +85,10 @@ format: .venv/installed ## Format the code and mend what can be mended
 
 # One file of googleapis-common-protos lies under another name than it is imported by.
 LONGRUNNING = google/longrunning/operations.proto=$(SITE)/google/longrunning/operations_proto.proto
-PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos -I $(SITE) -I $(LONGRUNNING)
+PROTOC = .venv/protoc/bin/python -m grpc_tools.protoc -I protos -I $(SITE) -I $(LONGRUNNING)
 OUT := protos
 
-protos: .venv/installed ## Generate the stubs from the .proto files
+protos: .venv/installed .venv/protoc/installed ## Generate the stubs from the .proto files
 	@mkdir -p $(OUT)/appointments/v1
 	$(PROTOC) --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --python_out=$(OUT) --mypy_out=quiet:$(OUT) \
 		--include_source_info --descriptor_set_out=$(OUT)/appointments/v1/descriptors.binpb $(PROTO_FILES)
@@ -96,6 +102,7 @@ lock: .venv/installed .venv/clients/installed ## Pin the dependencies anew
 	$(COMPILE) --extra run -c requirements.txt pyproject.toml -o requirements-run.txt
 	$(COMPILE) --extra run --extra dev -c requirements-run.txt pyproject.toml -o requirements-dev.txt
 	$(COMPILE) tests/clients/requirements.in -o tests/clients/requirements.txt
+	$(COMPILE) protos/requirements.in -o protos/requirements.txt
 	cd tests/clients && PATH="../../.venv/clients/bin:$$PATH" npm install --package-lock-only
 
 audit: .venv/installed ## Look for known vulnerabilities in the pinned dependencies (asks the network)

@@ -16,14 +16,36 @@ from scripts.stack import base_environment
 NOT_THERE = ("service", "gateway", "processes", "public_json", "scripts", "psycopg", "aiohttp")
 
 
-@pytest.fixture(scope="module")
-def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment into which only the stubs were installed."""
+PROJECT = tomllib.loads((ROOT / "protos" / "pyproject.toml").read_text())["project"]
+# The oldest and the first excluded version of what the stubs need, by name.
+RANGES = {
+    name: (oldest, end)
+    for name, oldest, end in re.findall(
+        r"(grpcio|protobuf)>=([\d.]+),<(\d+)", " ".join(PROJECT["dependencies"])
+    )
+}
+
+
+@pytest.fixture(scope="module", params=["oldest", "protobuf before 7", "newest"])
+def caller(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment into which only the stubs were installed.
+
+    What they need is the oldest that they allow, what a caller has who is kept from the
+    newest protobuf, or the newest.
+    """
+    wanted: list[str] = []
+    if request.param == "oldest":
+        wanted = [f"protobuf=={RANGES['protobuf'][0]}"]
+        if sys.version_info < (3, 14):  # there is none as old for later ones
+            wanted.append(f"grpcio=={RANGES['grpcio'][0]}")
+    elif request.param == "protobuf before 7":
+        wanted = ["protobuf<7"]
     directory = tmp_path_factory.mktemp("caller")
     venv.create(directory, with_pip=False, symlinks=True)
     python = directory / "bin" / "python"
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python]
     installed = subprocess.run(
-        [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", ROOT / "protos"],
+        [*pip, "install", "--quiet", "--prefer-binary", ROOT / "protos", *wanted],
         env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
         capture_output=True,
         text=True,
@@ -33,6 +55,11 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if installed.returncode != 0 and offline and "CI" not in os.environ:
         pytest.skip("there is no network to install the stubs' dependencies from")
     assert installed.returncode == 0, installed.stderr
+    if request.param == "newest":
+        code = "import google.protobuf, grpc; print(google.protobuf.__version__, grpc.__version__)"
+        versions = subprocess.check_output([python, "-c", code], text=True).split()
+        majors = [int(version.partition(".")[0]) + 1 for version in versions]
+        assert majors == [int(RANGES[name][1]) for name in ("protobuf", "grpcio")]
     return python
 
 
@@ -49,13 +76,7 @@ def test_the_stubs_require_what_generated_them() -> None:
             r"^GRPC_GENERATED_VERSION = '(.*)'$", path.read_text(), re.MULTILINE
         )
     }
-    project = tomllib.loads((ROOT / "protos" / "pyproject.toml").read_text())["project"]
-    minimums = {
-        name: {line.removeprefix(f"{name}>=").split(",")[0]}
-        for line in project["dependencies"]
-        for name in ("protobuf", "grpcio")
-        if line.startswith(f"{name}>=")
-    }
+    minimums = {name: {oldest} for name, (oldest, _) in RANGES.items()}
     assert minimums == {"protobuf": protobuf, "grpcio": grpcio}
 
 
@@ -74,6 +95,8 @@ def run(python: Path, directory: Path, *arguments: str | Path) -> subprocess.Com
 def test_the_stubs_bring_nothing_of_the_service(caller: Path, tmp_path: Path) -> None:
     code = f"""
 import importlib.util
+import warnings
+warnings.simplefilter("error")
 import appointments.v1.appointment_service_pb2_grpc
 print([name for name in {NOT_THERE!r} if importlib.util.find_spec(name) is not None])
 """

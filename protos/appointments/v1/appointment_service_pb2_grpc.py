@@ -6,7 +6,7 @@ import warnings
 from appointments.v1 import appointment_service_pb2 as appointments_dot_v1_dot_appointment__service__pb2
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.66.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -19,14 +19,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in appointments/v1/appointment_service_pb2_grpc.py depends on'
+        + f' but the generated code in appointments/v1/appointment_service_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class AppointmentServiceStub:
+class AppointmentServiceStub(object):
     """Appointments that never overlap inside an organization and resource.
 
     Writes of one organization happen one after another. A write answered with
@@ -99,7 +99,7 @@ class AppointmentServiceStub:
                 _registered_method=True)
 
 
-class AppointmentServiceServicer:
+class AppointmentServiceServicer(object):
     """Appointments that never overlap inside an organization and resource.
 
     Writes of one organization happen one after another. A write answered with
@@ -273,7 +273,7 @@ def add_AppointmentServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class AppointmentService:
+class AppointmentService(object):
     """Appointments that never overlap inside an organization and resource.
 
     Writes of one organization happen one after another. A write answered with

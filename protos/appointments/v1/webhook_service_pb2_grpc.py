@@ -5,7 +5,7 @@ import warnings
 
 from appointments.v1 import webhook_service_pb2 as appointments_dot_v1_dot_webhook__service__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.66.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in appointments/v1/webhook_service_pb2_grpc.py depends on'
+        + f' but the generated code in appointments/v1/webhook_service_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class WebhookServiceStub:
+class WebhookServiceStub(object):
     """Webhooks: every change of an organization, sent to URLs that it has registered.
 
     Changes go to each webhook in the order of their revisions, one after another, each
@@ -91,7 +91,7 @@ class WebhookServiceStub:
                 _registered_method=True)
 
 
-class WebhookServiceServicer:
+class WebhookServiceServicer(object):
     """Webhooks: every change of an organization, sent to URLs that it has registered.
 
     Changes go to each webhook in the order of their revisions, one after another, each
@@ -223,7 +223,7 @@ def add_WebhookServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class WebhookService:
+class WebhookService(object):
     """Webhooks: every change of an organization, sent to URLs that it has registered.
 
     Changes go to each webhook in the order of their revisions, one after another, each

@@ -5,7 +5,7 @@ import warnings
 
 from appointments.relay.v1 import relay_pb2 as appointments_dot_relay_dot_v1_dot_relay__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.66.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in appointments/relay/v1/relay_pb2_grpc.py depends on'
+        + f' but the generated code in appointments/relay/v1/relay_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class RelayServiceStub:
+class RelayServiceStub(object):
     """Carries the calls of many callers over one stream, so that a message is paid for
     once and not once a call.
     """
@@ -43,7 +43,7 @@ class RelayServiceStub:
                 _registered_method=True)
 
 
-class RelayServiceServicer:
+class RelayServiceServicer(object):
     """Carries the calls of many callers over one stream, so that a message is paid for
     once and not once a call.
     """
@@ -78,7 +78,7 @@ def add_RelayServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class RelayService:
+class RelayService(object):
     """Carries the calls of many callers over one stream, so that a message is paid for
     once and not once a call.
     """
