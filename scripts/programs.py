@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
@@ -13,6 +15,8 @@ from typing import IO, Any, Self
 ROOT = Path(__file__).resolve().parent.parent
 
 STARTED_WITHIN = 60.0
+# Seconds in which lines gather: to be woken for each would take half the processors' time.
+READING_INTERVAL = 0.01
 STOPPED_WITHIN = 30.0
 
 
@@ -33,6 +37,8 @@ class Program:
     It runs in a session of its own, so a Ctrl-C at the terminal reaches only this
     process, which decides what stops first. Give it a whole environment: nothing is
     inherited, so that a test does not depend on the developer's shell.
+
+    `on_lines` is given the lines that came together; those after it listens are not kept.
     """
 
     def __init__(
@@ -40,15 +46,15 @@ class Program:
         module: str,
         environment: Mapping[str, str],
         *arguments: str,
-        on_line: Callable[[str], None] | None = None,
+        on_lines: Callable[[list[str]], None] | None = None,
         on_exit: Callable[["Program"], None] | None = None,
     ) -> None:
         self.name = arguments[0] if arguments else module
-        self._on_line = on_line
+        self._on_lines = on_lines
         self._on_exit = on_exit
         self._changed = threading.Condition()
         self._lines: list[str] = []
-        self._errors: list[str] = []
+        self._errors: deque[str] = deque(maxlen=100)
         self._listening: dict[str, Any] | None = None
         self._ended = False
         self.process = subprocess.Popen(
@@ -58,9 +64,6 @@ class Program:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
             start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read, name=f"{self.name}-output", daemon=True)
@@ -166,7 +169,7 @@ class Program:
     def _read(self) -> None:
         """Both pipes to their end, stderr in a thread beside, then the exit code."""
         beside = threading.Thread(
-            target=self._read_pipe, args=(self.process.stderr, self._errors), daemon=True
+            target=self._read_pipe, args=(self.process.stderr, self._errors.extend), daemon=True
         )
         beside.start()
         self._read_pipe(self.process.stdout)
@@ -178,18 +181,28 @@ class Program:
         if self._on_exit is not None:
             self._on_exit(self)
 
-    def _read_pipe(self, pipe: IO[str] | None, *lists: list[str]) -> None:
-        for line in pipe or ():
-            self._add(line, self._lines, *lists)
+    def _read_pipe(
+        self, pipe: IO[bytes] | None, keep: Callable[[list[str]], object] = lambda _: None
+    ) -> None:
+        """Take what has come together. The pipe has room for what comes meanwhile."""
+        rest = b""
+        while pipe and (data := os.read(pipe.fileno(), 65536)):
+            whole, newline, rest = (rest + data).rpartition(b"\n")
+            if newline:
+                self._add(whole, keep)
+            time.sleep(READING_INTERVAL)
+        if rest:
+            self._add(rest, keep)
 
-    def _add(self, line: str, *lists: list[str]) -> None:
-        line = line.rstrip("\n")
+    def _add(self, data: bytes, keep: Callable[[list[str]], object]) -> None:
+        lines = data.decode(errors="replace").split("\n")
         with self._changed:
-            for lines in lists:
-                lines.append(line)
+            keep(lines)
+            if self._on_lines is None or self._listening is None:
+                self._lines.extend(lines)
             self._changed.notify_all()
-        if self._on_line is not None:
-            self._on_line(line)
+        if self._on_lines is not None:
+            self._on_lines(lines)
 
 
 def _as_event(line: str) -> dict[str, Any] | None:

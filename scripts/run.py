@@ -6,25 +6,31 @@ the environment (GRPC_PORT, GATEWAY_PORT, LOG_LEVEL, ...).
 """
 
 import contextlib
-import json
 import os
 import queue
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Never
 
+import orjson
+from pydantic import ValidationError
 from rich.console import Console
-from rich.text import Text
 
+import gateway.settings
+import service.settings
 from scripts.postgres import EmbeddedPostgres
 from scripts.programs import ROOT, Program, StartError
 from scripts.stack import Stack, running
 
-STYLES = {"service": "cyan", "worker": "blue", "gateway": "magenta"}
-LEVELS = {"debug": "dim", "warning": "yellow", "error": "red", "critical": "bold red"}
+# As terminals have them (ECMA-48, SGR).
+BOLD, DIM, RED, YELLOW, BLUE, MAGENTA, CYAN = "1", "2", "31", "33", "34", "35", "36"
+STYLES = {"service": CYAN, "worker": BLUE, "gateway": MAGENTA}
+LEVELS = {"debug": DIM, "warning": YELLOW, "error": RED, "critical": f"{BOLD};{RED}"}
 NOT_WORTH_SHOWING = {"event", "level", "timestamp", "logger", "service"}
 
 
@@ -34,13 +40,15 @@ ON_LOOPBACK = {"GRPC_HOST": "127.0.0.1", "GATEWAY_HOST": "127.0.0.1"}
 
 def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
-    raw = os.environ.get("LOG_FORMAT") == "json"
+    lines = Lines(console, raw=os.environ.get("LOG_FORMAT") == "json")
     ended: queue.SimpleQueue[Program] = queue.SimpleQueue()
 
-    def show(name: str, line: str) -> None:
-        with contextlib.suppress(OSError):  # the terminal may be gone before the programs are
-            console.print(Text(line) if raw else log_line(name, line))
-
+    wrong = mistakes()
+    if wrong:
+        print(f"make run: {'; '.join(wrong)}", file=sys.stderr)
+        return 1
+    for name, meant in misspelt(os.environ):
+        console.print(f"{name} is no setting: is {meant} meant?", style="yellow")
     postgres = None
     if not os.environ.get("DATABASE_URL"):
         postgres = EmbeddedPostgres(Path(os.environ.get("RUN_DATA_DIR") or ROOT / ".data/postgres"))
@@ -51,7 +59,7 @@ def main() -> int:
                 postgres=postgres,
                 settings={**ON_LOOPBACK, **os.environ, "LOG_FORMAT": "json"},
                 on_step=lambda step: console.print(f"{step} ...", style="dim"),
-                on_line=show,
+                on_lines=lines.show,
                 on_exit=ended.put,
             ) as stack,
         ):
@@ -72,6 +80,31 @@ def _fail_when_one_ends(ended: queue.SimpleQueue[Program]) -> Never:
     raise StartError(f"{program.name} ended by itself: {program.last_words()}")
 
 
+def mistakes() -> list[str]:
+    """What the programs would say of their settings in the environment, each once."""
+    said: dict[str, None] = {}
+    # Of the embedded server's database the URL is not known yet.
+    url = os.environ.get("DATABASE_URL") or "postgresql://"
+    try:
+        service.settings.Settings(database_url=url)
+    except ValidationError as error:
+        said |= dict.fromkeys(service.settings.describe(error).split("; "))
+    try:
+        gateway.settings.Settings()
+    except ValidationError as error:
+        said |= dict.fromkeys(gateway.settings.describe(error).split("; "))
+    return list(said)
+
+
+def misspelt(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Variables that are no settings but nearly named as one, each with that one."""
+    models = (service.settings.Settings, gateway.settings.Settings)
+    names = {name.upper() for model in models for name in model.model_fields}
+    for name in environment:
+        if name not in names and (near := get_close_matches(name, names, n=1, cutoff=0.9)):
+            yield name, near[0]
+
+
 @contextlib.contextmanager
 def stopping_on_signals() -> Iterator[None]:
     """The first SIGINT, SIGTERM or SIGHUP ends the block; later ones do not disturb its end."""
@@ -87,23 +120,47 @@ def stopping_on_signals() -> Iterator[None]:
     yield
 
 
-def log_line(name: str, line: str) -> Text:
-    """A JSON log line for people; anything else as it is."""
-    text = Text(f"{name} ", style=STYLES.get(name, ""))
-    try:
-        event: dict[str, Any] = json.loads(line)
-        what = str(event["event"])
-    except (ValueError, TypeError, KeyError):
-        return text.append(line, style="default")
-    with contextlib.suppress(KeyError, ValueError):
-        time = datetime.fromisoformat(str(event["timestamp"])).astimezone()
-        text.append(f"{time:%H:%M:%S} ", style="dim")
-    text.append(what, style=LEVELS.get(str(event.get("level")), "bold"))
-    for key, value in event.items():
-        if key not in NOT_WORTH_SHOWING:
-            text.append(f" {key}=", style="dim")
-            text.append(str(value), style="default")
-    return text
+class Lines:
+    """Prints the log lines of the programs for people, those that came together at once.
+
+    By hand, for it takes the processors' time from the programs: as much for ten lines as
+    rich takes for one.
+    """
+
+    def __init__(self, console: Console, *, raw: bool) -> None:
+        self._coloured = console.is_terminal and not console.no_color
+        self._raw = raw
+        self._printing = threading.Lock()
+
+    def show(self, name: str, lines: list[str]) -> None:
+        """Print lines of a program; where they cannot be printed any more they are lost."""
+        text = "\n".join(lines if self._raw else [self.line(name, line) for line in lines])
+        with self._printing, contextlib.suppress(OSError):
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+
+    def line(self, name: str, line: str) -> str:
+        """A JSON log line for people; anything else as it is."""
+        program = self._styled(name, STYLES.get(name, ""))
+        try:
+            event: dict[str, Any] = orjson.loads(line)
+            what = str(event["event"])
+        except (ValueError, TypeError, KeyError):
+            return f"{program} {line}"
+        time = ""
+        with contextlib.suppress(KeyError, ValueError):
+            local = datetime.fromisoformat(str(event["timestamp"])).astimezone()
+            time = self._styled(f"{local:%H:%M:%S} ", DIM)
+        fields = [
+            f" {self._styled(f'{key}=', DIM)}{value}"
+            for key, value in event.items()
+            if key not in NOT_WORTH_SHOWING
+        ]
+        level = LEVELS.get(str(event.get("level")), BOLD)
+        return f"{program} {time}{self._styled(what, level)}{''.join(fields)}"
+
+    def _styled(self, text: str, style: str) -> str:
+        return f"\x1b[{style}m{text}\x1b[0m" if self._coloured else text
 
 
 def welcome(stack: Stack) -> str:

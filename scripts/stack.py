@@ -47,7 +47,7 @@ def running(
     postgres: EmbeddedPostgres | None,
     settings: Mapping[str, str],
     on_step: Callable[[str], None] = lambda _: None,
-    on_line: Callable[[str, str], None] = lambda _name, _line: None,
+    on_lines: Callable[[str, list[str]], None] = lambda _name, _lines: None,
     on_exit: Callable[[Program], None] | None = None,
 ) -> Iterator[Stack]:
     """Start everything, and stop it in the opposite order when the block ends.
@@ -78,7 +78,7 @@ def running(
                 name,
                 environment,
                 *arguments,
-                on_line=lambda line: on_line(part, line),
+                on_lines=lambda lines: on_lines(part, lines),
                 on_exit=on_exit,
             )
             stack.callback(_stop, program)

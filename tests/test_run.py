@@ -1,5 +1,6 @@
 """What `make run` promises: it starts, stops cleanly, keeps its data, says what is wrong."""
 
+import asyncio
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 
@@ -193,6 +195,30 @@ def test_a_port_in_use_is_one_line_and_nothing_is_started(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_every_setting_is_checked_before_anything_starts(
+    start_run: StartRun, tmp_path: Path
+) -> None:
+    run = start_run(
+        WEBHOOK_ALLOWED_NETWORKS="10.0.0.0/33",
+        WORKER_CONNECTIONS="2",
+        GATEWAY_TIMEOUT="soon",
+        LOG_LEVEL="loud",
+        GATEWAY_PRT="3001",
+    )
+    code, errors = run.end()
+    assert (code, run.output, errors.count("\n")) == (1, "", 1)
+    for name in ("WEBHOOK_ALLOWED_NETWORKS", "WORKER_CONNECTIONS", "GATEWAY_TIMEOUT", "LOG_LEVEL"):
+        assert errors.count(name) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_setting_is_told(start_run: StartRun) -> None:
+    run = start_run(GATEWAY_PRT="3001", GATEWAYS="2").wait_until_ready()
+    told = "GATEWAY_PRT is no setting: is GATEWAY_PORT meant?\n"
+    assert run.output.count("is no setting") == run.output.count(told) == 1
+    assert run.press_ctrl_c() == (0, "")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has every address 127.0.0.*")
 @pytest.mark.parametrize("name", ["METRICS_PORT", "GATEWAY_METRICS_PORT"])
 def test_a_port_is_looked_for_on_the_programs_own_address(name: str) -> None:
@@ -237,6 +263,34 @@ async def test_a_second_run_is_one_line_and_leaves_the_first_alone(start_run: St
     async with Rest.connected(first.url) as rest:
         assert (await rest.upsert(BODY)).status == 201
     assert first.press_ctrl_c() == (0, "")
+
+
+async def test_showing_the_logs_costs_little(start_run: StartRun) -> None:
+    """By processor time, for what the machine does besides changes throughput, not that.
+
+    A gateway spends some 200 us on a request; two lines of each are shown.
+    """
+    run = start_run().wait_until_ready()
+    shown = asyncio.create_task(asyncio.to_thread(run.end))
+    process = psutil.Process(run.process.pid)
+    requests = 3000
+
+    async def ask(session: aiohttp.ClientSession) -> None:
+        for _ in range(requests // 30):
+            async with session.get(f"{run.url}/api/appointments/none") as answer:
+                assert answer.status == 404
+
+    async with aiohttp.ClientSession() as session:
+        before = process.cpu_times()
+        await asyncio.gather(*(ask(session) for _ in range(30)))
+        await asyncio.sleep(1)  # until the last lines are shown
+        after = process.cpu_times()
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert await shown == (0, "")
+    assert len(re.findall(r"(?m)^gateway \S+ request .*status=404", run.output)) == requests
+    assert len(re.findall(r"(?m)^service \S+ request .*code=NOT_FOUND", run.output)) == requests
+    spent = after.user + after.system - before.user - before.system
+    assert spent / requests < 100e-6
 
 
 @pytest.mark.parametrize("name", ["service", "gateway"])
