@@ -21,6 +21,7 @@ from service.errors import (
     InvalidFields,
     ServiceError,
     ServiceStopping,
+    SlowReader,
 )
 from service.metrics import Metrics
 from service.reception import NO_REQUEST, parsed
@@ -87,10 +88,16 @@ class CallHandler:
     A method's name is enough to call it, so no two services may share one: ValueError.
     `timeout` (seconds) bounds calls whose caller set no deadline or a later one, counted
     from their opening; of a stream it bounds how long its request may take to come.
+    `patience` (seconds) is how long the caller of a stream may take nothing of it.
     """
 
     def __init__(
-        self, servicers: Mapping[ServiceDescriptor, object], metrics: Metrics, *, timeout: float
+        self,
+        servicers: Mapping[ServiceDescriptor, object],
+        metrics: Metrics,
+        *,
+        timeout: float,
+        patience: float,
     ) -> None:
         self._methods: dict[str, _Method] = {}
         self._streaming_methods: dict[str, _Method] = {}
@@ -112,6 +119,7 @@ class CallHandler:
             lambda method, code: metrics.request_seconds.labels(method, code.name)
         )
         self._timeout = timeout
+        self._patience = patience
 
     async def handle(self, method: str, receive: Receive, call: Call) -> bytes | Status:
         """Return the response, serialized, or the error's status; log it and count it."""
@@ -186,12 +194,22 @@ class CallHandler:
                     responses: AsyncGenerator[Message, None] = method.answer(message, call)
                     async with aclosing(responses):
                         async for response in responses:
-                            await send(response.SerializeToString())
+                            await self._send_patiently(send, response.SerializeToString())
                 finally:
                     self._ends.discard(end)
         except TimeoutError as error:
             raise ServiceStopping(
                 "the service stops; call again with the last revision seen"
+            ) from error
+
+    async def _send_patiently(self, send: Send, response: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._patience):
+                await send(response)
+        except TimeoutError as error:
+            raise SlowReader(
+                f"nothing of the stream was taken for {self._patience:g} s; call again with the"
+                " last revision seen"
             ) from error
 
     def _report(

@@ -158,6 +158,13 @@ class ServiceStopping(ServiceError):
     retry_after = 1.0
 
 
+class SlowReader(ServiceError):
+    """The caller of a stream takes nothing of it."""
+
+    reason = "SLOW_READER"
+    retry_after = 1.0
+
+
 class DeadlineExceeded(ServiceError):
     """The request took too long; a write that was already sent may still happen."""
 

@@ -133,7 +133,12 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         services = _services(
             settings, metrics, committer, accepter, results, reads=reads, replicas=replicas
         )
-        calls = CallHandler(services, metrics, timeout=settings.request_timeout)
+        calls = CallHandler(
+            services,
+            metrics,
+            timeout=settings.request_timeout,
+            patience=settings.watch_patience,
+        )
         relay = RelayServicer(calls.handle, metrics)
         health_servicer = health.aio.HealthServicer()
         server = _server(settings)

@@ -70,8 +70,8 @@ class Settings(BaseSettings):
     # Room for the answer of a batch in the 4 MiB that a client takes by default.
     max_message_bytes: Annotated[int, Field(ge=1024)] = 3 * 1024 * 1024
 
-    # Watching: how often is asked what has changed, and how long a database that is away
-    # is waited for.
+    # Watching: how often is asked what has changed, and how long a database that is away,
+    # or a watcher that takes nothing, is waited for.
     watch_poll_interval: Seconds = 0.2
     watch_patience: Seconds = 30.0
     max_watchers: Count = 1000

@@ -30,6 +30,7 @@ from service.errors import (
     RequestTooLarge,
     ServiceError,
     ServiceStopping,
+    SlowReader,
     TimeRangeTaken,
     WebhookLimitReached,
     WebhookNotFound,
@@ -61,6 +62,7 @@ _CODES: dict[type[ServiceError], grpc.StatusCode] = {
     DatabaseUnavailable: grpc.StatusCode.UNAVAILABLE,
     BrokerUnavailable: grpc.StatusCode.UNAVAILABLE,
     ServiceStopping: grpc.StatusCode.UNAVAILABLE,
+    SlowReader: grpc.StatusCode.UNAVAILABLE,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 

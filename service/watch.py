@@ -18,9 +18,13 @@ from service.errors import DatabaseUnavailable, InvalidFields, Overloaded
 from service.metrics import Metrics
 from service.reads import ReadStore
 
-# A watcher that reads slowly holds one message.
-MAX_ENTRIES = 200
-MAX_MESSAGE_BYTES = 256 * 1024
+# A watcher that reads slowly holds one message, some three times over: as an object, as
+# bytes, and in what gRPC has not sent yet.
+MAX_ENTRIES = 128
+MAX_MESSAGE_BYTES = 64 * 1024
+# Read for a first message; then twice as many as the last message held, so that a page of
+# large entries is not read for the few of them that fit.
+FIRST_ENTRIES = 8
 # Pages that watchers read at the same time: the other connections are for other reads.
 READS_AT_ONCE = 2
 
@@ -71,7 +75,7 @@ class Watch:
         InvalidFields for a revision beyond the latest, DatabaseUnavailable.
         """
         with self._place(organization_id) as organization:
-            changes = await self._read(organization_id, after, min_revision=None)
+            changes = await self._read(organization_id, after, FIRST_ENTRIES, min_revision=None)
             latest = changes.organization_revision
             if after > latest:
                 raise InvalidFields.beyond_latest("after_revision", latest)
@@ -79,10 +83,14 @@ class Watch:
                 organization.advance(changes.organization_revision)
                 after = changes.response.revision
                 yield changes
-                self._entries.inc(len(changes.response.entries))
+                count = len(changes.response.entries)
+                self._entries.inc(count)
                 await organization.beyond(after)
                 changes = await self._read_patiently(
-                    organization_id, after, min_revision=organization.revision
+                    organization_id,
+                    after,
+                    min(max(2 * count, FIRST_ENTRIES), MAX_ENTRIES),
+                    min_revision=organization.revision,
                 )
 
     @contextmanager
@@ -111,10 +119,11 @@ class Watch:
         while self._organizations:
             await asyncio.sleep(self._interval)
             try:
+                known = {name: watched.revision for name, watched in self._organizations.items()}
                 found = await self._database.fetch(
                     "SELECT organization_id, revision FROM organizations"
                     " WHERE organization_id = ANY (%s)",
-                    (list(self._organizations),),
+                    (list(known),),
                 )
             except (DatabaseUnavailable, Overloaded) as error:
                 if monotonic() - answered < self._patience:
@@ -123,11 +132,22 @@ class Watch:
             except Exception as error:  # noqa: BLE001  # each watcher is to learn of it
                 self._give_up(error)
             else:
-                for organization_id, revision in found:
-                    if organization_id in self._organizations:
-                        self._organizations[organization_id].advance(revision)
+                revisions: dict[str, int] = dict(found)
+                for organization_id, before in known.items():
+                    self._note(organization_id, before, revisions.get(organization_id, 0))
             answered = monotonic()
         self._polling = None
+
+    def _note(self, organization_id: str, before: int, revision: int) -> None:
+        """Note an organization's revision, and what it was known to be before it was asked."""
+        if organization_id not in self._organizations:
+            return
+        if revision >= before:
+            self._organizations[organization_id].advance(revision)
+        else:
+            # Restored, or a standby that lacks the latest writes took over.
+            error = InvalidFields.beyond_latest("after_revision", revision)
+            self._organizations.pop(organization_id).fail(error)
 
     def _give_up(self, error: Exception) -> None:
         for organization in self._organizations.values():
@@ -142,29 +162,30 @@ class Watch:
         )
 
     async def _read_patiently(
-        self, organization_id: str, after: int, *, min_revision: int
+        self, organization_id: str, after: int, limit: int, *, min_revision: int
     ) -> Changes:
         give_up = monotonic() + self._patience
         while True:
             try:
-                return await self._read_once_for_all(organization_id, after, min_revision)
+                return await self._read_once_for_all(organization_id, after, limit, min_revision)
             except (DatabaseUnavailable, Overloaded) as error:
                 if monotonic() >= give_up:
                     raise self._away(error) from error
             await asyncio.sleep(self._interval)
 
     async def _read_once_for_all(
-        self, organization_id: str, after: int, min_revision: int
+        self, organization_id: str, after: int, limit: int, min_revision: int
     ) -> Changes:
         """Read what comes after a revision once for all that wait for it now.
 
-        A read under way will do: it began when the organization had advanced already.
+        A read under way will do, whatever its limit: it began when the organization had
+        advanced already.
         """
         key = organization_id, after
         reading = self._reading.get(key)
         if reading is None:
             reading = asyncio.create_task(
-                self._read(organization_id, after, min_revision=min_revision)
+                self._read(organization_id, after, limit, min_revision=min_revision)
             )
             self._reading[key] = reading
 
@@ -176,17 +197,19 @@ class Watch:
             reading.add_done_callback(forget)
         return await asyncio.shield(reading)
 
-    async def _read(self, organization_id: str, after: int, *, min_revision: int | None) -> Changes:
+    async def _read(
+        self, organization_id: str, after: int, limit: int, *, min_revision: int | None
+    ) -> Changes:
         async with self._turns:
             page = await self._reads.history(
                 organization_id,
                 None,
                 after=after,
-                limit=MAX_ENTRIES,
+                limit=limit,
                 min_revision=min_revision,
             )
         entries = messages.fitting(
-            page.items, MAX_ENTRIES, messages.history_entry, max_bytes=MAX_MESSAGE_BYTES
+            page.items, limit, messages.history_entry, max_bytes=MAX_MESSAGE_BYTES
         )
         if min_revision is not None or entries:
             after = entries[-1].revision

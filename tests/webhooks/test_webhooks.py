@@ -328,7 +328,7 @@ def test_two_services_with_a_method_of_the_same_name_are_refused_at_start() -> N
             return name
 
     services: dict[ServiceDescriptor, object] = {APPOINTMENTS: Twice(), WEBHOOKS: Twice()}
-    CallHandler(services, Metrics(), timeout=1)
+    CallHandler(services, Metrics(), timeout=1, patience=1)
     copy: Any = type("Copy", (), {"methods": WEBHOOKS.methods})
     with pytest.raises(ValueError, match="CreateWebhook"):
-        CallHandler({**services, copy: Twice()}, Metrics(), timeout=1)
+        CallHandler({**services, copy: Twice()}, Metrics(), timeout=1, patience=1)
