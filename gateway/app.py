@@ -17,7 +17,7 @@ from grpc import aio
 from gateway.bodies import BodyReader
 from gateway.caller import ServiceCaller
 from gateway.calls import CallEndpoint, CallSettings
-from gateway.event_stream import ChangesEndpoint, Streams
+from gateway.event_stream import ChangesEndpoint
 from gateway.http_server import Endpoint, HttpHandler, HttpServer, Patience
 from gateway.in_flight import InFlight
 from gateway.metrics import Metrics
@@ -34,6 +34,7 @@ from gateway.problems import StatusReader
 from gateway.relay import Relay
 from gateway.routes import Router, location_template, routes_of
 from gateway.settings import Settings
+from gateway.streams import Streams
 from gateway.watch import Watch
 from processes.logs import lifecycle_logger
 from processes.supervised import Supervised, share_gauges
@@ -59,6 +60,9 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 5_000),  # bounds TCP's acknowledgements alone
     ("grpc.http2.ping_timeout_ms", 15_000),
     ("grpc.http2.max_pings_without_data", 0),
+    # What a stream holds that nobody reads stays at 64 KiB; by itself the window grows to
+    # megabytes.
+    ("grpc.http2.bdp_probe", 0),
 )
 
 
@@ -79,6 +83,7 @@ def build_router(
     in_flight: InFlight,
     waiting: InFlight,
     streams: Streams,
+    metrics: Metrics,
 ) -> Router[Endpoint]:
     """Make the endpoints of all routes and pages."""
     routes = routes_of(*SERVICES)
@@ -100,11 +105,24 @@ def build_router(
         channels,
         timeout=settings.gateway_timeout,
         heartbeat=settings.gateway_heartbeat_interval,
+        patience=settings.watch_patience,
     )
     router: Router[Endpoint] = Router()
     for route in routes:
         call = CallEndpoint(route, shared, location_template(route, routes))
-        endpoint = ChangesEndpoint(route, call, watch, statuses, streams) if route.stream else call
+        endpoint = (
+            ChangesEndpoint(
+                route,
+                call,
+                watch,
+                statuses,
+                streams=streams,
+                metrics=metrics,
+                patience=settings.watch_patience,
+            )
+            if route.stream
+            else call
+        )
         router.add(route.http_method, route.template, endpoint)
     router.add("GET", OPERATION_PATH, OperationEndpoint(service, operations, in_flight, waiting))
     router.add("GET", OPERATIONS_PATH, OperationsEndpoint(service, operations, in_flight))
@@ -173,6 +191,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
             in_flight=in_flight,
             waiting=waiting,
             streams=streams,
+            metrics=metrics,
         )
         handler = HttpHandler(router, bodies, metrics)
         patience = Patience(

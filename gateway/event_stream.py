@@ -1,38 +1,47 @@
-"""Server-sent events (WHATWG HTML, section 9.2): what changes, as it changes."""
+"""Server-sent events (WHATWG HTML, section 9.2): what changes, as it changes.
+
+An `EventSource` gives up for ever on any status but 200, and comes back after the end of a
+stream. So what passes by itself is not refused: the stream begins, and waits.
+"""
 
 import asyncio
 import re
-from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from dataclasses import replace
-from http import HTTPStatus
 from typing import Any
 
 import orjson
+import structlog
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, StreamResponse
 from appointments.v1.appointment_pb2 import HistoryEntry
-from appointments.v1.appointment_service_pb2 import WatchAppointmentsResponse
+from appointments.v1.appointment_service_pb2 import (
+    WatchAppointmentsRequest,
+    WatchAppointmentsResponse,
+)
 
-from gateway.answers import sign
 from gateway.caller import revision_header
 from gateway.calls import CallEndpoint, actor_of
 from gateway.exchange import Exchange
-from gateway.in_flight import InFlight
 from gateway.inputs import InputReader
+from gateway.metrics import Metrics
 from gateway.organizations import organization_reader
-from gateway.problems import FieldError, ProblemError, StatusReader, invalid_fields, refusal
-from gateway.reasons import Reason
+from gateway.problems import FieldError, ProblemError, StatusReader, invalid_fields
 from gateway.relay import CallError
 from gateway.routes import Route
+from gateway.streams import (
+    MEDIA_TYPE,
+    End,
+    EventStream,
+    SlowReaderError,
+    Streams,
+    TooManyStreamsError,
+)
 from gateway.watch import Watch
 from public_json.rendering import MessageRenderer
 
-MEDIA_TYPE = "text/event-stream"
 LAST_EVENT_ID = "Last-Event-ID"
 HEARTBEAT = b":\n\n"
-FAREWELL = 1.0
-"""Seconds that a caller has to take the rest of a stream that ends."""
 
 EVENT_ID = "[0-9]{1,18}"
 
@@ -40,39 +49,11 @@ _READABLE_ID = re.compile(EVENT_ID)
 _EVENTS = {number: name.lower() for name, number in HistoryEntry.Change.items()}
 
 
-class Streams:
-    """The streams that are open, up to a limit."""
-
-    def __init__(self, limit: int) -> None:
-        self._open = InFlight(limit, "Too many streams are open already.")
-        self._ends: set[asyncio.Timeout] = set()
-        self._closed = False
-
-    @property
-    def count(self) -> int:
-        return self._open.count
-
-    @contextmanager
-    def place(self, end: asyncio.Timeout) -> Iterator[None]:
-        """Take one, for a stream that this timeout ends. Raises `ProblemError`: 429."""
-        with self._open:
-            self._ends.add(end)
-            if self._closed:
-                end.reschedule(0)
-            try:
-                yield
-            finally:
-                self._ends.discard(end)
-
-    def close(self) -> None:
-        """End every stream at once, those that begin later too."""
-        self._closed = True
-        for end in self._ends:
-            end.reschedule(0)
-
-
 class ChangesEndpoint:
-    """Answers with a page, or with the stream of what the page lists if that is accepted."""
+    """Answers with a page, or with the stream of what the page lists if that is accepted.
+
+    A reader of the stream that takes nothing for `patience` seconds is cut off.
+    """
 
     takes_body = False
 
@@ -82,7 +63,10 @@ class ChangesEndpoint:
         page: CallEndpoint,
         watch: Watch,
         statuses: StatusReader,
+        *,
         streams: Streams,
+        metrics: Metrics,
+        patience: float,
     ) -> None:
         if route.stream is None:
             raise ValueError(f"{route.rpc.full_name} has no stream")
@@ -95,6 +79,9 @@ class ChangesEndpoint:
         self._watch = watch
         self._statuses = statuses
         self._streams = streams
+        self._metrics = metrics
+        self._patience = patience
+        self._log = structlog.get_logger()
 
     async def __call__(self, exchange: Exchange) -> StreamResponse:
         """Answer. Raises `ProblemError` for every refusal, before a stream begins."""
@@ -107,57 +94,96 @@ class ChangesEndpoint:
 
     async def _stream(self, exchange: Exchange, last_event_id: int | None) -> StreamResponse:
         exchange.method = self._stream_name
-        response = StreamResponse(
-            headers={
-                hdrs.CONTENT_TYPE: MEDIA_TYPE,
-                hdrs.CACHE_CONTROL: "no-store",
-                hdrs.VARY: hdrs.ACCEPT,
-                "X-Accel-Buffering": "no",  # a proxy would hold events back
-            }
-        )
-        sign(response, exchange)
+        actor = actor_of(exchange)
+        asked: Any = self._input.read(exchange, b"")
+        exchange.organization = self._organization_of(asked)
+        resumes = last_event_id is not None
+        if resumes:
+            asked.after_revision = last_event_id
+        stream = EventStream(exchange, patience=self._patience)
         try:
-            async with asyncio.timeout(None) as end:
-                with self._streams.place(end):
-                    await self._send(exchange, last_event_id, response)
+            async with asyncio.timeout(None) as stopping:
+                with self._streams.place(stopping):
+                    try:
+                        end = await self._send(
+                            stream, exchange, asked, actor=actor, resumes=resumes
+                        )
+                    except SlowReaderError:
+                        end = End.SLOW_READER
+                    # It keeps its place until the rest has been read.
+                    await self._end(stream, exchange, end)
         except TimeoutError:
-            if exchange.begun is None:
-                raise _stopping() from None
+            await self._end(stream, exchange, End.STOPPING)
+        except TooManyStreamsError:
+            await self._end(stream, exchange, End.OVERLOADED)
+        except ConnectionError:
+            await self._end(stream, exchange, End.CALLER_GONE)
+        except asyncio.CancelledError:
+            await self._end(stream, exchange, End.CALLER_GONE)
+            raise
         except CallError as error:
             # What the service says of the revision is said of where it was given.
-            names = {} if last_event_id is None else {"after_revision": LAST_EVENT_ID}
+            names = {"after_revision": LAST_EVENT_ID} if resumes else {}
             raise ProblemError(
                 self._statuses.of_status(error.status, names),
                 revision_header(error.organization_revision),
             ) from error
-        except ConnectionError:
-            return response  # the caller has gone
-        await _finish(exchange.request, response)
-        return response
+        return stream.response
 
     async def _send(
-        self, exchange: Exchange, last_event_id: int | None, response: StreamResponse
-    ) -> None:
-        """Send events until there are no more to come, or the headers alone for HEAD."""
-        actor = actor_of(exchange)
-        asked: Any = self._input.read(exchange, b"")
-        exchange.organization = self._organization_of(asked)
-        if last_event_id is not None:
-            asked.after_revision = last_event_id
-        messages = self._watch.follow(asked, request_id=exchange.request_id, actor=actor)
-        async with aclosing(messages):
-            async for message in messages:
-                if exchange.begun is None:
-                    exchange.begun = HTTPStatus.OK
-                    exchange.events = 0
-                    await response.prepare(exchange.request)
-                    if exchange.request.method == hdrs.METH_HEAD:
-                        return
-                if message is None or not message.entries:
-                    await response.write(HEARTBEAT)
-                else:
-                    await response.write(self._events(message))
-                    exchange.events = (exchange.events or 0) + len(message.entries)
+        self,
+        stream: EventStream,
+        exchange: Exchange,
+        asked: WatchAppointmentsRequest,
+        *,
+        actor: str,
+        resumes: bool,
+    ) -> End | None:
+        """Send events until there are no more to come, or the headers alone for HEAD: None.
+
+        `resumes` tells that the revision to go on after was the organization's once. Raises
+        `CallError` if the service refuses before the stream has begun.
+        """
+        while True:
+            messages = self._watch.follow(asked, request_id=exchange.request_id, actor=actor)
+            try:
+                async with aclosing(messages):
+                    async for message in messages:
+                        await stream.begin()
+                        if exchange.request.method == hdrs.METH_HEAD:
+                            return None
+                        if message is None or not message.entries:
+                            await stream.send(HEARTBEAT)
+                        else:
+                            await stream.send(self._events(message))
+                            exchange.events = (exchange.events or 0) + len(message.entries)
+                        resumes = resumes or message is not None
+            except CallError as error:
+                latest = error.organization_revision
+                if not resumes or latest is None or latest >= asked.after_revision:
+                    if exchange.begun is None:
+                        raise
+                    self._log.warning(
+                        "watch refused",
+                        request_id=exchange.request_id,
+                        code=error.status.code,
+                        error=error.status.message,
+                    )
+                    return End.REFUSED
+            else:
+                return End.SERVICE_UNAVAILABLE
+            # What was sent is beyond the latest: the database was set back in time.
+            await stream.begin()
+            await stream.send(b'id: 0\nevent: reset\ndata: {"revision":"%d"}\n\n' % latest)
+            asked.after_revision = 0
+
+    async def _end(self, stream: EventStream, exchange: Exchange, end: End | None) -> None:
+        if end is None or stream.ended:
+            return
+        self._metrics.streams_ended.labels(end).inc()
+        if end is not End.CALLER_GONE:
+            exchange.code = end.name
+        await stream.finish(end)
 
     def _events(self, message: WatchAppointmentsResponse) -> bytes:
         return b"".join(
@@ -196,17 +222,3 @@ def _last_event_id(request: BaseRequest) -> int | None:
     if not _READABLE_ID.fullmatch(values[0]):
         raise invalid_fields([FieldError(LAST_EVENT_ID, "must be the id of an event: a revision")])
     return int(values[0])
-
-
-def _stopping() -> ProblemError:
-    return refusal(Reason.SERVICE_UNAVAILABLE, "The gateway is stopping.", retry_after=1)
-
-
-async def _finish(request: BaseRequest, response: StreamResponse) -> None:
-    """End a stream; a caller that does not take the rest of it is not waited for."""
-    try:
-        async with asyncio.timeout(FAREWELL):
-            await response.write_eof()
-    except (TimeoutError, ConnectionError):
-        if request.transport is not None:
-            request.transport.abort()

@@ -5,6 +5,7 @@ from functools import cache
 
 from prometheus_client import (
     CollectorRegistry,
+    Counter,
     Gauge,
     GCCollector,
     Histogram,
@@ -43,6 +44,12 @@ class Metrics:
             registry=self._registry,
         )
         self.streams.set_function(streams)
+        self.streams_ended = Counter(
+            "gateway_event_streams_ended",
+            "Event streams that have ended, by the reason.",
+            ["reason"],
+            registry=self._registry,
+        )
         self._seconds_of = cache(lambda method, status: self._seconds.labels(method, str(status)))
 
     def observe(self, method: str, status: int, seconds: float) -> None:

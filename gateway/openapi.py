@@ -15,7 +15,6 @@ from gateway.calls import OUTCOME
 from gateway.comments import read_comments
 from gateway.conditions import IF_MATCH, IF_NONE_MATCH, MAX_TAGS
 from gateway.event_stream import EVENT_ID, LAST_EVENT_ID
-from gateway.event_stream import MEDIA_TYPE as EVENT_STREAM
 from gateway.inputs import conditions_of, header_fields, query_fields
 from gateway.openapi_components import (
     ALWAYS,
@@ -37,6 +36,7 @@ from gateway.openapi_pages import (
 )
 from gateway.routes import Route, location_template
 from gateway.schemas import Schema, Schemas
+from gateway.streams import MEDIA_TYPE as EVENT_STREAM
 from gateway.submission import PREFERENCE_APPLIED, submission_kind
 
 _SENTENCE_END = re.compile(r"(?<=\.)\s+")
@@ -72,10 +72,12 @@ _EVENTS: Schema = {
         "type": "string",
         "description": "Server-sent events without end: first every change after "
         "`afterRevision`, then each further one, less than a second after it was written. "
-        "The event is `created`, `updated` or `cancelled`, its `id` the revision, its `data` "
-        "the entry as JSON. There is a comment at the beginning if there are no changes yet, "
-        "and whenever nothing has changed for some time. Takes `organizationId` and "
-        "`afterRevision` only.",
+        "The event is `created`, `updated` or `cancelled` (listen to these: `onmessage` stays "
+        "silent), its `id` the revision, its `data` the entry as JSON. The event `reset`, its "
+        "`data` the latest `revision`, says that `Last-Event-ID` is beyond it, after a restore "
+        "of the database; all that there is follows. `retry` says when to come back after the "
+        "end of the stream. There is a comment while nothing changes or the service is away, "
+        "and one at the end that says why. Takes `organizationId` and `afterRevision` only.",
     }
 }
 # The document is served by the gateway that it describes.

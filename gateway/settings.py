@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     """Event streams open at the same time, which are not counted as calls."""
     gateway_heartbeat_interval: Seconds = 15
     """A comment is sent on an event stream after so long without an event."""
+    watch_patience: Seconds = 30
+    """Under the service's name: longest that an event stream waits for a service that is away,
+    and for a reader that takes nothing."""
     gateway_shutdown_grace: Annotated[float, Field(ge=0, le=3600)] = 15
     """Longest that requests in flight may go on after SIGTERM."""
     processes: Annotated[int, Field(ge=1)] = 1

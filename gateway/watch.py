@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import math
+import random
 from collections.abc import AsyncGenerator, Sequence
 from time import monotonic
 from typing import Any
@@ -17,42 +19,58 @@ from grpc import StatusCode, aio
 
 from gateway.relay import CallError
 
+# Seconds between attempts to go on with a service that refuses to: they double from the one
+# to the other, and vary by half.
 RESUME_DELAY = 0.5
-"""Seconds between attempts to go on with a service that refuses to."""
-RESUME_WITHIN = 30.0
-"""Seconds that a watch outlives the service. They are many because an EventSource whose
-stream ends comes back, but gives up for good if it is refused then."""
+LONGEST_RESUME_DELAY = 5.0
 
-_RESUMED = frozenset({StatusCode.UNAVAILABLE, StatusCode.CANCELLED, StatusCode.RESOURCE_EXHAUSTED})
+# What passes by itself.
+_WAITED_FOR = frozenset(
+    {
+        StatusCode.UNAVAILABLE,
+        StatusCode.CANCELLED,
+        StatusCode.DEADLINE_EXCEEDED,
+        StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
 
 
 class Watch:
     """Calls WatchAppointments, each time on the next of the connections.
 
-    `timeout` is how long the first message is waited for; `heartbeat` how long a further
-    one, until None is given in its place. Both are in seconds.
+    `timeout` is how long the first message is waited for, and `heartbeat` a further one,
+    until None is given in its place; `patience` how long a service that is away, or has no
+    room, is waited for. All are in seconds.
     """
 
     def __init__(
-        self, channels: Sequence[aio.Channel], *, timeout: float, heartbeat: float
+        self,
+        channels: Sequence[aio.Channel],
+        *,
+        timeout: float,
+        heartbeat: float,
+        patience: float,
     ) -> None:
         # Of several connections each may reach another process of the service.
         self._stubs = itertools.cycle([AppointmentServiceStub(channel) for channel in channels])
         self._timeout = timeout
         self._heartbeat = heartbeat
+        self._patience = patience
         self._log = structlog.get_logger()
 
     async def follow(
         self, request: WatchAppointmentsRequest, *, request_id: str, actor: str
     ) -> AsyncGenerator[WatchAppointmentsResponse | None, None]:
-        """Give the service's messages, the first of which is never None.
+        """Give the service's messages, and None from time to time while there are none.
 
-        Raises `CallError` if the service refuses to begin. Once begun it is called again
-        when it goes away; if it stays away, or refuses to go on, the messages end.
+        The service is called again when it goes away, after the last message's revision,
+        which is put into the request. The messages end when it has not answered for the
+        patience. Raises `CallError` if it refuses for a reason that waiting does not mend.
         """
         metadata = (("x-request-id", request_id), ("x-actor", actor))
         begun = False
-        away_since: float | None = None
+        away_since: float | None = monotonic()
+        delay = RESUME_DELAY
         while True:
             call: Any = next(self._stubs).WatchAppointments(
                 request, metadata=metadata, wait_for_ready=begun
@@ -61,26 +79,25 @@ class Watch:
                 reading = asyncio.ensure_future(call.read())
                 while True:
                     wait = self._heartbeat if begun else self._timeout
-                    await asyncio.wait({reading}, timeout=wait)
+                    await asyncio.wait({reading}, timeout=min(wait, self._left(away_since)))
                     if reading.done():
                         response = reading.result()
                         if response is aio.EOF:
                             return
-                        begun, away_since = True, None
+                        begun, away_since, delay = True, None, RESUME_DELAY
                         request.after_revision = response.revision
                         yield response
                         reading = asyncio.ensure_future(call.read())
-                    elif not begun:
-                        raise CallError(Status(code=StatusCode.DEADLINE_EXCEEDED.value[0]))
-                    elif _too_long(away_since):
+                    elif not self._left(away_since):
                         return
                     else:
+                        begun = True
                         yield None
             except aio.AioRpcError as error:
-                if not begun:
+                if error.code() not in _WAITED_FOR:
                     raise _call_error(error) from error
                 away_since = away_since or monotonic()
-                if error.code() not in _RESUMED or _too_long(away_since):
+                if not self._left(away_since):
                     self._log.warning(
                         "watch ended",
                         request_id=request_id,
@@ -90,11 +107,17 @@ class Watch:
                     return
             finally:
                 call.cancel()
-            await asyncio.sleep(RESUME_DELAY)
+            if not begun:
+                begun = True
+                yield None
+            await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+            delay = min(2 * delay, LONGEST_RESUME_DELAY)
 
-
-def _too_long(away_since: float | None) -> bool:
-    return away_since is not None and monotonic() - away_since > RESUME_WITHIN
+    def _left(self, away_since: float | None) -> float:
+        """Tell how many seconds are left for a service that is away to come back."""
+        if away_since is None:
+            return math.inf
+        return max(0.0, away_since + self._patience - monotonic())
 
 
 def _call_error(error: aio.AioRpcError) -> CallError:

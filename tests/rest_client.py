@@ -3,7 +3,7 @@
 import json
 import socket
 from http.client import HTTPConnection, HTTPResponse
-from typing import Any, Self
+from typing import IO, Any, Self
 from urllib.parse import urlencode
 
 from scripts.programs import Program
@@ -74,8 +74,42 @@ class Client:
         return found
 
 
+class EventReader:
+    """What a browser makes of the lines of a stream (WHATWG HTML, 9.2.6)."""
+
+    def __init__(self, lines: IO[bytes], last_id: str = "") -> None:
+        self.last_id = last_id
+        self.retry: int | None = None
+        """Milliseconds."""
+        self.comments: list[str] = []
+        self._lines = lines
+
+    def event(self) -> dict[str, str] | None:
+        """The next event: its id, event and data. None at the end of the stream."""
+        id, kind, data = self.last_id, "", list[str]()
+        while line := self._lines.readline().decode():
+            name, _, value = line.rstrip("\r\n").partition(":")
+            value = value.removeprefix(" ")
+            if line == "\n":
+                self.last_id = id
+                if data:
+                    return {"id": id, "event": kind or "message", "data": "\n".join(data)}
+                kind = ""
+            elif not name:
+                self.comments.append(value)
+            elif name == "event":
+                kind = value
+            elif name == "data":
+                data.append(value)
+            elif name == "id" and "\0" not in value:
+                id = value
+            elif name == "retry" and value.isascii() and value.isdigit():
+                self.retry = int(value)
+        return None
+
+
 class Events:
-    """The changes of an organization as an EventSource reads them (WHATWG HTML, 9.2)."""
+    """The changes of an organization as they come on one connection."""
 
     def __init__(
         self, gateway: Program, organization: str, after: int | None = None, /, **headers: str
@@ -90,7 +124,7 @@ class Events:
         self.response = self._connection.getresponse()
         assert self.response.status == 200, self.response.read()
         assert self.response.headers["Content-Type"] == "text/event-stream"
-        self.comments = 0
+        self.reader = EventReader(self.response)
 
     def __enter__(self) -> Self:
         return self
@@ -100,17 +134,7 @@ class Events:
         self._connection.close()
 
     def event(self) -> dict[str, str] | None:
-        """The next event, its fields by name; None at the end of the stream."""
-        fields: dict[str, str] = {}
-        while line := self.response.readline().decode():
-            if line == "\n" and fields:
-                return fields
-            if line.startswith(":"):
-                self.comments += 1
-            elif line != "\n":
-                name, _, value = line.rstrip("\n").partition(": ")
-                fields[name] = value
-        return None
+        return self.reader.event()
 
     def events(self, count: int) -> list[dict[str, str]]:
         events = [self.event() for _ in range(count)]
