@@ -139,6 +139,11 @@ class Reason(StrEnum):
         HTTPStatus.SERVICE_UNAVAILABLE,
         "the process that was asked stops; another one goes on.",
     )
+    SLOW_READER = (
+        "SLOW_READER",
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "nothing of a stream was taken for too long (in logs, and of gRPC).",
+    )
     SERVICE_UNAVAILABLE = (
         "SERVICE_UNAVAILABLE",
         HTTPStatus.SERVICE_UNAVAILABLE,
