@@ -76,6 +76,8 @@ DECLARE
     v_outcome text;
     v_conflicts json;
     v_exists boolean;
+    v_changed boolean;
+    v_store boolean;
     w record;
     neighbour record;
     keyed appointment_history%ROWTYPE;
@@ -126,6 +128,8 @@ BEGIN
     LOOP
         v_outcome := NULL;
         v_conflicts := NULL;
+        v_changed := false;
+        v_store := false;
 
         IF w.idempotency_key IS NOT NULL THEN
             SELECT h.* INTO keyed
@@ -138,7 +142,9 @@ BEGIN
                 IF FOUND THEN
                     SELECT h.* INTO keyed
                     FROM appointment_history h
-                    WHERE h.organization_id = p_organization_id AND h.revision = unchanged.revision;
+                    WHERE h.organization_id = p_organization_id
+                        AND h.revision BETWEEN unchanged.revision AND unchanged.revision
+                    ORDER BY h.revision;
                     keyed.change := unchanged.outcome;
                     keyed.idempotency_digest := unchanged.idempotency_digest;
                 END IF;
@@ -156,9 +162,11 @@ BEGIN
             END IF;
         END IF;
 
+        -- By the order of the primary key: an equality looks as cheap along another index.
         SELECT a.* INTO stored
         FROM appointments a
-        WHERE a.organization_id = p_organization_id AND a.appointment_id = w.id;
+        WHERE a.organization_id = p_organization_id AND a.appointment_id BETWEEN w.id AND w.id
+        ORDER BY a.appointment_id;
         v_exists := FOUND;
         v_guard := coalesce(
             stored.cancel_updated_at, CASE WHEN stored.updated_at_given THEN stored.updated_at END
@@ -180,10 +188,9 @@ BEGIN
             IF stored.state = 'CANCELLED' THEN
                 v_outcome := 'UNCHANGED';
                 -- Nothing that is shown changes; an update made between the two is stale.
-                IF NOT w.validate_only AND coalesce(w.updated_at > v_guard, w.updated_at IS NOT NULL) THEN
-                    UPDATE appointments a
-                    SET cancel_updated_at = w.updated_at
-                    WHERE a.organization_id = p_organization_id AND a.appointment_id = w.id;
+                IF coalesce(w.updated_at > v_guard, w.updated_at IS NOT NULL) THEN
+                    stored.cancel_updated_at := w.updated_at;
+                    v_store := NOT w.validate_only;
                 END IF;
             END IF;
         ELSIF v_exists AND stored.state = 'ACTIVE'
@@ -240,47 +247,51 @@ BEGIN
             -- A revision, and so an etag, is given to nothing but what is written.
             stored.revision := CASE WHEN w.validate_only THEN 0 ELSE v_revision + 1 END;
 
-            IF NOT w.validate_only THEN
-                v_revision := v_revision + 1;
-                IF v_exists THEN
-                    UPDATE appointments a
-                    SET resource_id = stored.resource_id,
-                        start_time = stored.start_time,
-                        end_time = stored.end_time,
-                        title = stored.title,
-                        attributes = stored.attributes,
-                        created_at = stored.created_at,
-                        updated_at = stored.updated_at,
-                        updated_at_given = stored.updated_at_given,
-                        cancel_updated_at = stored.cancel_updated_at,
-                        state = stored.state,
-                        version = stored.version,
-                        revision = stored.revision
-                    WHERE a.organization_id = p_organization_id AND a.appointment_id = w.id;
-                ELSE
-                    INSERT INTO appointments (
-                        organization_id, appointment_id, resource_id, start_time, end_time, title,
-                        attributes, created_at, updated_at, updated_at_given, state, version, revision
-                    ) VALUES (
-                        p_organization_id, w.id, stored.resource_id, stored.start_time, stored.end_time,
-                        stored.title, stored.attributes, stored.created_at, stored.updated_at,
-                        stored.updated_at_given, stored.state, stored.version, stored.revision
-                    );
-                END IF;
-                INSERT INTO appointment_history (
-                    organization_id, revision, change, recorded_at, actor,
-                    idempotency_key, idempotency_digest,
-                    appointment_id, resource_id, start_time, end_time, title, attributes,
-                    created_at, updated_at, state, version
-                ) VALUES (
-                    p_organization_id, v_revision, v_outcome, v_recorded_at, w.actor,
-                    w.idempotency_key,
-                    CASE WHEN w.idempotency_key IS NOT NULL THEN decode(w.idempotency_digest, 'hex') END,
-                    stored.appointment_id, stored.resource_id, stored.start_time, stored.end_time,
-                    stored.title, stored.attributes,
-                    stored.created_at, stored.updated_at, stored.state, stored.version
-                );
-            END IF;
+            v_changed := NOT w.validate_only;
+            v_store := v_changed;
+        END IF;
+
+        IF v_store THEN
+            -- The conflict is looked for by the primary key, whatever else looks cheap.
+            INSERT INTO appointments (
+                organization_id, appointment_id, resource_id, start_time, end_time, title,
+                attributes, created_at, updated_at, updated_at_given, cancel_updated_at,
+                state, version, revision
+            ) VALUES (
+                p_organization_id, w.id, stored.resource_id, stored.start_time, stored.end_time,
+                stored.title, stored.attributes, stored.created_at, stored.updated_at,
+                stored.updated_at_given, stored.cancel_updated_at,
+                stored.state, stored.version, stored.revision
+            )
+            ON CONFLICT (organization_id, appointment_id) DO UPDATE
+            SET resource_id = excluded.resource_id,
+                start_time = excluded.start_time,
+                end_time = excluded.end_time,
+                title = excluded.title,
+                attributes = excluded.attributes,
+                created_at = excluded.created_at,
+                updated_at = excluded.updated_at,
+                updated_at_given = excluded.updated_at_given,
+                cancel_updated_at = excluded.cancel_updated_at,
+                state = excluded.state,
+                version = excluded.version,
+                revision = excluded.revision;
+        END IF;
+        IF v_changed THEN
+            v_revision := v_revision + 1;
+            INSERT INTO appointment_history (
+                organization_id, revision, change, recorded_at, actor,
+                idempotency_key, idempotency_digest,
+                appointment_id, resource_id, start_time, end_time, title, attributes,
+                created_at, updated_at, state, version
+            ) VALUES (
+                p_organization_id, v_revision, v_outcome, v_recorded_at, w.actor,
+                w.idempotency_key,
+                CASE WHEN w.idempotency_key IS NOT NULL THEN decode(w.idempotency_digest, 'hex') END,
+                stored.appointment_id, stored.resource_id, stored.start_time, stored.end_time,
+                stored.title, stored.attributes,
+                stored.created_at, stored.updated_at, stored.state, stored.version
+            );
         ELSIF w.idempotency_key IS NOT NULL AND v_outcome IN ('UNCHANGED', 'STALE')
             AND NOT w.validate_only THEN
             INSERT INTO unchanged_writes (

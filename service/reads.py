@@ -27,10 +27,12 @@ _WITH_MOMENT: LiteralString = """
     ORDER BY {order}
 """
 
+# By the order of the primary key: an equality looks as cheap along another index.
 _GET: LiteralString = f"""
     SELECT {rows.APPOINTMENT}
     FROM appointments
-    WHERE organization_id = %(organization_id)s AND appointment_id = %(id)s
+    WHERE organization_id = %(organization_id)s AND appointment_id BETWEEN %(id)s AND %(id)s
+    ORDER BY appointment_id
 """
 
 _GET_AS_OF: LiteralString = f"""

@@ -7,6 +7,7 @@ import psycopg
 import pytest
 
 from service.database import Database
+from service.errors import AppointmentNotFound
 from service.metrics import Metrics
 from service.reads import ReadStore, Window
 from service.session import Timeouts
@@ -17,6 +18,9 @@ ORGANIZATIONS = 300
 WRITES = 50
 # Its organization, its neighbour, and what the indexes look at when it is stored.
 ROWS_A_WRITE = 6
+# What indexes and tables of some thousand rows take; some of the largest organization more.
+BLOCKS_A_WRITE = 32
+BLOCKS_A_GET = 8
 LISTED = 20
 # Each listed one, its organization, and what the part that looks back finds.
 ROWS_A_LIST = LISTED + 4
@@ -95,6 +99,32 @@ async def test_a_list_of_a_window_reads_what_it_shows(
                     assert _rows_read(connection) - before <= ROWS_A_LIST
 
 
+async def test_a_get_looks_at_a_few_blocks(create_database: CreateDatabase) -> None:
+    """By plans from when the tables were empty."""
+    url = create_database()
+    database = Database(
+        url,
+        name="read",
+        connections=1,
+        max_waiting=1,
+        timeouts=Timeouts(connection=5, lock=5, statement=5),
+        replica=False,
+        metrics=Metrics(),
+    )
+    with psycopg.connect(url, autocommit=True) as connection:
+        async with database:
+            reads = ReadStore(database, None)
+            for _ in range(7):
+                with pytest.raises(AppointmentNotFound):
+                    await reads.get("large", "0", as_of=None, min_revision=None)
+            _write(connection, "large", range(STORED))
+            await database.fetch("SELECT pg_stat_force_next_flush()")
+            before = _blocks_read(connection)
+            await reads.get("large", "0", as_of=None, min_revision=None)
+            await database.fetch("SELECT pg_stat_force_next_flush()")
+            assert _blocks_read(connection) - before <= BLOCKS_A_GET
+
+
 def test_no_write_is_planned_anew(create_database: CreateDatabase) -> None:
     """Planning costs several times what running does."""
     with psycopg.connect(create_database(), autocommit=True) as connection:
@@ -135,10 +165,25 @@ def _check_cost(connection: psycopg.Connection, organization: str) -> None:
     ).fetchone()
     assert row is not None
     first = row[0] + STORED
-    before = _rows_read(connection)
+    before, blocks_before = _rows_read(connection), _blocks_read(connection)
     for minute in range(first, first + WRITES):
         _write(connection, organization, range(minute, minute + 1))
     assert _rows_read(connection) - before <= ROWS_A_WRITE * WRITES
+    assert _blocks_read(connection) - blocks_before <= BLOCKS_A_WRITE * WRITES
+
+
+def _blocks_read(connection: psycopg.Connection) -> int:
+    """How many blocks of all tables and their indexes were looked at so far.
+
+    An index that is read along for entries that do not match counts here only.
+    """
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    row = connection.execute(
+        "SELECT sum(heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit)"
+        " FROM pg_statio_user_tables"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def _rows_read(connection: psycopg.Connection) -> int:
