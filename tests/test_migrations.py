@@ -49,8 +49,15 @@ def schema(url: str) -> list[tuple[Any, ...]]:
         SELECT 'constraint', conname, pg_get_constraintdef(oid)
         FROM pg_constraint WHERE connamespace = 'public'::regnamespace
         UNION ALL
-        SELECT 'function', oid::regprocedure::text, md5(prosrc)
+        SELECT 'function', oid::regprocedure::text,
+            concat_ws(' ', md5(prosrc), prosecdef, proconfig::text, proacl::text)
         FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+        UNION ALL
+        SELECT 'privilege', table_name || '.' || column_name,
+            string_agg(privilege_type, ',' ORDER BY privilege_type)
+        FROM information_schema.column_privileges
+        WHERE table_schema = 'public' AND grantee = 'appointments_service'
+        GROUP BY table_name, column_name
         UNION ALL
         SELECT 'privilege', table_name, string_agg(privilege_type, ',' ORDER BY privilege_type)
         FROM information_schema.table_privileges

@@ -101,19 +101,19 @@ def test_at_any_log_level_the_start_is_told(
 def test_the_services_connections_work_as_its_role(
     database_url: str, service: Program, stub: AppointmentServiceStub, organization: str
 ) -> None:
-    """Seen from outside: its tables cannot be used once the role may not."""
+    """Seen from outside: it cannot write once the role may not."""
     org = Organization(stub, organization)
     org.upsert("a", 0, 1)
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("REVOKE INSERT ON appointment_history FROM appointments_service")
+        connection.execute("REVOKE EXECUTE ON FUNCTION apply_writes FROM appointments_service")
         try:
             refused = org.refused("b", 1, 2)
         finally:
-            connection.execute("GRANT INSERT ON appointment_history TO appointments_service")
+            connection.execute("GRANT EXECUTE ON FUNCTION apply_writes TO appointments_service")
     assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
-    assert "appointment_history" not in refused.message
+    assert "apply_writes" not in refused.message
     service.wait_for_event(
-        lambda event: "permission denied for table" in event.get("exception", "")
+        lambda event: "permission denied for function" in event.get("exception", "")
     )
     assert org.upsert("b", 1, 2).outcome == pb.CREATED
 

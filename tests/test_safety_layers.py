@@ -6,17 +6,21 @@ Every guard is run twice: on the database as migrated, and on one without its la
 import json
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import LiteralString
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from scripts.programs import ROOT
 from service.session import ROLE
 from tests.conftest import CreateDatabase
 from tests.observing import until
 
 LOCK = r"PERFORM pg_advisory_xact_lock\([^;]*\);"
+DEFINER_RIGHTS = ROOT / "migrations" / "20261126000060_definer_rights.sql"
 CHECK = r"IF neighbour\.resource_id = w\.resource_id AND neighbour\.end_time > w\.start_time THEN"
 
 
@@ -203,20 +207,142 @@ def test_other_isolation_levels_are_refused(intact: str, level: str) -> None:
             apply(connection, "o", upsert("a", 8, 9))
 
 
+# What the service's role may do with tables itself; all else it asks functions for.
+RIGHTS = {
+    "organizations": {"SELECT"},
+    "appointments": {"SELECT"},
+    "appointment_history": {"SELECT"},
+    "queued_operations": {"SELECT", "INSERT"},
+    "operations": {"SELECT", "DELETE"},
+    "operation_leases": {"SELECT", "UPDATE (attempts)", "UPDATE (leased_until)"},
+    "webhooks": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    "webhook_deliveries": {"SELECT", "INSERT", "DELETE"},
+    "event_cursors": {"SELECT", "INSERT", "UPDATE"},
+    "event_publishers": {"SELECT", "INSERT", "UPDATE"},
+    "schema_migrations": {"SELECT"},
+}
+
+
+def test_the_services_role_has_these_rights_on_tables_and_no_others(intact: str) -> None:
+    with psycopg.connect(intact) as connection:
+        found = connection.execute(
+            """
+            SELECT relname, privilege_type
+            FROM pg_class, aclexplode(relacl) AS granted
+            WHERE relnamespace = 'public'::regnamespace AND grantee IN (0, %(role)s::regrole)
+            UNION ALL
+            SELECT relname, format('%%s (%%s)', privilege_type, attname)
+            FROM pg_class
+            JOIN pg_attribute ON attrelid = pg_class.oid, aclexplode(attacl) AS granted
+            WHERE relnamespace = 'public'::regnamespace AND grantee IN (0, %(role)s::regrole)
+            """,
+            {"role": ROLE},
+        ).fetchall()
+    rights: dict[str, set[str]] = {}
+    for table, right in found:
+        rights.setdefault(table, set()).add(right)
+    assert rights == RIGHTS
+
+
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE appointment_history SET actor = 'someone else'",
-        "DELETE FROM appointment_history",
-        "TRUNCATE appointment_history",
-        "DELETE FROM appointments",
         "DROP TABLE appointment_history",
         "ALTER TABLE appointment_history DROP CONSTRAINT appointment_history_pkey",
         "ALTER TABLE appointments DROP CONSTRAINT appointments_no_overlap",
+        "ALTER FUNCTION apply_writes SECURITY INVOKER",
+        "CREATE TABLE more (id text)",
+        "CREATE FUNCTION hashtextextended(text, integer) RETURNS bigint LANGUAGE sql RETURN 1",
+        *(
+            f"{verb} {table}{rest}"
+            for table in (
+                "appointment_history",
+                "appointments",
+                "organizations",
+                "unchanged_writes",
+            )
+            for verb, rest in (
+                ("INSERT INTO", " SELECT * FROM " + table),
+                ("UPDATE", " SET organization_id = 'another'"),
+                ("DELETE FROM", ""),
+                ("TRUNCATE", ""),
+            )
+        ),
     ],
 )
-def test_the_services_role_cannot_rewrite_history(intact: str, statement: str) -> None:
-    with psycopg.connect(intact) as connection:
-        connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(ROLE)))
+def test_the_services_role_cannot_write_past_the_functions(intact: str, statement: str) -> None:
+    with as_role(intact, ROLE) as connection:
+        assert apply(connection, "o", upsert(secrets.token_hex(8), 8, 9))[0] in ALLOWED
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            connection.execute(statement)
+            connection.execute(statement.encode())
+
+
+# Whichever of the statements above comes first books the hour.
+ALLOWED = ("CREATED", "TIME_RANGE_CONFLICT")
+
+
+def test_functions_can_be_called_by_the_services_role_alone(intact: str) -> None:
+    stranger = f"stranger_{secrets.token_hex(8)}"
+    with psycopg.connect(intact, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(stranger)))
+        try:
+            open_to_all = admin.execute(
+                f"SELECT p.proname {OURS} AND has_function_privilege(%s, p.oid, 'EXECUTE')",
+                (stranger,),
+            )
+            assert open_to_all.fetchall() == []
+            with (
+                as_role(intact, stranger) as connection,
+                pytest.raises(psycopg.errors.InsufficientPrivilege, match="apply_writes"),
+            ):
+                apply(connection, "o", upsert("a", 8, 9))
+        finally:
+            admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(stranger)))
+
+
+def test_a_function_with_its_owners_rights_pins_where_it_looks(intact: str) -> None:
+    """Else a caller could put a table or function of its own in the way."""
+    with psycopg.connect(intact) as connection:
+        found = connection.execute(f"SELECT p.proname, p.proconfig {OURS} AND p.prosecdef")
+        settings: dict[str, list[str]] = dict(found.fetchall())
+    assert "apply_writes" in settings
+    assert [name for name, pinned in settings.items() if SEARCH_PATH not in pinned] == []
+
+
+SEARCH_PATH = "search_path=public, pg_temp"
+
+# Ours, not those of extensions.
+OURS: LiteralString = """
+    FROM pg_proc p
+    WHERE p.pronamespace = 'public'::regnamespace
+        AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+"""
+
+
+def test_tables_and_functions_of_different_owners_are_not_migrated(
+    create_database: CreateDatabase,
+) -> None:
+    """A function with the rights of somebody who has none on the tables writes nothing."""
+    url = create_database()
+    owner = f"owner_{secrets.token_hex(8)}"
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(owner)))
+        try:
+            to_owner = sql.SQL("ALTER FUNCTION apply_writes OWNER TO {}")
+            admin.execute(to_owner.format(sql.Identifier(owner)))
+            up, _ = DEFINER_RIGHTS.read_text().split("-- migrate:down")
+            with pytest.raises(
+                psycopg.errors.RaiseException,
+                match="first: ALTER FUNCTION apply_writes OWNER TO",
+            ):
+                admin.execute(up.encode())
+        finally:
+            admin.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(owner)))
+            admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(owner)))
+
+
+@contextmanager
+def as_role(url: str, role: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(url) as connection:
+        connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
+        yield connection
