@@ -5,8 +5,9 @@ import sys
 import uvloop
 from pydantic import ValidationError
 
-from gateway.app import CannotListenError, run
+from gateway.app import run
 from gateway.settings import Settings, describe
+from processes.listening import CannotListen
 from processes.logs import configure_logs, lifecycle_logger
 from processes.supervised import Supervised
 from processes.supervisor import CannotStart, supervise
@@ -27,12 +28,13 @@ def main() -> None:
                 host=settings.gateway_host,
                 port=settings.gateway_port,
                 metrics_port=settings.gateway_metrics_port,
+                names=("GATEWAY_HOST", "GATEWAY_PORT", "GATEWAY_METRICS_PORT"),
                 settings=lambda port: {"gateway_port": port, "gateway_metrics_port": None},
                 log=lifecycle_logger(),
             )
     except ValidationError as error:
         sys.exit(f"error: {describe(error)}")
-    except CannotListenError as error:
+    except CannotListen as error:
         sys.exit(f"error: {error}")
     except CannotStart as error:
         sys.exit(f"error: {error}" if str(error) else 1)

@@ -3,12 +3,13 @@
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp.web import ServerRunner, TCPSite
+from aiohttp.web import ServerRunner, SockSite
 from appointments.v1 import appointment_service_pb2, webhook_service_pb2
 from google.protobuf.descriptor import ServiceDescriptor
 from google.rpc.status_pb2 import Status
@@ -36,6 +37,7 @@ from gateway.routes import Router, location_template, routes_of
 from gateway.settings import Settings
 from gateway.streams import Streams
 from gateway.watch import Watch
+from processes.listening import listen_on, listening_socket, serve_metrics
 from processes.logs import lifecycle_logger
 from processes.supervised import Supervised, share_gauges
 
@@ -68,10 +70,6 @@ _CHANNEL_OPTIONS = (
 
 # Bodies on their way for each call that may be in flight.
 BODIES_PER_CALL = 4
-
-
-class CannotListenError(Exception):
-    """A port is taken or not allowed; the message names it."""
 
 
 def build_router(
@@ -148,7 +146,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
     """Serve as long as the block runs, then end the streams and finish what is in flight,
     up to the grace.
 
-    Raises `CannotListenError` if a port cannot be had.
+    Raises `CannotListen` if a port cannot be had.
     """
     async with AsyncExitStack() as closing:
         channels: list[aio.Channel] = []
@@ -172,10 +170,12 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         metrics = Metrics(lambda: in_flight.count + waiting.count, lambda: streams.count)
         metrics_port = None
         if settings.gateway_metrics_port is not None:
-            with _naming_port(settings.gateway_host, settings.gateway_metrics_port):
-                metrics_port, stop_metrics = metrics.serve(
-                    settings.gateway_host, settings.gateway_metrics_port
-                )
+            metrics_port, stop_metrics = serve_metrics(
+                metrics.registry,
+                settings.gateway_host,
+                settings.gateway_metrics_port,
+                settings="GATEWAY_HOST, GATEWAY_METRICS_PORT",
+            )
             closing.push_async_callback(asyncio.to_thread, stop_metrics)
         if settings.processes > 1:
             sharing = asyncio.create_task(share_gauges(metrics.in_flight, metrics.streams))
@@ -204,16 +204,14 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         await runner.setup()
         closing.push_async_callback(runner.cleanup)
         closing.callback(streams.close)
-        site = TCPSite(
-            runner,
+        sockets, port = listen_on(
             settings.gateway_host,
             settings.gateway_port,
-            backlog=_CONNECTION_BACKLOG,
-            reuse_port=settings.processes > 1,
+            lambda address, port: _socket(address, port, shared=settings.processes > 1),
+            settings="GATEWAY_HOST, GATEWAY_PORT",
         )
-        with _naming_port(settings.gateway_host, settings.gateway_port):
-            await site.start()
-        port = runner.addresses[0][1]
+        for each in sockets:
+            await SockSite(runner, each, backlog=_CONNECTION_BACKLOG).start()
         # What there is now stays: no collection needs to look through it again, and what a
         # request leaves behind is rarely a cycle.
         gc.freeze()
@@ -222,7 +220,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
 
 
 async def run(settings: Settings, supervised: Supervised | None) -> None:
-    """Serve until SIGTERM or SIGINT. Raises `CannotListenError` as `serving` does."""
+    """Serve until SIGTERM or SIGINT. Raises `CannotListen` as `serving` does."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -241,9 +239,6 @@ async def run(settings: Settings, supervised: Supervised | None) -> None:
     tell("stopped")
 
 
-@contextmanager
-def _naming_port(host: str, port: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CannotListenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+def _socket(address: str, port: int, *, shared: bool) -> tuple[socket.socket, int]:
+    listening = listening_socket(address, port, backlog=_CONNECTION_BACKLOG, reuse_port=shared)
+    return listening, listening.getsockname()[1]

@@ -11,7 +11,6 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
-    start_http_server,
 )
 
 
@@ -19,53 +18,39 @@ class Metrics:
     """Counts what the gateway answers. `method` is an RPC's name or a page's path."""
 
     def __init__(self, in_flight: Callable[[], int], streams: Callable[[], int]) -> None:
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
         self._seconds = Histogram(
             "gateway_request_seconds",
             "Time from a request's headers to its answer; status 499: the caller went away.",
             ["method", "status"],
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
-            registry=self._registry,
+            registry=self.registry,
         )
         self.in_flight = Gauge(
             "gateway_calls_in_flight",
             "Calls to the service under way.",
             multiprocess_mode="livesum",  # of several processes, those that live are added up
-            registry=self._registry,
+            registry=self.registry,
         )
         self.in_flight.set_function(in_flight)
         self.streams = Gauge(
             "gateway_event_streams",
             "Event streams that are open.",
             multiprocess_mode="livesum",
-            registry=self._registry,
+            registry=self.registry,
         )
         self.streams.set_function(streams)
         self.streams_ended = Counter(
             "gateway_event_streams_ended",
             "Event streams that have ended, by the reason.",
             ["reason"],
-            registry=self._registry,
+            registry=self.registry,
         )
         self._seconds_of = cache(lambda method, status: self._seconds.labels(method, str(status)))
 
     def observe(self, method: str, status: int, seconds: float) -> None:
         """Count one request that has been answered."""
         self._seconds_of(method, status).observe(seconds)
-
-    def serve(self, host: str, port: int) -> tuple[int, Callable[[], None]]:
-        """Serve the metrics from a thread; give the port, and what ends it.
-
-        Raises `OSError` if the port is taken.
-        """
-        server, thread = start_http_server(port, host, registry=self._registry)
-
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return server.server_port, stop

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+# Of gRPC's names, which may list addresses or ask a resolver.
+_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
 Seconds = Annotated[float, Field(ge=0.001, le=3600)]
 
 
@@ -19,7 +21,8 @@ class Settings(BaseSettings):
 
     gateway_host: str = "0.0.0.0"  # noqa: S104  a container's port must be reachable
     gateway_port: Port = 3000
-    service_address: Annotated[str, Field(min_length=1)] = "localhost:50051"
+    service_address: str = "localhost:50051"
+    """Host and port, or a name as gRPC has them, such as `dns:///service:50051`."""
     service_connections: Annotated[int, Field(ge=1)] | None = None
     """None: as many as there are processes. A connection reaches one process of the service."""
     gateway_metrics_port: Port | None = 9465
@@ -52,6 +55,21 @@ class Settings(BaseSettings):
     """Processes on one port; every limit counts for each by itself."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
+
+    @field_validator("service_address")
+    @classmethod
+    def _service_has_host_and_port(cls, address: str) -> str:
+        """gRPC takes whatever has no port for one at port 443, and waits for it for ever."""
+        if address.startswith(_SCHEMES):
+            return address
+        host, _, port = address.rpartition(":")
+        if not (port.isascii() and port.isdecimal() and 0 < int(port) <= 65535):
+            raise ValueError("must be a host and a port, like localhost:50051 or [::1]:50051")
+        if ":" in host and not (host.startswith("[") and host.endswith("]")):
+            raise ValueError("an address of IPv6 stands in brackets, like [::1]:50051")
+        if not host.strip("[]"):
+            raise ValueError("must have a host before the port, like localhost:50051")
+        return address
 
 
 def describe(error: ValidationError) -> str:

@@ -19,11 +19,12 @@ from typing import Any
 
 import orjson
 import structlog
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from processes.listening import listen_on, listening_socket, serve_metrics
 from processes.supervised import Supervised
 
 # In seconds: a process that ended sooner is started again later, and later each time.
@@ -36,7 +37,7 @@ _ENDED_AS_TOLD = (0, -signal.SIGTERM)
 
 
 class CannotStart(Exception):
-    """A port is taken, or a process did not start; empty if the process has said why."""
+    """A process did not start; empty if the process has said why."""
 
 
 def supervise(
@@ -46,6 +47,7 @@ def supervise(
     host: str,
     port: int,
     metrics_port: int | None,
+    names: tuple[str, str, str],
     settings: Callable[[int], dict[str, Any]],
     log: structlog.BoundLogger,
 ) -> None:
@@ -53,16 +55,26 @@ def supervise(
 
     `settings` makes what the processes have to take in place of the environment's settings,
     from the port that all of them listen on. `log` is told what a single process tells it.
+    `names` are the settings of host, port and metrics port, for errors.
 
-    Raises CannotStart; SystemExit if a process failed to end well.
+    Raises CannotStart or CannotListen; SystemExit if a process failed to end well.
     """
+    host_name, port_name, metrics_name = names
     with ExitStack() as stack:
-        port = stack.enter_context(_reserved(host, port))
+        held, port = listen_on(host, port, _reserved, settings=f"{host_name}, {port_name}")
+        for each in held:
+            stack.enter_context(each)
         pids: dict[int, int] = {}
         directory = None
         if metrics_port is not None:
             directory = stack.enter_context(_temporary_directory())
-            metrics_port = stack.enter_context(_metrics(host, metrics_port, directory, pids))
+            metrics_port, stop = serve_metrics(
+                _metrics(directory, pids),
+                host,
+                metrics_port,
+                settings=f"{host_name}, {metrics_name}",
+            )
+            stack.callback(stop)
         places = [
             Supervised(index=index, settings=settings(port), metrics_directory=directory)
             for index in range(processes)
@@ -203,40 +215,28 @@ async def _end_of(connection: socket.socket) -> None:
         pass
 
 
-@contextmanager
-def _reserved(host: str, port: int) -> Iterator[int]:
+def _reserved(address: str, port: int) -> tuple[socket.socket, int]:
     """Hold a port that is nobody else's, so that only processes with SO_REUSEPORT share it.
 
     The kernel would let strangers of the same user share it as well; they are refused by
     listening without sharing for a moment. A supervisor that does so later meets the
     socket that is held, which allows no reuse, even while no process listens yet.
     """
-    with _naming_port(host, port):
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        )[0]
-        with socket.socket(family, kind, protocol) as alone:
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind(address)
-            alone.listen()
-            address = alone.getsockname()
-        held = socket.socket(family, kind, protocol)
-    with held:
-        with _naming_port(host, port):
-            # For connections of an earlier process that linger in TIME_WAIT.
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.bind(address)
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-        yield address[1]
-
-
-@contextmanager
-def _naming_port(host: str, port: int) -> Iterator[None]:
+    with listening_socket(address, port) as alone:
+        place = alone.getsockname()
+        held = socket.socket(alone.family, alone.type, alone.proto)
     try:
-        yield
-    except OSError as error:
-        raise CannotStart(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        # For connections of an earlier process that linger in TIME_WAIT.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if held.family == socket.AF_INET6:
+            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address != "::")
+        held.bind(place)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    except BaseException:
+        held.close()
+        raise
+    return held, place[1]
 
 
 @contextmanager
@@ -251,20 +251,12 @@ def _temporary_directory() -> Iterator[str]:
         yield path
 
 
-@contextmanager
-def _metrics(host: str, port: int, directory: str, pids: dict[int, int]) -> Iterator[int]:
-    """Serve the sum of what all processes have counted, dead ones included."""
+def _metrics(directory: str, pids: dict[int, int]) -> CollectorRegistry:
+    """Return the sum of what all processes have counted, dead ones included."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
     registry.register(_Processes(pids))
-    with _naming_port(host, port):
-        server, thread = start_http_server(port, host, registry)
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return registry
 
 
 class _Processes(Collector):

@@ -1,20 +1,22 @@
 """PostgreSQL, the service, a worker and the gateway together, on this machine."""
 
-import errno
 import os
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from errno import EADDRINUSE
 
 import psutil
 
+from processes.listening import CannotListen, bracketed, listen_on, listening_socket
 from scripts.postgres import EmbeddedPostgres, check_database, migrate
 from scripts.programs import Program, StartError
 
 DATABASE = "appointments"
 
-EVERY_HOST = ("", "0.0.0.0", "::")  # noqa: S104
+EVERY_HOST = "0.0.0.0"  # noqa: S104
+# Where what listens everywhere is reached from here.
+LOOPBACK = {"": "127.0.0.1", EVERY_HOST: "127.0.0.1", "::": "127.0.0.1", "[::]": "127.0.0.1"}
 
 # Settings for programs that must not get in anybody's way.
 ANY_PORT = {
@@ -86,8 +88,8 @@ def running(
 
         service = start("service")
         host = environment.get("GRPC_HOST", "")
-        host = "localhost" if host in EVERY_HOST else host
-        environment["SERVICE_ADDRESS"] = f"{host}:{service.port}"
+        host = LOOPBACK.get(host, host)
+        environment["SERVICE_ADDRESS"] = f"{bracketed(host)}:{service.port}"
         worker = start("service", "worker")
         gateway = start("gateway")
         yield Stack(
@@ -118,22 +120,19 @@ def check_ports(environment: Mapping[str, str]) -> None:
         if not text.isdecimal() or int(text) > 65535:
             raise StartError(f"{port_name} is not a port: {text}")
         try:
-            _listen(environment.get(host_name) or EVERY_HOST[1], int(text))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise StartError(f"{port_name} {text} cannot be used: {error.strerror}") from None
+            host = environment.get(host_name) or EVERY_HOST
+            listen_on(host, int(text), _listen, settings=f"{host_name}, {port_name}")
+        except CannotListen as error:
+            if not isinstance(error.__cause__, OSError) or error.__cause__.errno != EADDRINUSE:
+                raise StartError(str(error)) from None
             owner = _owner(int(text))
             raise StartError(f"port {text} is in use{owner}: free it, or set {port_name}") from None
 
 
-def _listen(host: str, port: int) -> None:
+def _listen(address: str, port: int) -> tuple[None, int]:
     """Listen and stop at once; OSError if it cannot be done."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    family, kind, protocol, _, address = found[0]
-    with socket.socket(family, kind, protocol) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()
+    listening_socket(address, port).close()
+    return None, port
 
 
 def _stop(program: Program) -> None:

@@ -13,10 +13,10 @@ import psycopg
 import uvloop
 from pydantic import ValidationError
 
+from processes.listening import CannotListen
 from processes.logs import configure_logs, lifecycle_logger
 from processes.supervised import Supervised
 from processes.supervisor import CannotStart, supervise
-from service.listening import CannotListen
 from service.schema import SchemaOutdated
 from service.server import serving
 from service.session import DatabaseUnfit
@@ -46,6 +46,7 @@ def main() -> None:
                 host=settings.grpc_host,
                 port=settings.grpc_port,
                 metrics_port=settings.metrics_port,
+                names=("GRPC_HOST", "GRPC_PORT", "METRICS_PORT"),
                 settings=lambda port: {"grpc_port": port, "metrics_port": None},
                 log=lifecycle_logger(),
             )

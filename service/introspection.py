@@ -27,7 +27,7 @@ async def serve_channelz(
             timeout=request_timeout,
         )
     )
-    bound = bind(server, "127.0.0.1", port)
+    bound = bind(server, "localhost", port, settings="CHANNELZ_PORT")
     await server.start()
     stack.push_async_callback(server.stop, None)
     return bound

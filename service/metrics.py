@@ -1,13 +1,9 @@
 """What Prometheus is told."""
 
-from contextlib import AsyncExitStack
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
-
-from service.listening import CannotListen
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -131,17 +127,3 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=self.registry,
         )
-
-
-def serve_metrics(
-    host: str, port: int | None, metrics: Metrics, stack: AsyncExitStack
-) -> int | None:
-    """Serve them as long as the stack lasts; return the port. Raises CannotListen."""
-    if port is None:
-        return None
-    try:
-        server, _ = start_http_server(port, addr=host, registry=metrics.registry)
-    except OSError as error:
-        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from error
-    stack.callback(server.shutdown)
-    return server.server_port

@@ -7,6 +7,7 @@ to a minute. Run in the directory that `migrations` is in.
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from urllib.parse import parse_qs, quote, urlencode, urlsplit, urlunsplit
@@ -60,6 +61,11 @@ def with_options(url: str) -> str:
     given = query.get("options", [os.environ.get("PGOPTIONS", "")])[-1]
     options = [*_options(DEFAULTS), given, *_options(FIXED)]
     query["options"] = [" ".join(filter(None, options))]
+    user, at, place = parts.netloc.rpartition("@")
+    if ipv6 := re.fullmatch(r"\[(?P<host>.*)\](?::(?P<port>\d+))?", place):
+        # dbmate loses the brackets of such a host, and then its port.
+        query |= {name: [given] for name, given in ipv6.groupdict().items() if given}
+        parts = parts._replace(netloc=user + at)
     return urlunsplit(parts._replace(query=urlencode(query, doseq=True, quote_via=quote)))
 
 

@@ -11,6 +11,7 @@ import psycopg
 import structlog
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from processes.listening import bracketed
 from service.database import Database
 from service.errors import Overloaded, ServiceError
 from service.metrics import Metrics
@@ -162,7 +163,7 @@ def by_host(url: str) -> dict[str, str]:
         ports,
         strict=True,
     ):
-        name = ":".join(filter(None, [host or address or "localhost", port]))
+        name = ":".join(filter(None, [bracketed(host or address or "localhost"), port]))
         one = {"host": host or None, "hostaddr": address or None, "port": port or None}
         found[name] = make_conninfo("", **{**given, **one})
     return found

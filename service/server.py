@@ -14,6 +14,7 @@ from google.longrunning import operations_pb2
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2
 
+from processes.listening import serve_metrics
 from processes.supervised import share_gauges
 from service.amqp import Broker
 from service.calls import CallHandler
@@ -22,7 +23,7 @@ from service.database import Database
 from service.direct import direct_handlers
 from service.introspection import serve_channelz
 from service.listening import bind
-from service.metrics import Metrics, serve_metrics
+from service.metrics import Metrics
 from service.moments import Moments
 from service.operations.accepter import Accepter, OperationQueue
 from service.operations.postgres_queue import PostgresQueue
@@ -76,7 +77,15 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         await check_primary(settings.database_url, settings.timeouts)
-        metrics_port = serve_metrics(settings.grpc_host, settings.metrics_port, metrics, stack)
+        metrics_port = None
+        if settings.metrics_port is not None:
+            metrics_port, stop_metrics = serve_metrics(
+                metrics.registry,
+                settings.grpc_host,
+                settings.metrics_port,
+                settings="GRPC_HOST, METRICS_PORT",
+            )
+            stack.push_async_callback(asyncio.to_thread, stop_metrics)
         channelz_port = await serve_channelz(
             settings.channelz_port,
             stack,
@@ -157,7 +166,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
                 timeout=settings.request_timeout,
             )
         )
-        port = bind(server, settings.grpc_host, settings.grpc_port)
+        port = bind(server, settings.grpc_host, settings.grpc_port, settings="GRPC_HOST, GRPC_PORT")
 
         in_need = [*services, RELAY]
         await tell(health_servicer, in_need, serving=False)  # until the database has answered

@@ -7,12 +7,13 @@ from datetime import timedelta
 
 import structlog
 
+from processes.listening import serve_metrics
 from service.amqp import Broker
 from service.database import Database
 from service.events.publisher import EventPublisher
 from service.events.rabbitmq import declare_exchange
 from service.events.store import EventStore
-from service.metrics import Metrics, serve_metrics
+from service.metrics import Metrics
 from service.operations.postgres_queue_worker import PostgresQueueWorker
 from service.operations.rabbitmq_worker import RabbitMQQueueWorker
 from service.purge import Purge
@@ -41,7 +42,15 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         await check_primary(settings.database_url, settings.timeouts)
-        port = serve_metrics(settings.grpc_host, settings.worker_metrics_port, metrics, stack)
+        port = None
+        if settings.worker_metrics_port is not None:
+            port, stop_metrics = serve_metrics(
+                metrics.registry,
+                settings.grpc_host,
+                settings.worker_metrics_port,
+                settings="GRPC_HOST, WORKER_METRICS_PORT",
+            )
+            stack.push_async_callback(asyncio.to_thread, stop_metrics)
         database = await stack.enter_async_context(
             Database(
                 settings.database_url,
