@@ -33,7 +33,7 @@ from gateway.operations import (
 from gateway.pages import DOCUMENT_PATH, Alive, Ready, document_page, viewer_pages
 from gateway.problems import StatusReader
 from gateway.relay import Relay
-from gateway.routes import Router, location_template, routes_of
+from gateway.routes import Router, batch_of, location_template, routes_of
 from gateway.settings import Settings
 from gateway.streams import Streams
 from gateway.watch import Watch
@@ -107,7 +107,9 @@ def build_router(
     )
     router: Router[Endpoint] = Router()
     for route in routes:
-        call = CallEndpoint(route, shared, location_template(route, routes))
+        call = CallEndpoint(
+            route, shared, location_template(route, routes), batch_of(route, routes)
+        )
         endpoint = (
             ChangesEndpoint(
                 route,

@@ -49,7 +49,9 @@ class BodyReader:
             async with self._arriving(request):
                 if not await content.readany():
                     return
-        raise malformed("This method takes no body.")
+        raise malformed(
+            "This method takes no body; what it is told stands in the path, the query and headers."
+        )
 
     @asynccontextmanager
     async def _arriving(self, request: BaseRequest) -> AsyncIterator[None]:

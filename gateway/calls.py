@@ -63,12 +63,16 @@ class CallSettings:
 class CallEndpoint:
     """Answers the requests of one route."""
 
-    def __init__(self, route: Route, settings: CallSettings, location: str | None) -> None:
-        """Prepare the route; `location` is the path under which its writes are read, if any."""
+    def __init__(
+        self, route: Route, settings: CallSettings, location: str | None, batch: Route | None
+    ) -> None:
+        """Prepare the route; `location` is the path under which its writes are read, if any,
+        `batch` the route that takes several of them.
+        """
         output = route.rpc.output_type
         self.name = route.rpc.name
         self._settings = settings
-        self._input = InputReader(route)
+        self._input = InputReader(route, batch)
         self.takes_body = self._input.takes_body
         self._response_body = route.response_body
         shown = route.answer_message

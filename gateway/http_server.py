@@ -15,6 +15,7 @@ from gateway.answers import REQUEST_ID, problem_answer, sign
 from gateway.bodies import BodyReader
 from gateway.exchange import Exchange
 from gateway.metrics import Metrics
+from gateway.pages import DOCS_PATH
 from gateway.problems import ProblemError, internal, refusal
 from gateway.reasons import Reason
 from gateway.routes import Router
@@ -105,7 +106,7 @@ class HttpHandler:
         path, _, exchange.query = target.partition("#")[0].partition("?")
         found = self._router.find(path)
         if found is None:
-            raise refusal(Reason.ROUTE_NOT_FOUND, "There is nothing at this path.")
+            raise refusal(Reason.ROUTE_NOT_FOUND, self._nothing_at(path))
         endpoints, exchange.variables = found
         endpoint = endpoints.get(request.method)
         if endpoint is None:
@@ -117,6 +118,11 @@ class HttpHandler:
         if not endpoint.takes_body:
             await self._bodies.refuse(request)
         return await endpoint(exchange)
+
+    def _nothing_at(self, path: str) -> str:
+        if path.endswith("/") and self._router.find(path.rstrip("/")) is not None:
+            return "There is nothing at this path, but without the slash at its end there is."
+        return f"There is nothing at this path; {DOCS_PATH} shows what there is."
 
     def _record(self, exchange: Exchange, status: int, seconds: float) -> None:
         self._metrics.observe(exchange.method, status, seconds)

@@ -1,143 +1,51 @@
 """HTTP requests to input messages: path, query, headers and body to their fields."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp.web import BaseRequest
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from gateway.conditions import IF_MATCH, IF_NONE_MATCH, read_tags
+from gateway.bindings import (
+    INPUT_HEADERS,
+    array_refusal,
+    conditions_of,
+    header_fields,
+    places_of,
+    query_fields,
+)
+from gateway.conditions import IF_MATCH, read_tags
 from gateway.exchange import Exchange
 from gateway.problems import Errors, FieldError, invalid_fields
+from gateway.query import QueryParameter, read_query
 from gateway.routes import Route, decode_percent
 from gateway.strict_json import parse_json
-from gateway.transcoding import MessageReader, Read, query_reader
-
-
-def read_if_none_match(value: str) -> bool:
-    """Read the wish to create only.
-
-    That a certain state is not the stored one, which entity tags would say, nothing can
-    decide together with the write; so the write is refused rather than made (RFC 9110,
-    13.1.2).
-    """
-    if value.strip() != "*":
-        raise ValueError("must be * on a write; to expect an etag, send it in If-Match")
-    return True
-
-
-def read_idempotency_key(value: str) -> str:
-    """Give the key, without the double quotes that structured headers put around it."""
-    if len(value) >= 2 and value[0] == value[-1] == '"':
-        value = value[1:-1]
-    if not value:
-        raise ValueError("must not be empty")
-    return value
-
-
-@dataclass(frozen=True, slots=True)
-class InputHeader:
-    """A request header that stands for an input field.
-
-    Without `read` it has more to say than the field can hold.
-    """
-
-    name: str
-    field: str
-    read: Callable[[str], str | bool] | None
-
-
-INPUT_HEADERS = (
-    InputHeader(IF_MATCH, "etag", None),
-    InputHeader(IF_NONE_MATCH, "create_only", read_if_none_match),
-    InputHeader("Idempotency-Key", "idempotency_key", read_idempotency_key),
-)
-
-
-def header_fields(route: Route) -> dict[str, InputHeader]:
-    """Give the headers that stand for input fields of this route, by field name."""
-    if route.body == "*" or not route.writes:
-        return {}
-    names = {field.name for field in route.rpc.input_type.fields}
-    return {header.field: header for header in INPUT_HEADERS if header.field in names}
-
-
-def conditions_of(route: Route) -> tuple[str, ...]:
-    """List the headers that a route evaluates as conditions on the etag of what is stored."""
-    if not route.writes:
-        return (IF_MATCH, IF_NONE_MATCH) if "etag" in route.answer_message.fields_by_name else ()
-    return (IF_MATCH,) if "etag" in header_fields(route) else ()
-
-
-def query_fields(route: Route) -> tuple[FieldDescriptor, ...]:
-    """List the input fields that are query parameters: all that come by no other way."""
-    if route.body == "*":
-        return ()
-    elsewhere = {route.body, *route.variables, *header_fields(route)}
-    return tuple(field for field in route.rpc.input_type.fields if field.name not in elsewhere)
-
-
-@dataclass(frozen=True, slots=True)
-class QueryParameter:
-    """A query parameter: the field that it is read into, and how."""
-
-    name: str
-    repeated: bool
-    read: Read
-
-
-def read_query(
-    query: str, parameters: Mapping[str, QueryParameter], fields: dict[str, Any], errors: Errors
-) -> None:
-    """Read the query of a URL, still encoded, into fields; every fault is added to the errors."""
-    if not query:
-        return
-    for pair in query.split("&"):
-        if not pair:
-            continue
-        raw_name, _, raw_value = pair.partition("=")
-        try:
-            name = decode_percent(raw_name.replace("+", " "))
-        except ValueError as error:
-            errors.append(FieldError("query", str(error)))
-            continue
-        parameter = parameters.get(name)
-        if parameter is None:
-            errors.append(FieldError(name, "is not a query parameter of this method"))
-            continue
-        try:
-            value = decode_percent(raw_value.replace("+", " "))
-        except ValueError as error:
-            errors.append(FieldError(name, str(error)))
-            continue
-        read = parameter.read(value, name, errors)
-        if parameter.repeated:
-            fields.setdefault(parameter.name, []).append(read)
-        elif parameter.name in fields:
-            errors.append(FieldError(name, "must be there only once"))
-        else:
-            fields[parameter.name] = read
+from gateway.transcoding import MessageReader, query_reader
 
 
 class InputReader:
     """Reads the requests of one route into its input messages."""
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, batch: Route | None = None) -> None:
+        """Prepare the route; `batch` is the one that takes several of what this one takes."""
         fields = route.rpc.input_type.fields_by_name
         self._new: Callable[..., Message] = GetMessageClass(route.rpc.input_type)
         self._body = route.body
         message = route.body_message
         in_path = frozenset(route.variables) if route.body == "*" else frozenset[str]()
-        self._body_reader = MessageReader(message, without=in_path) if message is not None else None
+        self._query_places, body_places = places_of(route, batch)
+        self._body_reader = (
+            MessageReader(message, without=in_path, places=body_places)
+            if message is not None
+            else None
+        )
+        self._no_array = array_refusal(route, batch)
         self._variables = {
             name: (fields[name].json_name, query_reader(fields[name])) for name in route.variables
         }
         self._parameters = {
-            field.json_name: QueryParameter(field.name, field.is_repeated, query_reader(field))
-            for field in query_fields(route)
+            field.json_name: QueryParameter.of(field) for field in query_fields(route)
         }
         headers = header_fields(route).values()
         self._headers = tuple((header, header.read) for header in headers if header.read)
@@ -162,11 +70,15 @@ class InputReader:
         fields: dict[str, Any] = {}
         message: Message | None = None
         self._read_variables(exchange.variables, fields, errors)
-        read_query(exchange.query, self._parameters, fields, errors)
+        read_query(exchange.query, self._parameters, fields, errors, self._query_places)
         self._read_headers(exchange.request, fields, errors)
         self._read_conditions(exchange, errors)
         if self._body_reader is not None:
-            message = self._body_reader.read(parse_json(body), "", errors)
+            value = parse_json(body)
+            if type(value) is list:
+                errors.append(FieldError("", self._no_array))
+            else:
+                message = self._body_reader.read(value, "", errors)
         if errors:
             raise invalid_fields(errors)
         if message is not None and self._body == "*":

@@ -10,12 +10,12 @@ from appointments.v1.appointment_pb2 import Outcome
 from google.protobuf.descriptor import ServiceDescriptor
 
 from gateway.answers import REQUEST_ID
+from gateway.bindings import conditions_of, header_fields, query_fields
 from gateway.caller import REVISION
 from gateway.calls import OUTCOME
 from gateway.comments import read_comments
 from gateway.conditions import IF_MATCH, IF_NONE_MATCH, MAX_TAGS
 from gateway.event_stream import EVENT_ID, LAST_EVENT_ID
-from gateway.inputs import conditions_of, header_fields, query_fields
 from gateway.openapi_components import (
     ALWAYS,
     HEADERS,

@@ -25,7 +25,6 @@ from gateway.answers import json_answer
 from gateway.caller import ServiceCaller, revision_header
 from gateway.exchange import Exchange
 from gateway.in_flight import InFlight
-from gateway.inputs import QueryParameter, read_query
 from gateway.organizations import DEFAULT_ORGANIZATION, location_of
 from gateway.problems import (
     Errors,
@@ -35,6 +34,7 @@ from gateway.problems import (
     invalid_fields,
     refusal,
 )
+from gateway.query import QueryParameter, read_query
 from gateway.reasons import Reason
 from gateway.routes import decode_percent
 from gateway.transcoding import query_reader

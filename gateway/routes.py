@@ -85,6 +85,16 @@ def location_template(route: Route, routes: Sequence[Route]) -> str | None:
     return route.template if stores else None
 
 
+def batch_of(route: Route, routes: Sequence[Route]) -> Route | None:
+    """Find the route that takes several of what this one takes."""
+    for other in routes:
+        if other.http_method == route.http_method and other.template.startswith(
+            f"{route.template}:batch"
+        ):
+            return other
+    return None
+
+
 def _rules(rule: http_pb2.HttpRule) -> Iterator[http_pb2.HttpRule]:
     if rule.WhichOneof("pattern"):
         yield rule

@@ -11,10 +11,14 @@ def parse_json(body: bytes) -> Any:  # noqa: ANN401  any JSON value
     """Read JSON text as RFC 8259 has it, and refuse what its readers disagree on.
 
     Refused: other encodings than UTF-8, repeated names, NaN and infinities, numbers
-    beyond a double. Raises `ProblemError` with the code MALFORMED_REQUEST.
+    beyond a double. A byte order mark is passed over. Raises `ProblemError` with the code
+    MALFORMED_REQUEST.
     """
+    encoding = json.detect_encoding(body)
+    if not encoding.startswith("utf-8"):
+        raise malformed(f"The body is {encoding.upper()}; it must be UTF-8.")
     try:
-        text = body.decode("utf-8")
+        text = body.decode(encoding)  # "utf-8-sig" if there is a byte order mark
     except UnicodeDecodeError as error:
         raise malformed(f"The body is not UTF-8 at byte {error.start}.") from None
     if not text or text.isspace():

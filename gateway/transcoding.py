@@ -50,7 +50,14 @@ class MessageReader:
     message here uses (maps, bytes, floating point) are refused when the reader is made.
     """
 
-    def __init__(self, descriptor: Descriptor, *, without: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        descriptor: Descriptor,
+        *,
+        without: frozenset[str] = frozenset(),
+        places: Mapping[str, str] | None = None,
+    ) -> None:
+        """Prepare the type; `places` tells where names stand that are not known here."""
         self._new: Callable[..., Message] = GetMessageClass(descriptor)
         self._fields: Mapping[str, _Field] = {
             field.json_name: _Field(
@@ -64,6 +71,7 @@ class MessageReader:
             for field in descriptor.fields
             if field.name != field.json_name
         }
+        self._places = places or {}
 
     def read(self, value: Any, path: str, errors: Errors) -> Message | None:  # noqa: ANN401
         """Build the message; None, and at least one more error, if that cannot be."""
@@ -86,8 +94,36 @@ class MessageReader:
         return self._new(**fields) if len(errors) == before else None
 
     def _unknown(self, json_name: str) -> str:
-        known_as = self._json_names.get(json_name)
-        return f"is not a known field; write {known_as}" if known_as else "is not a known field"
+        if known_as := self._json_names.get(json_name):
+            return f"is not a known field; write {known_as}"
+        if place := self._places.get(json_name):
+            return f"is not a known field here; it belongs {place}"
+        return "is not a known field"
+
+
+def nested_paths(descriptor: Descriptor) -> dict[str, str]:
+    """Give the paths of the fields of the messages inside a message, by their JSON names.
+
+    Of several with one name the one that is least deep; not those at the top.
+    """
+    paths: dict[str, str] = {}
+    level = {"": descriptor}
+    while level:
+        below: dict[str, Descriptor] = {}
+        for path, message in level.items():
+            for field in message.fields:
+                where = f"{path}{field.json_name}"
+                if path:
+                    paths.setdefault(field.json_name, where)
+                inner = field.message_type
+                if inner is not None and inner.full_name not in _WELL_KNOWN:
+                    below[f"{where}[]." if field.is_repeated else f"{where}."] = inner
+        level = below
+    return {
+        name: path
+        for name, path in paths.items()
+        if name not in descriptor.fields_by_camelcase_name
+    }
 
 
 def is_output_only(field: FieldDescriptor) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -34,17 +35,29 @@ def _problem(answer: bytes) -> Any:
     [
         "/",
         "/api",
-        "/api/appointments/",
+        "/api/",
+        "/healthz//x/",
         "/api/appointments/a/b",
         "//api/appointments",
         "/api/appointments%2Fa",
-        "/api/appointments/a/history/",
         "/API/appointments",
     ],
 )
-async def test_an_unknown_path(rest: Gateway, path: str) -> None:
+async def test_an_unknown_path_leads_to_the_docs(rest: Gateway, path: str) -> None:
     answer = await rest.send("GET", path)
     assert (answer.status, answer.json["code"]) == (404, "ROUTE_NOT_FOUND")
+    [docs] = re.findall("/api/[a-z]+", answer.json["detail"])
+    assert (await rest.send("GET", docs)).status == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/appointments", "/api/appointments/a/history", "/healthz", "/api/docs"]
+)
+async def test_a_slash_at_the_end_is_named(rest: Gateway, path: str) -> None:
+    for method in ("GET", "POST"):
+        answer = await rest.send(method, f"{path}/?a=b")
+        assert (answer.status, answer.json["code"]) == (404, "ROUTE_NOT_FOUND")
+        assert "without the slash" in answer.json["detail"]
 
 
 @pytest.mark.parametrize(

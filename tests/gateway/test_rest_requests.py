@@ -4,6 +4,8 @@ from urllib.parse import quote
 
 import pytest
 
+from gateway.problems import Errors
+from gateway.query import read_query
 from tests.gateway.conftest import END, START, WRITE, Gateway
 
 
@@ -48,7 +50,7 @@ async def test_an_id_that_is_no_text_is_refused(rest: Gateway, raw: str) -> None
 async def test_query_parameters_become_fields(rest: Gateway) -> None:
     answer = await rest.send(
         "GET",
-        "/api/appointments?organizationId=%C3%B6+x&resourceId=&from=2026-01-01+10:00"
+        "/api/appointments?organizationId=%C3%B6+x&resourceId=&from=2026-01-01%2010:00"
         "&to=2026-01-02T00:00:00%2B01:00&includeCancelled=true&pageSize=5&minRevision=0"
         "&asOfRevision=9007199254740993",
     )
@@ -88,6 +90,128 @@ async def test_a_wrong_query_parameter_is_refused(rest: Gateway, query: str, fie
     answer = await rest.send("GET", f"/api/appointments?{query}")
     assert (answer.status, answer.json["code"]) == (400, "INVALID_FIELD")
     assert [error["field"] for error in answer.json["errors"]] == [field]
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "told"),
+    [
+        ("=", "query", "without a name: ="),
+        ("=x", "query", "without a name: =x"),
+        ("pageSize=1&=%20&", "query", "without a name: =%20"),
+        ("%FF=1", "query", "UTF-8, percent-encoded: %FF"),
+        ("a%62+c=1", "a%62+c", "is not a query parameter"),
+        ("x" * 200, "x" * 100 + "...", "is not a query parameter"),
+        (
+            "from=2031-01-01T00:00:00+01:00",
+            "from",
+            "%2B, a space as %20: 2031-01-01T00:00:00+01:00",
+        ),
+        ("from=2031-01-01T00%3A00%3A00+01%3A00", "from", "%2B"),
+        ("from=2031-01-01+05:00", "from", "written as %2B, a space as %20: 2031-01-01+05:00"),
+        ("to=2031-01-01+05:00:00", "to", "%2B"),
+        ("asOfTime=2031-01-01+05:00", "asOfTime", "%2B"),
+    ],
+)
+async def test_a_fault_of_the_query_is_told_as_it_was_sent(
+    rest: Gateway, query: str, field: str, told: str
+) -> None:
+    answer = await rest.send("GET", f"/api/appointments?{query}")
+    assert answer.status == 400
+    [error] = answer.json["errors"]
+    assert error["field"] == field
+    assert told in error["detail"]
+
+
+def test_bytes_that_are_no_text_are_told_as_such() -> None:
+    errors: Errors = []
+    read_query("\udcff=1&=\udcff", {}, {}, errors)
+    assert [error.detail[-3:] for error in errors] == [": \ufffd", " =\ufffd"]
+
+
+async def test_no_parameters_are_none(rest: Gateway) -> None:
+    for query in ("", "&", "&&"):
+        assert (await rest.send("GET", f"/api/appointments?{query}")).status == 200
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        "2031-01-01%2005:00",
+        "2031-01-01%2005%3A00",
+        "2031-01-01+05%3A00",  # as everything that encodes forms writes a space and a colon
+        "2031-01-01T05:00:00Z",
+        "2031-01-01T06:00:00%2B01:00",
+    ],
+)
+async def test_times_in_a_query(rest: Gateway, time: str) -> None:
+    assert (await rest.send("GET", f"/api/appointments?from={time}")).status == 200
+    assert getattr(rest.service.request, "from").ToJsonString() == "2031-01-01T05:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "field", "place"),
+    [
+        ("/api/appointments?organizationId=o", WRITE, "organizationId", "in the body"),
+        ("/api/appointments?createOnly=true", WRITE, "createOnly", "in the header If-None-Match"),
+        ("/api/appointments", {**WRITE, "validateOnly": True}, "validateOnly", "in the query"),
+        (
+            "/api/appointments",
+            {**WRITE, "idempotencyKey": "k"},
+            "idempotencyKey",
+            "in the header Idempotency-Key",
+        ),
+        (
+            "/api/appointments",
+            {"requests": [{"appointment": WRITE}]},
+            "requests",
+            "in the body of POST /api/appointments:batchUpsert",
+        ),
+        (
+            "/api/appointments:batchUpsert",
+            {"organizationId": "o", "requests": [{"appointment": WRITE}]},
+            "organizationId",
+            "in requests[].appointment.organizationId",
+        ),
+        (
+            "/api/appointments:batchUpsert?organizationId=o",
+            {"requests": [{"appointment": WRITE}]},
+            "organizationId",
+            "in requests[].appointment.organizationId",
+        ),
+        ("/api/webhooks?organizationId=o", {"url": "https://a/"}, "organizationId", "in the body"),
+        (
+            "/api/webhooks",
+            {"url": "https://a/", "afterRevision": 1},
+            "afterRevision",
+            "in the query",
+        ),
+        (
+            "/api/webhooks/w:replay?organizationId=o",
+            {"afterRevision": 1},
+            "organizationId",
+            "in the body",
+        ),
+    ],
+)
+async def test_what_stands_in_the_wrong_place_is_told_the_right_one(
+    rest: Gateway, target: str, body: object, field: str, place: str
+) -> None:
+    answer = await rest.send("POST", target, json=body)
+    assert answer.status == 400
+    [error] = answer.json["errors"]
+    assert error["field"] == field
+    assert error["detail"].endswith(f"it belongs {place}")
+
+
+async def test_an_array_is_told_where_batches_go(rest: Gateway) -> None:
+    for target in ("/api/appointments", "/api/appointments:batchUpsert"):
+        answer = await rest.send("POST", target, json=[WRITE])
+        assert answer.status == 400
+        assert '{"requests": [{...}, ...]}' in answer.json["detail"]
+    answer = await rest.send("POST", "/api/appointments", json=[])
+    assert "POST /api/appointments:batchUpsert" in answer.json["detail"]
+    answer = await rest.send("POST", "/api/webhooks", json=[])
+    assert answer.json["errors"] == [{"field": "", "detail": "must be an object"}]
 
 
 @pytest.mark.parametrize("name", ["etag", "createOnly", "idempotencyKey", "appointment", "id"])

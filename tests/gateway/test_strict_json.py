@@ -16,10 +16,14 @@ from gateway.strict_json import parse_json
         (b"{}x", "not JSON"),
         (b"{'a': 1}", "not JSON"),
         (b'{"a": 1,}', "not JSON"),
-        (b'\xef\xbb\xbf{"a": 1}', "not JSON"),
+        (b'\xef\xbb\xbf\xef\xbb\xbf{"a": 1}', "not JSON"),
+        (b"\xef\xbb\xbf", "empty"),
         (b'{"a": "\xff"}', "not UTF-8"),
         (b'{"a": "\xed\xa0\x80"}', "not UTF-8"),
-        ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), "is UTF-16; it must be UTF-8"),
+        ('{"a": 1}'.encode("utf-16-le"), "is UTF-16-LE"),
+        ('{"a": 1}'.encode("utf-16-be"), "is UTF-16-BE"),
+        ('{"a": 1}'.encode("utf-32"), "is UTF-32"),
         (b'{"a": 1, "a": 1}', '"a" is there twice'),
         (b'{"b": {"a": 1, "\\u0061": 2}}', '"a" is there twice'),
         (b'{"a": NaN}', "NaN"),
@@ -37,6 +41,10 @@ def test_ambiguous_json_is_malformed(body: bytes, said: str) -> None:
         parse_json(body)
     assert refusal.value.problem.code == "MALFORMED_REQUEST"
     assert said in refusal.value.problem.detail
+
+
+def test_a_byte_order_mark_is_passed_over() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a": "\xc3\xa9"}') == {"a": "é"}
 
 
 def test_values_keep_their_types() -> None:
