@@ -53,6 +53,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     # A page of a thousand appointments with attributes exceeds the default of 4 MiB.
     ("grpc.max_receive_message_length", -1),
+    # The service compresses nothing, and gRPC would inflate an answer whole, however large.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
     # A service that comes back is found again within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),

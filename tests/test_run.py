@@ -338,3 +338,13 @@ def test_a_directory_that_is_opened_is_named(
     assert closed.stat().st_mode & 0o777 == 0o701
     _open_ways(closed / "data")
     assert capsys.readouterr().err == ""
+
+
+def test_it_runs_by_ipv6_and_the_printed_urls_are_reached(start_run: StartRun) -> None:
+    run = start_run(GRPC_HOST="::1", GATEWAY_HOST="[::]").wait_until_ready()
+    with urllib.request.urlopen(f"{run.url}/readyz") as answer:
+        assert answer.status == 200
+    port = run.url.rpartition(":")[2]
+    with urllib.request.urlopen(f"http://[::1]:{port}/api/appointments") as answer:
+        assert answer.status == 200
+    assert run.press_ctrl_c() == (0, "")

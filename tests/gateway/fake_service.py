@@ -12,7 +12,7 @@ from appointments.v1.appointment_pb2 import Appointment, Outcome
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.status_pb2 import Status
-from grpc import StatusCode, aio
+from grpc import Compression, StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
@@ -113,9 +113,11 @@ class FakeService:
 
 
 @asynccontextmanager
-async def fake_service(port: int = 0) -> AsyncIterator[FakeService]:
+async def fake_service(
+    port: int = 0, compression: Compression = Compression.NoCompression
+) -> AsyncIterator[FakeService]:
     """Serve, on any free port unless told which."""
-    server = aio.server()
+    server = aio.server(compression=compression)
     service = FakeService(server=server, health=health_aio.HealthServicer())
     relay = RelayServicer(service.handle, Metrics())
     add_RelayServiceServicer_to_server(relay, server)

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
+from aiohttp import ClientTimeout
 from appointments.v1.appointment_pb2 import Outcome, TimeRangeConflict
 from google.protobuf.any_pb2 import Any as PackedAny
 from google.rpc.error_details_pb2 import ErrorInfo
@@ -124,6 +125,20 @@ async def test_a_crash_of_the_service_leaks_nothing(rest: Gateway) -> None:
 async def test_a_method_that_the_service_has_not(rest: Gateway) -> None:
     answer = await rest.send("GET", "/api/changes")
     assert (answer.status, answer.json["code"]) == (501, "UNIMPLEMENTED")
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_an_answer_that_would_have_to_be_inflated_is_not_taken(
+    compression: grpc.Compression,
+) -> None:
+    async with (
+        fake_service(compression=compression) as service,
+        running_gateway(service) as gateway,
+    ):
+        answer = await gateway.upsert(timeout=ClientTimeout(10))
+        assert (answer.status, answer.json["code"]) == (503, "SERVICE_UNAVAILABLE")
+        # It came to the service, which is not told.
+        assert service.calls == 1
 
 
 async def test_a_service_that_cannot_be_reached(fake: FakeService) -> None:
