@@ -27,6 +27,7 @@ from gateway.openapi_components import (
     reference,
     response_name,
 )
+from gateway.openapi_examples import EXAMPLES, Examples, shown
 from gateway.openapi_pages import (
     PAGE_TAGS,
     health_paths,
@@ -91,25 +92,6 @@ _CONVENTIONS = (
     "one a read ignores them and a write refuses them. Every error is a problem of RFC 9457, "
     "for programs to go by its `code`."
 )
-_STORED_EXAMPLE = {
-    "organizationId": "default",
-    "resourceId": "room-1",
-    "id": "standup",
-    "start": "2026-03-02T09:00:00Z",
-    "end": "2026-03-02T09:15:00Z",
-    "title": "Stand-up",
-    "attributes": {"floor": 3},
-    "createdAt": "2026-02-27T14:05:11.250417Z",
-    "updatedAt": "2026-02-27T14:05:11.250417Z",
-    "state": "ACTIVE",
-    "version": 1,
-    "revision": "42",
-    "etag": "2a",
-}
-_WRITE_EXAMPLE = {
-    name: _STORED_EXAMPLE[name]
-    for name in ("resourceId", "id", "start", "end", "title", "attributes")
-}
 
 
 def openapi_document(
@@ -195,9 +177,10 @@ def _operation(route: Route, schemas: Schemas, comment: str, *, creates: bool) -
     message = route.body_message
     if message is not None:
         in_path = route.variables if route.body == "*" else ()
-        content: Schema = {"schema": schemas.taken(message, without=in_path)}
-        if message.name == "Appointment":
-            content["examples"] = {"write": {"value": _WRITE_EXAMPLE}}
+        content: Schema = {
+            "schema": schemas.taken(message, without=in_path),
+            **shown(_examples(route).requests),
+        }
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
     operation["responses"] = _responses(route, schemas, creates=creates)
     return operation
@@ -251,23 +234,35 @@ def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
         schemas.enumeration(Outcome.DESCRIPTOR)
     if creates:
         headers.append("Location")
-    content: Schema = {"schema": schemas.given(message)}
-    if message.name == "Appointment":
-        content["examples"] = {"stored": {"value": _STORED_EXAMPLE}}
-    contents: Schema = {"application/json": content}
-    if route.stream is not None:
-        contents[EVENT_STREAM] = _EVENTS
-    success = {"headers": header_references(headers), "content": contents}
+    schema = schemas.given(message)
+    answers = _examples(route).answers
+
+    def success(status: HTTPStatus, description: str) -> Schema:
+        content: Schema = {"schema": schema, **shown(answers.get(status, {}))}
+        contents: Schema = {"application/json": content}
+        if route.stream is not None:
+            contents[EVENT_STREAM] = _EVENTS
+        return {
+            "description": description,
+            "headers": header_references(headers),
+            "content": contents,
+        }
+
     responses: Schema = {}
     if has_outcome or not creates:
-        responses["200"] = {"description": "Done.", **success}
+        responses["200"] = success(HTTPStatus.OK, "Done.")
     if creates:
-        responses["201"] = {"description": "Created.", **success}
+        responses["201"] = success(HTTPStatus.CREATED, "Created.")
     if submission_kind(route.rpc.input_type):
         responses["202"] = {
             "description": "Accepted: it ends soon, once.",
             "headers": header_references([REQUEST_ID, "Location", PREFERENCE_APPLIED]),
-            "content": {"application/json": {"schema": reference("Operation")}},
+            "content": {
+                "application/json": {
+                    "schema": reference("Operation"),
+                    **shown(answers.get(HTTPStatus.ACCEPTED, {})),
+                }
+            },
         }
     if IF_NONE_MATCH in conditions_of(route):
         responses["304"] = {
@@ -278,6 +273,10 @@ def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
         responses[str(status.value)] = {"$ref": f"#/components/responses/{response_name(status)}"}
     responses["default"] = {"$ref": "#/components/responses/Problem"}
     return responses
+
+
+def _examples(route: Route) -> Examples:
+    return EXAMPLES.get(route.rpc.name, Examples())
 
 
 def _refusals(route: Route) -> set[HTTPStatus]:

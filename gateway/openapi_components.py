@@ -8,6 +8,7 @@ from appointments.v1.appointment_pb2 import TimeRangeConflict
 from gateway.answers import REQUEST_ID
 from gateway.caller import REVISION
 from gateway.calls import ACTOR, MAX_ACTOR_LENGTH, OUTCOME
+from gateway.openapi_examples import PROBLEM_EXAMPLES, shown
 from gateway.operations import MAX_WAIT
 from gateway.problems import MEDIA_TYPE
 from gateway.reasons import Reason
@@ -86,23 +87,6 @@ WITH_BODY = (
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
 )
-_CONFLICT_EXAMPLE = {
-    "type": "about:blank",
-    "title": "Conflict",
-    "status": 409,
-    "detail": "The range is taken.",
-    "code": "TIME_RANGE_CONFLICT",
-    "conflicts": [
-        {
-            "id": "retro",
-            "start": "2026-03-02T09:10:00Z",
-            "end": "2026-03-02T10:00:00Z",
-            "version": 1,
-        }
-    ],
-    "moreConflicts": False,
-    "requestId": "0b8e7d5c4f5d4a5e9f0f6a4c7b1d2e3f",
-}
 
 
 def reference(schema: str) -> Schema:
@@ -117,9 +101,8 @@ def response_name(status: HTTPStatus) -> str:
 
 def problem_response(status: HTTPStatus | None) -> Schema:
     """Describe refusals with a status, or with any other one."""
-    content: Schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    if status is HTTPStatus.CONFLICT:
-        content["examples"] = {"conflict": {"value": _CONFLICT_EXAMPLE}}
+    examples = PROBLEM_EXAMPLES.get(status, {}) if status else {}
+    content: Schema = {"schema": reference("Problem"), **shown(examples)}
     headers = [REQUEST_ID, REVISION]
     if status is not None:
         headers.extend(_PROBLEM_HEADERS.get(status, ()))

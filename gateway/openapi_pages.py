@@ -8,6 +8,7 @@ from appointments.v1.appointment_service_pb2 import OperationMetadata
 from gateway.answers import REQUEST_ID
 from gateway.caller import REVISION
 from gateway.openapi_components import ALWAYS, TEXT, header_references, reference, response_name
+from gateway.openapi_examples import EXAMPLES, shown
 from gateway.operations import MAX_WAIT, OPERATION_PATH, OPERATIONS_PATH
 from gateway.schemas import Schema, Schemas
 
@@ -15,6 +16,11 @@ PAGE_TAGS = [
     {"name": "Operations", "description": "Writes that were accepted, to be applied soon."},
     {"name": "Health", "description": "Whether the gateway runs, and whether it can answer."},
 ]
+
+
+def _content(answer: str, name: str) -> Schema:
+    examples = shown(EXAMPLES[name].answers[HTTPStatus.OK])
+    return {"application/json": {"schema": reference(answer), **examples}}
 
 
 def operation_paths() -> dict[str, Schema]:
@@ -37,7 +43,7 @@ def operation_paths() -> dict[str, Schema]:
         success: Schema = {
             "description": "Done.",
             "headers": header_references([REQUEST_ID, REVISION]),
-            "content": {"application/json": {"schema": reference(answer)}},
+            "content": _content(answer, name),
         }
         responses = {"200": success} | {
             str(status.value): {"$ref": f"#/components/responses/{response_name(status)}"}
@@ -185,7 +191,7 @@ def health_paths() -> dict[str, Schema]:
             "200": {
                 "description": "Yes.",
                 "headers": header_references([REQUEST_ID]),
-                "content": {"application/json": {"schema": reference("Health")}},
+                "content": _content("Health", name),
             }
         }
         for refusal in (HTTPStatus.METHOD_NOT_ALLOWED, *refusals):

@@ -130,7 +130,7 @@ def test_an_answer_requires_what_it_always_has(document: dict[str, Any]) -> None
     def optional(name: str) -> set[str]:
         return set(schemas[name]["properties"]) - set(schemas[name]["required"])
 
-    assert optional("Appointment") == {"attributes"}
+    assert optional("Appointment") == set()
     assert optional("HistoryEntry") == set()
     assert optional("TimeRangeConflict") == set()
     assert optional("Webhook") == {"secret", "failingSince", "nextAttemptAt"}

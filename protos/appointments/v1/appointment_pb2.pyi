@@ -138,7 +138,7 @@ class Appointment(_message.Message):
     @_builtins.property
     def attributes(self) -> _struct_pb2.Struct:
         """The caller's own JSON object, kept as it is: at most 16 KiB as JSON text, at
-        most 30 levels deep, without the NUL character. Numbers are doubles.
+        most 30 levels deep, without the NUL character. Numbers are doubles. Absent: `{}`.
         """
 
     @_builtins.property

@@ -66,7 +66,6 @@ def main(url: str, organization: str) -> None:
     change = AppointmentInput.from_dict({**read.to_dict(), "title": "Retrospective"})
     second = upsert_appointment.sync(client=client, body=change)
     assert isinstance(second, Appointment), second
-    assert second.attributes
     print(
         f'changed to "{second.title}", floor {second.attributes["floor"]},'
         f" version {second.version}, revision {second.revision}"

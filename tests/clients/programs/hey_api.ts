@@ -60,7 +60,7 @@ async function main(): Promise<void> {
   const changed = await upsertAppointment({ body });
   const second = stored(has(changed.data, changed.error));
   console.log(
-    `changed to "${second.title}", floor ${second.attributes?.["floor"]},` +
+    `changed to "${second.title}", floor ${second.attributes["floor"]},` +
       ` version ${second.version}, revision ${second.revision}`,
   );
 

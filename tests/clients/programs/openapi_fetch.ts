@@ -56,7 +56,7 @@ async function main(): Promise<void> {
   const second = has(changed.data, changed.error);
   if (!("etag" in second)) throw new Error("accepted, though not asked to be");
   console.log(
-    `changed to "${second.title}", floor ${second.attributes?.["floor"]},` +
+    `changed to "${second.title}", floor ${second.attributes["floor"]},` +
       ` version ${second.version}, revision ${second.revision}`,
   );
 

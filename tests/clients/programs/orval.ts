@@ -54,7 +54,7 @@ async function main(): Promise<void> {
   if (changed.status !== 200) throw unexpected(changed);
   const second = changed.data;
   console.log(
-    `changed to "${second.title}", floor ${second.attributes?.["floor"]},` +
+    `changed to "${second.title}", floor ${second.attributes["floor"]},` +
       ` version ${second.version}, revision ${second.revision}`,
   );
 

@@ -1,0 +1,234 @@
+"""The examples of the OpenAPI document.
+
+They are one story: what the organization `default` sees that has no past yet. A request and
+the answer to it have the same name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+Named = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """Of an operation: the bodies that are sent, and the answers by status, by name."""
+
+    requests: Named = field(default_factory=dict)
+    answers: Mapping[int, Named] = field(default_factory=dict)
+
+
+def shown(examples: Named) -> dict[str, Any]:
+    """Give the member of a media type that holds the examples, if there are any."""
+    named = {name: {"value": value} for name, value in examples.items()}
+    return {"examples": named} if named else {}
+
+
+_BOOKED_AT = "2026-02-27T14:05:11.250417Z"
+_CANCELLED_AT = "2026-02-28T08:30:00.125Z"
+_BOOK = {
+    "resourceId": "room-1",
+    "id": "standup",
+    "start": "2026-03-02T09:00:00Z",
+    "end": "2026-03-02T09:15:00Z",
+    "title": "Stand-up",
+    "attributes": {"floor": 3},
+}
+_BOOKED = {
+    "organizationId": "default",
+    **_BOOK,
+    "createdAt": _BOOKED_AT,
+    "updatedAt": _BOOKED_AT,
+    "state": "ACTIVE",
+    "version": 1,
+    "revision": "1",
+    "etag": "1",
+}
+_OVERLAP = {
+    "resourceId": "room-1",
+    "id": "retro",
+    "start": "2026-03-02T09:10:00Z",
+    "end": "2026-03-02T10:00:00Z",
+    "title": "Retrospective",
+}
+_OVERLAPPED = {
+    "type": "about:blank",
+    "title": "Conflict",
+    "status": 409,
+    "detail": "the time range is taken; choose another",
+    "code": "TIME_RANGE_CONFLICT",
+    "conflicts": [
+        {
+            "id": "standup",
+            "start": "2026-03-02T09:00:00Z",
+            "end": "2026-03-02T09:15:00Z",
+            "version": 1,
+        }
+    ],
+    "moreConflicts": False,
+}
+_BACKWARDS = {**_OVERLAP, "end": "2026-03-02T09:00:00Z"}
+_FREE = {
+    "resourceId": "room-2",
+    "id": "review",
+    "start": "2026-03-02T09:00:00Z",
+    "end": "2026-03-02T10:00:00Z",
+    "title": "Review",
+}
+_FREE_BOOKED = {**_BOOKED, **_FREE, "attributes": {}, "revision": "2", "etag": "2"}
+_CANCELLED = {**_BOOKED, "state": "CANCELLED", "version": 2, "revision": "3", "etag": "3"}
+_REQUEST_ID = {"requestId": "0b8e7d5c4f5d4a5e9f0f6a4c7b1d2e3f"}
+
+
+def _entry(change: str, recorded_at: str, appointment: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "revision": appointment["revision"],
+        "change": change,
+        "recordedAt": recorded_at,
+        "actor": "",
+        "idempotencyKey": "",
+        "appointment": appointment,
+    }
+
+
+_HISTORY = [_entry("CREATED", _BOOKED_AT, _BOOKED), _entry("CANCELLED", _CANCELLED_AT, _CANCELLED)]
+_OPERATION_ID = "019a2f4e-6c1b-7d0a-9b7e-3f5c2a1d8e64"
+_METADATA = {
+    "@type": "type.googleapis.com/appointments.v1.OperationMetadata",
+    "organizationId": "default",
+    "appointmentId": "standup",
+    "acceptedAt": "2026-02-28T08:31:00.5Z",
+}
+_ACCEPTED = {
+    "name": f"organizations/default/operations/{_OPERATION_ID}",
+    "metadata": _METADATA,
+    "done": False,
+}
+_DONE = {
+    "name": _ACCEPTED["name"],
+    "metadata": {**_METADATA, "finishedAt": "2026-02-28T08:31:00.625Z", "outcome": "UPDATED"},
+    "done": True,
+    "response": {
+        "@type": "type.googleapis.com/appointments.v1.Appointment",
+        **_BOOKED,
+        "version": 3,
+        "revision": "4",
+        "etag": "4",
+    },
+}
+_REGISTER = {"url": "https://example.com/hook", "changes": ["CREATED", "CANCELLED"]}
+_REGISTERED = {
+    "organizationId": "default",
+    "id": "019a2f4e-2b0c-7c55-8a3e-6d1f0e9b4c27",
+    **_REGISTER,
+    "description": "",
+    "disabled": False,
+    "disabledReason": "",
+    "deliveredRevision": "4",
+    "failedAttempts": 0,
+    "createdAt": "2026-02-28T09:00:00.5Z",
+    "updatedAt": "2026-02-28T09:00:00.5Z",
+    "headers": [],
+}
+_DISABLE = {**_REGISTER, "disabled": True}
+_DISABLED = {**_REGISTERED, **_DISABLE}
+_REPLAYED = {**_REGISTERED, "deliveredRevision": "0"}
+_SECRET = {"secret": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"}
+
+EXAMPLES: Mapping[str, Examples] = {
+    "UpsertAppointment": Examples(
+        requests={
+            "book": _BOOK,
+            "overlapping": _OVERLAP,
+            "backwards": _BACKWARDS,
+            "later": _BOOK,
+        },
+        answers={200: {"again": _BOOKED}, 201: {"book": _BOOKED}, 202: {"later": _ACCEPTED}},
+    ),
+    "GetAppointment": Examples(answers={200: {"booked": _BOOKED}}),
+    "ListAppointments": Examples(
+        answers={200: {"booked": {"appointments": [_BOOKED], "nextPageToken": "", "revision": "1"}}}
+    ),
+    "BatchUpsertAppointments": Examples(
+        requests={
+            "oneIsRefused": {
+                "requests": [{"appointment": _FREE, "createOnly": True}, {"appointment": _OVERLAP}]
+            }
+        },
+        answers={
+            200: {
+                "oneIsRefused": {
+                    "results": [
+                        {"appointment": _FREE_BOOKED, "outcome": "CREATED"},
+                        {"error": _OVERLAPPED},
+                    ]
+                }
+            }
+        },
+    ),
+    "CancelAppointment": Examples(answers={200: {"cancelled": _CANCELLED}}),
+    "ListAppointmentHistory": Examples(
+        answers={200: {"both": {"entries": _HISTORY, "nextPageToken": ""}}}
+    ),
+    "ListChanges": Examples(
+        answers={200: {"afterTwo": {"entries": _HISTORY[1:], "nextPageToken": "", "revision": "3"}}}
+    ),
+    "GetOperation": Examples(answers={200: {"done": _DONE}}),
+    "ListOperations": Examples(
+        answers={200: {"done": {"operations": [_DONE], "nextPageToken": ""}}}
+    ),
+    "CreateWebhook": Examples(
+        requests={"register": _REGISTER}, answers={201: {"register": {**_REGISTERED, **_SECRET}}}
+    ),
+    "GetWebhook": Examples(answers={200: {"registered": _REGISTERED}}),
+    "ListWebhooks": Examples(answers={200: {"registered": {"webhooks": [_REGISTERED]}}}),
+    "UpdateWebhook": Examples(
+        requests={"disable": _DISABLE}, answers={200: {"disable": _DISABLED}}
+    ),
+    "RotateWebhookSecret": Examples(answers={200: {"rotated": {**_DISABLED, **_SECRET}}}),
+    "ReplayWebhook": Examples(
+        requests={"all": {"afterRevision": "0"}}, answers={200: {"all": _REPLAYED}}
+    ),
+    "ListWebhookDeliveries": Examples(
+        answers={200: {"none": {"deliveries": [], "nextPageToken": ""}}}
+    ),
+    "DeleteWebhook": Examples(answers={200: {"deleted": {}}}),
+    "IsAlive": Examples(answers={200: {"alive": {"status": "ok"}}}),
+    "IsReady": Examples(answers={200: {"ready": {"status": "ready"}}}),
+}
+PROBLEM_EXAMPLES: Mapping[HTTPStatus, Named] = {
+    HTTPStatus.BAD_REQUEST: {
+        "backwards": {
+            "type": "about:blank",
+            "title": "Bad Request",
+            "status": 400,
+            "detail": "end must be after start",
+            "code": "INVALID_FIELD",
+            "errors": [{"field": "end", "detail": "must be after start"}],
+            **_REQUEST_ID,
+        }
+    },
+    HTTPStatus.NOT_FOUND: {
+        "unknown": {
+            "type": "about:blank",
+            "title": "Not Found",
+            "status": 404,
+            "detail": "the organization has no appointment with this id",
+            "code": "APPOINTMENT_NOT_FOUND",
+            **_REQUEST_ID,
+        }
+    },
+    HTTPStatus.CONFLICT: {"overlapping": {**_OVERLAPPED, **_REQUEST_ID}},
+    HTTPStatus.PRECONDITION_FAILED: {
+        "changedMeanwhile": {
+            "type": "about:blank",
+            "title": "Precondition Failed",
+            "status": 412,
+            "detail": "no stored appointment has this id and etag; read it again and decide anew",
+            "code": "ETAG_MISMATCH",
+            **_REQUEST_ID,
+        }
+    },
+}

@@ -1,0 +1,154 @@
+"""The examples of the OpenAPI document are sent, and answered as it says."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from typing import Any
+
+from tests.conftest import CreateDatabase, StartProgram
+
+# Made anew every time; all else of an answer is as in the document.
+MADE = {"createdAt", "updatedAt", "recordedAt", "acceptedAt", "finishedAt", "requestId", "secret"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    operation: str
+    status: int
+    example: str
+    """Of the answer, and of the request if it has a body."""
+    id: str = "standup"
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+WEBHOOK, OPERATION = "the webhook", "the operation"
+STORY = (
+    Step(operation="IsAlive", status=200, example="alive"),
+    Step(operation="IsReady", status=200, example="ready"),
+    Step(operation="UpsertAppointment", status=201, example="book"),
+    Step(operation="UpsertAppointment", status=200, example="again"),
+    Step(operation="UpsertAppointment", status=409, example="overlapping"),
+    Step(operation="UpsertAppointment", status=400, example="backwards"),
+    Step(operation="GetAppointment", status=200, example="booked"),
+    Step(operation="GetAppointment", status=404, example="unknown", id="nobody"),
+    Step(operation="ListAppointments", status=200, example="booked"),
+    Step(operation="BatchUpsertAppointments", status=200, example="oneIsRefused"),
+    Step(
+        operation="CancelAppointment",
+        status=412,
+        example="changedMeanwhile",
+        headers={"If-Match": '"0"'},
+    ),
+    Step(operation="CancelAppointment", status=200, example="cancelled"),
+    Step(operation="ListAppointmentHistory", status=200, example="both"),
+    Step(operation="ListChanges", status=200, example="afterTwo", query="?afterRevision=2"),
+    Step(
+        operation="UpsertAppointment",
+        status=202,
+        example="later",
+        headers={"Prefer": "respond-async"},
+    ),
+    Step(operation="GetOperation", status=200, example="done", id=OPERATION, query="?wait=20s"),
+    Step(operation="ListOperations", status=200, example="done"),
+    Step(operation="CreateWebhook", status=201, example="register"),
+    Step(operation="GetWebhook", status=200, example="registered", id=WEBHOOK),
+    Step(operation="ListWebhooks", status=200, example="registered"),
+    Step(operation="UpdateWebhook", status=200, example="disable", id=WEBHOOK),
+    Step(operation="RotateWebhookSecret", status=200, example="rotated", id=WEBHOOK),
+    Step(operation="ListWebhookDeliveries", status=200, example="none", id=WEBHOOK),
+    Step(operation="ReplayWebhook", status=200, example="all", id=WEBHOOK),
+    Step(operation="DeleteWebhook", status=200, example="deleted", id=WEBHOOK),
+)
+# The same request as "book", once more.
+SENT_AS = {"again": "book"}
+
+
+def test_the_examples_are_answered_as_the_document_says(
+    create_database: CreateDatabase,
+    start_service: StartProgram,
+    start_worker: StartProgram,
+    start_gateway: StartProgram,
+) -> None:
+    url = create_database()
+    gateway = start_gateway(SERVICE_ADDRESS=start_service(DATABASE_URL=url).address)
+    worker = start_worker(DATABASE_URL=url)
+    connection = HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+
+    def send(
+        method: str, target: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[int, Any]:
+        connection.request(method, target, body, {"Content-Type": "application/json", **headers})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+    _, document = send("GET", "/api/openapi.json", None, {})
+    operations = {
+        operation["operationId"]: (method.upper(), path, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    left = set(_examples(document))
+    made: dict[str, str] = {}
+    for step in STORY:
+        if step.operation == "CreateWebhook":
+            worker.stop()  # nothing is to be sent to the URL of the example
+        method, path, operation = operations[step.operation]
+        path = path.replace("{id}", made.get(step.id, step.id)) + step.query
+        body = None
+        if "requestBody" in operation:
+            contents = operation["requestBody"]["content"]["application/json"]
+            name = SENT_AS.get(step.example, step.example)
+            body = json.dumps(contents["examples"][name]["value"]).encode()
+            left.discard((step.operation, "request", name))
+        status, answer = send(method, path, body, step.headers)
+        assert status == step.status, (step, answer)
+        response = operation["responses"][str(status)]
+        owner = step.operation
+        if "$ref" in response:
+            owner = response["$ref"].rpartition("/")[2]
+            response = document["components"]["responses"][owner]
+        [content] = (one for one in response["content"].values() if "examples" in one)
+        left.discard((owner, str(status) if owner == step.operation else "", step.example))
+        if step.example in {"register", "later"}:
+            key = WEBHOOK if step.example == "register" else OPERATION
+            made[key] = (answer.get("id") or answer["name"]).rpartition("/")[2]
+        said = content["examples"][step.example]["value"]
+        assert _comparable(answer, made) == _comparable(said, made), step
+    assert not left
+
+
+def _examples(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Every example: whose it is, its place, and its name."""
+
+    def names(holder: dict[str, Any]) -> list[str]:
+        contents = holder.get("content", {}).values()
+        return [name for content in contents for name in content.get("examples", {})]
+
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            owner = operation["operationId"]
+            for name in names(operation.get("requestBody", {})):
+                yield owner, "request", name
+            for status, response in operation["responses"].items():
+                for name in names(response):
+                    yield owner, status, name
+    for owner, response in document["components"]["responses"].items():
+        for name in names(response):
+            yield owner, "", name
+
+
+def _comparable(value: Any, made: Mapping[str, str]) -> Any:
+    """Leave out what is made anew: of it only the type is compared, and whose id it is."""
+    if isinstance(value, list):
+        return [_comparable(item, made) for item in value]
+    if not isinstance(value, dict):
+        return value
+    fields = {}
+    for name, item in value.items():
+        if name in MADE or (name == "id" and "deliveredRevision" in value) or name == "name":
+            fields[name] = type(item)
+        else:
+            fields[name] = _comparable(item, made)
+    return fields
