@@ -19,8 +19,8 @@ _SPACED_TIME = (
     "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01]) "
     "([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$"
 )
-# Every 64-bit integer of the API is a revision. It has one type wherever it is, so that
-# what an answer says can be given to any request as it is.
+# Every 64-bit integer of the API is a revision. What an answer says can be given to any
+# request as it is. A body may hold a number as well, as proto3 JSON has it.
 _REVISION: Schema = {"type": "string", "format": "int64", "pattern": "^[0-9]{1,19}$"}
 TIME_GIVEN: Schema = {"type": "string", "format": "date-time"}
 TIME_TAKEN: Schema = {
@@ -63,7 +63,8 @@ class Schemas:
 
     def parameter(self, field: FieldDescriptor) -> Schema:
         """Give the schema of a field as a path variable or query parameter."""
-        schema = self._value(field, True)
+        is_revision = field.type == FieldDescriptor.TYPE_INT64
+        schema = dict(_REVISION) if is_revision else self._value(field, True)
         return {"type": "array", "items": schema} if field.is_repeated else schema
 
     def described(self, field: FieldDescriptor, parameter: Schema) -> Schema:
@@ -184,9 +185,11 @@ def _scalar(field: FieldDescriptor, taken: bool) -> Schema:
     if field.type == FieldDescriptor.TYPE_INT32:
         return {"type": "integer", "format": "int32", **_limits(field)}
     if field.type == FieldDescriptor.TYPE_INT64:
-        return dict(_REVISION)
+        return {"anyOf": [_REVISION, {"type": "integer"}]} if taken else dict(_REVISION)
     if taken and field.full_name in INTEGER_AS_TEXT:
         return {"anyOf": [_text(field), {"type": "integer"}]}
+    if taken and is_output_only(field):
+        return {"type": "string"}  # what is ignored keeps to no rules
     return _text(field)
 
 

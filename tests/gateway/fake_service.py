@@ -99,6 +99,7 @@ class FakeService:
                 stored.MergeFrom(
                     Appointment(state=Appointment.ACTIVE, version=1, revision=7, etag="e7")
                 )
+                stored.attributes.SetInParent()
                 stored.created_at.FromSeconds(7)
                 stored.updated_at.FromSeconds(7)
                 response.outcome = self.outcome
