@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 STARTED_WITHIN = 60.0
 # Seconds in which lines gather: to be woken for each would take half the processors' time.
-READING_INTERVAL = 0.01
+READING_INTERVAL = 0.05
+# Bytes for what comes until they are read: a program that finds no room answers nobody.
+PIPE_SIZE = 512 * 1024
 STOPPED_WITHIN = 30.0
 
 
@@ -64,6 +66,7 @@ class Program:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            pipesize=PIPE_SIZE,
             start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read, name=f"{self.name}-output", daemon=True)
