@@ -8,7 +8,9 @@ from typing import Any
 
 import orjson
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
+from service.domain import DEFAULT_ORGANIZATION
 from service.errors import InvalidFields
 
 # What may differ from one page to the next.
@@ -66,11 +68,22 @@ def revision_or_none(part: object) -> int | None:
 
 
 def _digest(request: Message, position: Sequence[str | int | None]) -> str:
-    filters = type(request)()
-    filters.CopyFrom(request)
-    for name in _FREE_FIELDS & set(request.DESCRIPTOR.fields_by_name):
-        filters.ClearField(name)
+    filters = _question(request)
     digest = hashlib.sha256(request.DESCRIPTOR.full_name.encode())
     digest.update(filters.SerializeToString(deterministic=True))
     digest.update(orjson.dumps(list(position)))
     return digest.hexdigest()[:16]
+
+
+def _question(request: Message) -> Message:
+    """Return what a request asks, the same for all that say it differently."""
+    question = type(request)()
+    question.CopyFrom(request)
+    for name in _FREE_FIELDS & set(request.DESCRIPTOR.fields_by_name):
+        question.ClearField(name)
+    for field, value in question.ListFields():
+        if field.name == "organization_id" and value == DEFAULT_ORGANIZATION:
+            question.ClearField(field.name)
+        elif isinstance(value, Timestamp):
+            value.nanos -= value.nanos % 1000  # what is read of it
+    return question

@@ -77,7 +77,10 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Which appointments a list shows: those that intersect `[start, end)`."""
+    """Which appointments a list shows: those that intersect `[start, end)`.
+
+    If both are one time, those that run then.
+    """
 
     resource_id: str | None
     start: datetime | None
@@ -228,7 +231,8 @@ def _list_query(window: Window, *, after: bool, as_of: bool) -> LiteralString:
         beyond.append("(start_time, appointment_id) > (%(after_start)s, %(after_id)s)")
     before_end: list[LiteralString] = []
     if window.end is not None:
-        before_end.append("start_time < %(window_end)s")
+        point = window.start == window.end
+        before_end.append(f"start_time {'<=' if point else '<'} %(window_end)s")
     if as_of:
         conditions = [*same, *beyond, *before_end]
         if not window.include_cancelled:

@@ -124,8 +124,8 @@ class AppointmentServicer:
     ) -> rpc.ListAppointmentsResponse:
         organization_id = call.organization_id = messages.organization_of(request)
         start, end, time = messages.check(request, "from", "to", "as_of_time")
-        if start and end and end <= start:
-            raise InvalidFields([("to", "must be after from")])
+        if start and end and end < start:
+            raise InvalidFields([("to", "must not be before from")])
         asked = request.SerializeToString(deterministic=True)
         # What is recorded up to a time may change between two statements.
         cacheable = not request.HasField("min_revision") and time is None

@@ -175,7 +175,7 @@ def test_an_upsert_without_appointment_is_refused(org: Organization) -> None:
     assert set(refusal(caught.value).fields) == {"appointment"}
 
 
-EMPTY_WINDOW: dict[str, Any] = {"from": at(0)}
+FROM_LATER: dict[str, Any] = {"from": at(1)}
 READS: list[tuple[str, Message, set[str]]] = [
     ("GetAppointment", rpc.GetAppointmentRequest(), {"id"}),
     ("GetAppointment", rpc.GetAppointmentRequest(id="i" * 257), {"id"}),
@@ -199,7 +199,7 @@ READS: list[tuple[str, Message, set[str]]] = [
     ("ListAppointments", rpc.ListAppointmentsRequest(min_revision=9), {"min_revision"}),
     ("ListAppointments", rpc.ListAppointmentsRequest(as_of_revision=9), {"as_of_revision"}),
     ("ListAppointments", rpc.ListAppointmentsRequest(resource_id="r" * 257), {"resource_id"}),
-    ("ListAppointments", rpc.ListAppointmentsRequest(to=at(0), **EMPTY_WINDOW), {"to"}),
+    ("ListAppointments", rpc.ListAppointmentsRequest(to=at(0), **FROM_LATER), {"to"}),
     ("ListAppointmentHistory", rpc.ListAppointmentHistoryRequest(), {"id"}),
     (
         "ListAppointmentHistory",

@@ -380,6 +380,9 @@ def test_a_page_token_goes_with_its_filter(later: Submissions) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         later.page(page_size=1, page_token=token, filter="done=false")
     assert set(refusal(caught.value).fields) == {"page_token"}
+    encoded = "".join(f"%{byte:02x}" for byte in later.id.encode())  # the same name
+    further = later.page(page_size=1, page_token=token, name=f"organizations/{encoded}")
+    assert len(further.operations) == 1
 
 
 @pytest.mark.parametrize("method", ["DeleteOperation", "CancelOperation"])

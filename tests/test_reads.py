@@ -4,6 +4,8 @@ import grpc
 import pytest
 from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
+from appointments.v1.webhook_service_pb2 import ListWebhookDeliveriesRequest
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from service import page_tokens
@@ -55,6 +57,12 @@ def test_a_list_of_one_resource(day: Organization) -> None:
         (59.9, None, ["long", "b", "c"]),
         (600, None, []),
         (None, -600, []),
+        # At one time: what runs then, from its first instant to before its end.
+        (0, 0, ["long", "a"]),
+        (29.9, 29.9, ["long", "a"]),
+        (30, 30, ["long", "b", "d"]),
+        (-600, -600, ["long"]),
+        (600, 600, []),
     ],
 )
 def test_a_window_shows_what_intersects_it(
@@ -66,6 +74,8 @@ def test_a_window_shows_what_intersects_it(
     if end is not None:
         window["to"] = at(end)
     assert ids(day.list_page(**window)) == expected
+    assert ids(day.list_page(**window)) == expected  # from memory
+    assert ids(day.list_page(as_of_revision=7, **window)) == expected
 
 
 def test_a_window_with_cancelled_ones(day: Organization) -> None:
@@ -110,6 +120,58 @@ def test_a_page_token_is_refused_with_other_filters(day: Organization) -> None:
         day.history("a", page_token=token)
     with pytest.raises(grpc.RpcError):
         day.list_page(page_token=token[:-2])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (rpc.ListAppointmentsRequest(), rpc.ListAppointmentsRequest(organization_id="default")),
+        (rpc.ListChangesRequest(), rpc.ListChangesRequest(organization_id="default")),
+        (
+            rpc.ListAppointmentHistoryRequest(id="a"),
+            rpc.ListAppointmentHistoryRequest(id="a", organization_id="default"),
+        ),
+        (
+            ListWebhookDeliveriesRequest(id="w"),
+            ListWebhookDeliveriesRequest(id="w", organization_id="default"),
+        ),
+        (
+            rpc.ListAppointmentsRequest(to=Timestamp(seconds=1, nanos=5_999)),
+            rpc.ListAppointmentsRequest(to=Timestamp(seconds=1, nanos=5_000)),
+        ),
+        (rpc.ListAppointmentsRequest(page_size=5), rpc.ListAppointmentsRequest(min_revision=0)),
+    ],
+    ids=str,
+)
+def test_a_page_token_is_good_for_the_same_question_in_other_words(
+    one: Message, other: Message
+) -> None:
+    for first, second in ((one, other), (other, one)):
+        token = page_tokens.encode(first, [7])
+        assert page_tokens.decode(second, token, (page_tokens.revision,)) == [7]
+
+
+def test_the_unnamed_resource_and_all_resources_are_two_questions(day: Organization) -> None:
+    token = day.list_page(page_size=1).next_page_token
+    with pytest.raises(grpc.RpcError) as caught:
+        day.list_page(page_token=token, resource_id="")
+    assert set(refusal(caught.value).fields) == {"page_token"}
+
+
+def test_a_window_that_ends_before_it_starts_is_refused(day: Organization) -> None:
+    window = {"from": at(1), "to": at(0)}
+    with pytest.raises(grpc.RpcError) as caught:
+        day.list_page(**window)
+    assert set(refusal(caught.value).fields) == {"to"}
+
+
+def test_ids_are_compared_byte_for_byte(org: Organization) -> None:
+    same_to_the_eye = ("\u00c4", "A\u0308", "\u00c4 ")
+    for name in same_to_the_eye:
+        org.upsert(name, 0, 30, resource_id=name)
+    assert set(org.listed()) == set(same_to_the_eye)
+    for name in same_to_the_eye:
+        assert ids(org.list_page(resource_id=name)) == [name]
 
 
 def test_the_past_is_read_by_revision(org: Organization) -> None:

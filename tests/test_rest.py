@@ -166,6 +166,40 @@ def test_a_list_with_filters_and_pages(rest: Client) -> None:
     assert rest.call("GET", "/appointments", minRevision=6).fields == {"minRevision"}
 
 
+def test_a_page_goes_on_whichever_way_the_default_organization_is_named(rest: Client) -> None:
+    for _ in range(2):
+        rest.post({"start": START, "end": END, "resourceId": str(uuid.uuid4())})
+    for path in ("appointments", "changes"):
+        first = rest.send("GET", f"/api/{path}?pageSize=1").json["nextPageToken"]
+        assert first
+        target = f"/api/{path}?organizationId=default&pageSize=1&pageToken={first}"
+        assert rest.send("GET", target).status == 200
+
+
+def test_what_runs_at_one_time(rest: Client) -> None:
+    rest.upsert("a")
+    rest.upsert("b", start=END, end="2030-01-07 09:00")
+
+    def running(time: str) -> list[str]:
+        found = rest.call("GET", "/appointments", **{"from": time, "to": time})
+        return [item["id"] for item in found.json["appointments"]]
+
+    assert [running(time) for time in (START, END)] == [["a"], ["b"]]
+    assert running("2030-01-07T07:59:59.999999Z") == running("2030-01-07T09:00:00Z") == []
+    refused = rest.call("GET", "/appointments", **{"from": END, "to": START})
+    assert (refused.status, refused.fields) == (400, {"to"})
+
+
+def test_a_write_without_an_id_is_the_same_again_only_with_a_key(rest: Client) -> None:
+    body = {"organizationId": rest.organization, "start": START, "end": END}
+    first = rest.post(body, Idempotency_Key="k")
+    again = rest.post(body, Idempotency_Key="k")
+    assert (again.status, again.json) == (201, first.json)
+    without = rest.post(body)
+    assert (without.status, without.json["code"]) == (409, "TIME_RANGE_CONFLICT")
+    assert without.json["conflicts"][0]["id"] == first.json["id"]
+
+
 def test_a_batch_answers_each_item_with_its_result_or_its_problem(rest: Client) -> None:
     def item(id: str, start: str, end: str) -> dict[str, Any]:
         times = {"start": f"2030-01-07 {start}", "end": f"2030-01-07 {end}"}

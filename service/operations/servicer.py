@@ -53,6 +53,7 @@ class OperationsServicer:
         self, request: operations_pb2.ListOperationsRequest, call: Call
     ) -> operations_pb2.ListOperationsResponse:
         organization_id = call.organization_id = names.read_parent(request.name)
+        request.name = names.parent_name(organization_id)  # the same for every page token
         violations = []
         if request.filter not in FILTERS:
             known = ", ".join(filter(None, FILTERS))

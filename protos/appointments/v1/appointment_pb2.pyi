@@ -65,8 +65,9 @@ class Appointment(_message.Message):
     an id that the caller chooses. Two active appointments of the same organization
     and resource never overlap; ranges that only touch do not overlap.
 
-    Strings are UTF-8 without control characters. Times have microseconds; finer
-    digits are dropped.
+    Strings are UTF-8 without control characters. Organizations, resources and ids are
+    compared byte for byte: `Ä` as one character and as `A` with a combining mark are two,
+    and a space at the end counts. Times have microseconds; finer digits are dropped.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -112,8 +113,9 @@ class Appointment(_message.Message):
     unnamed resource.
     """
     id: _builtins.str
-    """The caller's own id. Absent: the service makes a UUIDv7. Through REST an
-    integer is read as its decimal text.
+    """The caller's own id. Absent: the service makes a UUIDv7, a new one each time; only
+    with an idempotency key is the same write, sent again, the same appointment. Through
+    REST an integer is read as its decimal text.
     """
     title: _builtins.str
     """What people call it."""

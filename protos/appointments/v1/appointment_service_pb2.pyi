@@ -197,7 +197,9 @@ class ListAppointmentsRequest(_message.Message):
     """Read the state right after this revision of the organization."""
     @_builtins.property
     def to(self) -> _timestamp_pb2.Timestamp:
-        """Only appointments that start before this time."""
+        """Only appointments that start before this time. The same as `from`: those that run
+        at that time, whose start is not after it and whose end is.
+        """
 
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
