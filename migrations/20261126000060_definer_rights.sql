@@ -14,26 +14,6 @@ ALTER FUNCTION give_up_operation SECURITY DEFINER;
 -- databases have it so since PostgreSQL 15, older ones do not.
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 
--- Tables that another role made than the one that has the functions: no write would work.
-DO $$
-DECLARE
-    v_apart text;
-BEGIN
-    SELECT string_agg(
-        format('ALTER FUNCTION %I OWNER TO %I', f.proname, pg_get_userbyid(t.relowner)), '; '
-    )
-    INTO v_apart
-    FROM pg_proc f, pg_class t
-    WHERE f.pronamespace = 'public'::regnamespace
-        AND f.prosecdef
-        AND t.oid = 'appointments'::regclass
-        AND NOT pg_has_role(f.proowner, t.relowner, 'USAGE');
-    IF v_apart IS NOT NULL THEN
-        RAISE EXCEPTION 'tables and functions have different owners; first: %', v_apart;
-    END IF;
-END
-$$;
-
 REVOKE ALL ON organizations, appointments, appointment_history, unchanged_writes, operations,
 queued_operations, operation_leases
 FROM appointments_service;

@@ -20,7 +20,7 @@ from tests.conftest import CreateDatabase
 from tests.observing import until
 
 LOCK = r"PERFORM pg_advisory_xact_lock\([^;]*\);"
-DEFINER_RIGHTS = ROOT / "migrations" / "20261126000060_definer_rights.sql"
+LAST_RIGHTS = ROOT / "migrations" / "20261126000061_webhook_secrets.sql"
 CHECK = r"IF neighbour\.resource_id = w\.resource_id AND neighbour\.end_time > w\.start_time THEN"
 
 
@@ -207,6 +207,27 @@ def test_other_isolation_levels_are_refused(intact: str, level: str) -> None:
             apply(connection, "o", upsert("a", 8, 9))
 
 
+WEBHOOK_PLACE = (
+    "disabled",
+    "disabled_reason",
+    "updated_at",
+    "cursor_revision",
+    "attempts",
+    "failing_since",
+    "next_attempt_at",
+    "leased_until",
+    "fence",
+)
+WEBHOOK_CONTENT = (
+    "organization_id",
+    "webhook_id",
+    "url",
+    "description",
+    "changes",
+    "header_names",
+    "created_at",
+)
+
 # What the service's role may do with tables itself; all else it asks functions for.
 RIGHTS = {
     "organizations": {"SELECT"},
@@ -215,7 +236,11 @@ RIGHTS = {
     "queued_operations": {"SELECT", "INSERT"},
     "operations": {"SELECT", "DELETE"},
     "operation_leases": {"SELECT", "UPDATE (attempts)", "UPDATE (leased_until)"},
-    "webhooks": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    "webhooks": {
+        "DELETE",
+        *(f"SELECT ({column})" for column in (*WEBHOOK_PLACE, *WEBHOOK_CONTENT)),
+        *(f"UPDATE ({column})" for column in WEBHOOK_PLACE),
+    },
     "webhook_deliveries": {"SELECT", "INSERT", "DELETE"},
     "event_cursors": {"SELECT", "INSERT", "UPDATE"},
     "event_publishers": {"SELECT", "INSERT", "UPDATE"},
@@ -303,9 +328,11 @@ def test_functions_can_be_called_by_the_services_role_alone(intact: str) -> None
 def test_a_function_with_its_owners_rights_pins_where_it_looks(intact: str) -> None:
     """Else a caller could put a table or function of its own in the way."""
     with psycopg.connect(intact) as connection:
-        found = connection.execute(f"SELECT p.proname, p.proconfig {OURS} AND p.prosecdef")
+        found = connection.execute(
+            f"SELECT p.oid::regprocedure::text, p.proconfig {OURS} AND p.prosecdef"
+        )
         settings: dict[str, list[str]] = dict(found.fetchall())
-    assert "apply_writes" in settings
+    assert "apply_writes(text,json)" in settings
     assert [name for name, pinned in settings.items() if SEARCH_PATH not in pinned] == []
 
 
@@ -319,10 +346,10 @@ OURS: LiteralString = """
 """
 
 
-def test_tables_and_functions_of_different_owners_are_not_migrated(
+def test_a_function_whose_owner_lacks_rights_is_not_migrated(
     create_database: CreateDatabase,
 ) -> None:
-    """A function with the rights of somebody who has none on the tables writes nothing."""
+    """A part migrated by somebody else: every call would be refused."""
     url = create_database()
     owner = f"owner_{secrets.token_hex(8)}"
     with psycopg.connect(url, autocommit=True) as admin:
@@ -330,15 +357,40 @@ def test_tables_and_functions_of_different_owners_are_not_migrated(
         try:
             to_owner = sql.SQL("ALTER FUNCTION apply_writes OWNER TO {}")
             admin.execute(to_owner.format(sql.Identifier(owner)))
-            up, _ = DEFINER_RIGHTS.read_text().split("-- migrate:down")
+            _, block = LAST_RIGHTS.read_text().split("-- A function whose owner")
+            check = "--" + block.partition("-- migrate:down")[0]
             with pytest.raises(
-                psycopg.errors.RaiseException,
-                match="first: ALTER FUNCTION apply_writes OWNER TO",
+                psycopg.errors.RaiseException, match=f"apply_writes belongs to {owner}"
             ):
-                admin.execute(up.encode())
+                admin.execute(check.encode())
+            admin.execute("ALTER FUNCTION apply_writes OWNER TO CURRENT_USER")
+            admin.execute(check.encode())
         finally:
             admin.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(owner)))
             admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(owner)))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT secret FROM webhooks",
+        "SELECT old_secrets FROM webhooks",
+        "SELECT header_values FROM webhooks",
+        "SELECT * FROM webhooks",
+        "SELECT w FROM webhooks w",
+        "COPY webhooks TO STDOUT",
+        "UPDATE webhooks SET disabled = true RETURNING secret",
+        "DELETE FROM webhooks RETURNING secret",
+        "UPDATE webhooks SET secret = 'whsec_AAAA'",
+        "UPDATE webhooks SET url = 'https://elsewhere.example'",
+        "INSERT INTO webhooks (organization_id, webhook_id) VALUES ('o', 'w')",
+    ],
+)
+def test_a_look_at_the_table_shows_no_secret_of_a_webhook(intact: str, statement: str) -> None:
+    with as_role(intact, ROLE) as connection:
+        connection.execute("SELECT url, header_names, disabled FROM webhooks")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(statement.encode())
 
 
 @contextmanager

@@ -14,15 +14,20 @@ from typing import LiteralString, NamedTuple
 from service.database import Database
 from service.webhooks.webhook import Attempt, Claim
 
-# Nothing else reads secrets and the values of headers.
-_CLAIM_COLUMNS: LiteralString = """
-    w.organization_id, w.webhook_id, w.fence, w.url, w.changes,
-    array_prepend(w.secret, ARRAY(
-        SELECT old.secret
-        FROM unnest(w.old_secrets, w.old_secrets_until) AS old (secret, until)
-        WHERE old.until > now()
-    )),
-    w.header_names, w.header_values, w.disabled, w.cursor_revision, w.attempts, w.updated_at
+_COLUMNS: LiteralString = """
+    w.organization_id, w.webhook_id, w.fence, w.url, w.changes, w.header_names,
+    w.disabled, w.cursor_revision, w.attempts, w.updated_at
+"""
+
+# Nothing else reads secrets and the values of headers. Of a row that this statement holds,
+# so that they belong to the URL and the names beside them.
+_WITH_SECRETS: LiteralString = """
+    SELECT
+        w.organization_id, w.webhook_id, w.fence, w.url, w.changes, own.live_secrets,
+        w.header_names, own.header_values, w.disabled, w.cursor_revision, w.attempts,
+        w.updated_at
+    FROM {held} AS w
+    CROSS JOIN LATERAL webhook_secrets(w.organization_id, w.webhook_id) AS own
 """
 
 # The index gives them in the order in which they have waited, and the organization's row
@@ -44,16 +49,19 @@ _DUE: LiteralString = """
 
 _CLAIM: LiteralString = f"""
     WITH due AS MATERIALIZED ({_DUE.format(attempts="= 0", limit="%(places)s")}),
-    failing AS MATERIALIZED ({_DUE.format(attempts="> 0", limit="%(failing_places)s")})
-    UPDATE webhooks w
-    SET leased_until = now() + make_interval(secs => %(lease)s), fence = w.fence + 1
-    FROM (
-        SELECT organization_id, webhook_id FROM due
-        UNION ALL
-        SELECT organization_id, webhook_id FROM failing
-    ) AS chosen
-    WHERE w.organization_id = chosen.organization_id AND w.webhook_id = chosen.webhook_id
-    RETURNING {_CLAIM_COLUMNS}
+    failing AS MATERIALIZED ({_DUE.format(attempts="> 0", limit="%(failing_places)s")}),
+    claimed AS (
+        UPDATE webhooks w
+        SET leased_until = now() + make_interval(secs => %(lease)s), fence = w.fence + 1
+        FROM (
+            SELECT organization_id, webhook_id FROM due
+            UNION ALL
+            SELECT organization_id, webhook_id FROM failing
+        ) AS chosen
+        WHERE w.organization_id = chosen.organization_id AND w.webhook_id = chosen.webhook_id
+        RETURNING {_COLUMNS}
+    )
+    {_WITH_SECRETS.format(held="claimed")}
 """
 
 _OURS: LiteralString = """
@@ -85,7 +93,7 @@ _RECORD: LiteralString = """
             duration_ms integer, http_status integer, error text
         )
     )
-    SELECT * FROM recorded
+    {result}
 """
 
 _ADVANCE: LiteralString = _RECORD.format(
@@ -100,7 +108,8 @@ _ADVANCE: LiteralString = _RECORD.format(
             next_attempt_at = CASE WHEN %(release)s THEN now() ELSE next_attempt_at END
     """,
     ours=_OURS,
-    columns=_CLAIM_COLUMNS,
+    columns=_COLUMNS,
+    result=_WITH_SECRETS.format(held="recorded"),
 )
 
 # A failure says nothing of what a webhook was changed to meanwhile, nor of its replay: it is
@@ -136,7 +145,8 @@ _FAIL: LiteralString = _RECORD.format(
             END
     """,
     ours=_OURS,
-    columns=_CLAIM_COLUMNS,
+    columns=_COLUMNS,
+    result=_WITH_SECRETS.format(held="recorded"),
 )
 
 _RELEASE: LiteralString = """
