@@ -21,6 +21,8 @@ ROWS_A_WRITE = 6
 # What indexes and tables of some thousand rows take; some of the largest organization more.
 BLOCKS_A_WRITE = 32
 BLOCKS_A_GET = 8
+# Of a binary search through the revisions.
+BLOCKS_A_STEP = 5
 LISTED = 20
 # Each listed one, its organization, and what the part that looks back finds.
 ROWS_A_LIST = LISTED + 4
@@ -99,7 +101,9 @@ async def test_a_list_of_a_window_reads_what_it_shows(
                     assert _rows_read(connection) - before <= ROWS_A_LIST
 
 
-async def test_a_get_looks_at_a_few_blocks(create_database: CreateDatabase) -> None:
+async def test_a_get_and_a_look_into_the_past_look_at_a_few_blocks(
+    create_database: CreateDatabase,
+) -> None:
     """By plans from when the tables were empty."""
     url = create_database()
     database = Database(
@@ -117,12 +121,19 @@ async def test_a_get_looks_at_a_few_blocks(create_database: CreateDatabase) -> N
             for _ in range(7):
                 with pytest.raises(AppointmentNotFound):
                     await reads.get("large", "0", as_of=None, min_revision=None)
+            _write(connection, "small", range(2))
+            for _ in range(7):
+                assert await reads.revision_at("small", datetime.now(UTC)) == 2
             _write(connection, "large", range(STORED))
             await database.fetch("SELECT pg_stat_force_next_flush()")
             before = _blocks_read(connection)
             await reads.get("large", "0", as_of=None, min_revision=None)
             await database.fetch("SELECT pg_stat_force_next_flush()")
             assert _blocks_read(connection) - before <= BLOCKS_A_GET
+            before = _blocks_read(connection)
+            assert await reads.revision_at("large", datetime.now(UTC)) == STORED
+            await database.fetch("SELECT pg_stat_force_next_flush()")
+            assert _blocks_read(connection) - before <= BLOCKS_A_STEP * STORED.bit_length()
 
 
 def test_no_write_is_planned_anew(create_database: CreateDatabase) -> None:
