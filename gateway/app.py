@@ -51,6 +51,9 @@ _CONNECTION_BACKLOG = 1024
 _CHANNEL_OPTIONS = (
     # Channels to one address share a connection otherwise.
     ("grpc.use_local_subchannel_pool", 1),
+    # All addresses of a name are called in turn; one that comes or goes is noticed in seconds.
+    ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
     # A page of a thousand appointments with attributes exceeds the default of 4 MiB.
     ("grpc.max_receive_message_length", -1),
     # The service compresses nothing, and gRPC would inflate an answer whole, however large.

@@ -5,6 +5,7 @@ no timer: alone, an answer goes at once; under load, messages grow by themselves
 """
 
 import asyncio
+import random
 from collections import deque
 from collections.abc import AsyncIterator
 
@@ -23,11 +24,16 @@ Context = grpc.aio.ServicerContext[pb.RelayRequest, pb.RelayResponse]
 
 
 class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
-    """Serves any number of gateways, each on streams of its own."""
+    """Serves any number of gateways, each on streams of its own.
 
-    def __init__(self, handle: Handle, metrics: Metrics) -> None:
+    After some `stream_age` (seconds) a gateway is asked to go on with a new stream, which
+    may lead it to another process or address.
+    """
+
+    def __init__(self, handle: Handle, metrics: Metrics, *, stream_age: float) -> None:
         self._handle = handle
         self._metrics = metrics
+        self._stream_age = stream_age
         self._streams: set[_Stream] = set()
         self._closing = False
 
@@ -44,9 +50,12 @@ class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
         if self._closing:
             stream.close()
         self._streams.add(stream)
+        age = self._stream_age * random.uniform(0.8, 1.2)  # noqa: S311  # spreads load
+        aged = asyncio.get_running_loop().call_later(age, stream.close)
         try:
             await stream.serve(requests, context)
         finally:
+            aged.cancel()
             self._streams.discard(stream)
 
 

@@ -51,6 +51,10 @@ APPOINTMENTS = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentS
 WEBHOOKS = webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"]
 RELAY = relay_pb2.DESCRIPTOR.services_by_name["RelayService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+# A gateway's calls move from one address to the next more often than connections end.
+STREAMS_OF_A_CONNECTION = 6
+# Seconds that streams go on with a connection that takes no more calls.
+OLD_STREAM_TIME = 3600
 # Seconds that the last answers have to leave.
 LEAVING_TIME = 0.5
 
@@ -148,7 +152,9 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             timeout=settings.request_timeout,
             patience=settings.watch_patience,
         )
-        relay = RelayServicer(calls.handle, metrics)
+        relay = RelayServicer(
+            calls.handle, metrics, stream_age=settings.grpc_connection_age / STREAMS_OF_A_CONNECTION
+        )
         health_servicer = health.aio.HealthServicer()
         server = _server(settings)
         reception = Reception(max_calls=settings.max_calls, max_bytes=settings.max_message_bytes)
@@ -256,6 +262,10 @@ def _server(settings: Settings) -> grpc.aio.Server:
             # A process of its own must fail to start on a port in use, not share it
             # silently; several processes share the one that their supervisor holds for them.
             ("grpc.so_reuseport", int(settings.processes > 1)),
+            # Then its caller makes another, to whatever process or address there is by then;
+            # calls under way are finished on the old one.
+            ("grpc.max_connection_age_ms", int(settings.grpc_connection_age * 1000)),
+            ("grpc.max_connection_age_grace_ms", int(OLD_STREAM_TIME * 1000)),
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             # Beyond a thousand calls that wait to be taken gRPC would cancel some without a
             # word; they are to be refused by us, as overload.

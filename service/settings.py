@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     # The process.
     grpc_host: str = "0.0.0.0"  # noqa: S104  # a container's port is reached from outside
     grpc_port: Port = 50051
+    # How long a connection takes calls; a watcher's stream goes on for an hour.
+    grpc_connection_age: Seconds = 30.0
     metrics_port: Port | None = 9464
     channelz_port: Port | None = None
     processes: Count = 1

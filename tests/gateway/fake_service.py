@@ -120,7 +120,7 @@ async def fake_service(
     """Serve, on any free port unless told which."""
     server = aio.server(compression=compression)
     service = FakeService(server=server, health=health_aio.HealthServicer())
-    relay = RelayServicer(service.handle, Metrics())
+    relay = RelayServicer(service.handle, Metrics(), stream_age=5)
     add_RelayServiceServicer_to_server(relay, server)
     health_pb2_grpc.add_HealthServicer_to_server(service.health, server)
     service.port = server.add_insecure_port(f"127.0.0.1:{port}")

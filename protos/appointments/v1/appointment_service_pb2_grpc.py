@@ -183,7 +183,8 @@ class AppointmentServiceServicer(object):
         stream goes on until the caller ends it. It ends with `UNAVAILABLE` when the
         service stops (`SERVICE_STOPPING`) or when the database is away for long
         (`DATABASE_UNAVAILABLE`), or when nothing of it is read for as long
-        (`SLOW_READER`): call again with the last revision seen. It ends with
+        (`SLOW_READER`), and some hour after it began: call again with the last
+        revision seen. It ends with
         `INVALID_ARGUMENT` when the database is set back to before that revision.
 
         Through REST: `GET /api/changes` with `Accept: text/event-stream`.
