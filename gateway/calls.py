@@ -42,7 +42,8 @@ MAX_CACHED_BYTES = 8 * 1024
 _COMMON_HEADERS: Mapping[str, str] = {hdrs.CACHE_CONTROL: "private, no-cache"}
 
 _OUTCOMES = {number: name for name, number in Outcome.items()}
-_PRINTABLE = re.compile("[ -~]*")
+# Control characters, and the bytes of a header that are not UTF-8, as aiohttp shows them.
+_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,9 +214,12 @@ def _is_not_modified(exchange: Exchange, headers: Mapping[str, str]) -> bool:
 
 def actor_of(exchange: Exchange) -> str:
     """Give who makes the request, as the caller names it. Raises `ProblemError`: 400."""
-    actor = exchange.request.headers.get(ACTOR, "")
-    if not _PRINTABLE.fullmatch(actor):
-        raise invalid_fields([FieldError(ACTOR, "must be printable ASCII")])
+    given = exchange.request.headers.getall(ACTOR, ())
+    if len(given) > 1:
+        raise invalid_fields([FieldError(ACTOR, "must be there only once")])
+    actor = given[0] if given else ""
+    if _NO_TEXT.search(actor):
+        raise invalid_fields([FieldError(ACTOR, "must be UTF-8 without control characters")])
     if len(actor) > MAX_ACTOR_LENGTH:
         raise invalid_fields([FieldError(ACTOR, f"must be at most {MAX_ACTOR_LENGTH} characters")])
     return actor

@@ -144,8 +144,10 @@ class HttpHandler:
 
 def request_id_of(request: BaseRequest) -> str:
     """Give the caller's id of the request if it can be passed on as it is, or a new one."""
-    given = request.headers.get(REQUEST_ID)
-    return given if given and _REQUEST_ID.fullmatch(given) else _new_request_id()
+    match request.headers.getall(REQUEST_ID, ()):
+        case [given] if _REQUEST_ID.fullmatch(given):
+            return given
+    return _new_request_id()
 
 
 def _new_request_id() -> str:

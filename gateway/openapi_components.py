@@ -27,8 +27,12 @@ PARAMETERS: dict[str, Schema] = {
     "Actor": {
         "name": ACTOR,
         "in": "header",
-        "description": "Who makes the change, recorded in the history; not verified.",
-        "schema": {"type": "string", "pattern": "^[ -~]*$", "maxLength": MAX_ACTOR_LENGTH},
+        "description": "Who makes the change, recorded in the history; not verified. In UTF-8.",
+        "schema": {
+            "type": "string",
+            "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f]*$",
+            "maxLength": MAX_ACTOR_LENGTH,
+        },
     },
     "Prefer": {
         "name": PREFER,

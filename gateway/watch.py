@@ -67,7 +67,7 @@ class Watch:
         which is put into the request. The messages end when it has not answered for the
         patience. Raises `CallError` if it refuses for a reason that waiting does not mend.
         """
-        metadata = (("x-request-id", request_id), ("x-actor", actor))
+        metadata = (("x-request-id", request_id), ("x-actor-bin", actor.encode()))
         begun = False
         away_since: float | None = monotonic()
         delay = RESUME_DELAY

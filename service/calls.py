@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.status_pb2 import Status
 
+from service import rules
 from service.errors import (
     DeadlineExceeded,
     InvalidFields,
@@ -29,6 +30,8 @@ from service.status import code_of, status_of
 
 REQUEST_ID = "x-request-id"
 ACTOR = "x-actor"
+ACTOR_BYTES = "x-actor-bin"
+"""The same in UTF-8, which other metadata cannot carry."""
 MAX_ACTOR = 256
 MAX_REQUEST_ID = 128
 
@@ -46,12 +49,26 @@ class Call:
 
     request_id: str
     actor: str
+    # What is wrong with how the caller named the actor, if anything.
+    actor_fault: str = ""
     timeout: float | None
     organization_id: str | None = None
     organization_revision: int | None = None
     outcome: str | None = None
     # Sent on a stream so far.
     entries: int | None = None
+
+
+def actor_of(given: Sequence[str | bytes]) -> tuple[str, str]:
+    """Return the actor that metadata name, and what is wrong with them, if anything."""
+    if len(given) > 1:
+        return "", f"must be there only once, as {ACTOR} or {ACTOR_BYTES}"
+    for actor in given:
+        try:
+            return actor.decode() if isinstance(actor, bytes) else actor, ""
+        except UnicodeDecodeError:
+            return "", "must be UTF-8"
+    return "", ""
 
 
 def request_id_of(given: str) -> str:
@@ -243,6 +260,11 @@ class CallHandler:
 
 def _read(method: _Method, request: bytes, call: Call) -> Message:
     message = parsed(method.read, request)
+    fault = call.actor_fault
     if len(call.actor) > MAX_ACTOR:
-        raise InvalidFields([(ACTOR, f"must have at most {MAX_ACTOR} characters")])
+        fault = f"must have at most {MAX_ACTOR} characters"
+    elif rules.CONTROL.search(call.actor):
+        fault = "must not contain control characters"
+    if fault:
+        raise InvalidFields([(ACTOR, fault)])
     return message

@@ -7,7 +7,16 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.rpc.status_pb2 import Status
 
-from service.calls import ACTOR, REQUEST_ID, Call, Handle, Stream, request_id_of
+from service.calls import (
+    ACTOR,
+    ACTOR_BYTES,
+    REQUEST_ID,
+    Call,
+    Handle,
+    Stream,
+    actor_of,
+    request_id_of,
+)
 from service.reception import Context, Reception, refuse
 
 
@@ -69,10 +78,13 @@ def _streaming(method: str, stream: Stream, reception: Reception) -> Any:  # noq
 
 
 def _call(context: Context) -> Call:
-    metadata = dict(context.invocation_metadata() or ())
+    metadata = context.invocation_metadata() or ()
+    request_ids = [value for key, value in metadata if key == REQUEST_ID]
+    actor, fault = actor_of([value for key, value in metadata if key in {ACTOR, ACTOR_BYTES}])
     return Call(
-        request_id=request_id_of(str(metadata.get(REQUEST_ID, ""))),
-        actor=str(metadata.get(ACTOR, "")),
+        request_id=request_id_of(str(request_ids[0]) if len(request_ids) == 1 else ""),
+        actor=actor,
+        actor_fault=fault,
         timeout=context.time_remaining(),
     )
 

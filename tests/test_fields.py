@@ -235,10 +235,24 @@ def test_a_request_that_breaks_a_rule_is_refused(
     assert set(refused.fields) == fields
 
 
-def test_an_actor_that_is_too_long_is_refused(org: Organization) -> None:
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        [("x-actor", "a" * 257)],
+        [("x-actor-bin", "é".encode() * 257)],
+        [("x-actor-bin", b"\xff")],
+        [("x-actor-bin", b"a\n")],
+        [("x-actor", "a"), ("x-actor", "a")],
+        [("x-actor", "a"), ("x-actor-bin", b"a")],
+    ],
+    ids=str,
+)
+def test_an_actor_that_breaks_a_rule_is_refused(
+    org: Organization, metadata: list[tuple[str, str | bytes]]
+) -> None:
     request = rpc.UpsertAppointmentRequest(appointment=appointment(org.id, "a", 0, 30))
     with pytest.raises(grpc.RpcError) as caught:
-        org.stub.UpsertAppointment(request, metadata=(("x-actor", "a" * 257),))
+        org.stub.UpsertAppointment(request, metadata=tuple(metadata))
     assert set(refusal(caught.value).fields) == {"x-actor"}
     assert org.changes() == []
 

@@ -176,6 +176,13 @@ def test_a_page_goes_on_whichever_way_the_default_organization_is_named(rest: Cl
         assert rest.send("GET", target).status == 200
 
 
+def test_an_actor_in_utf_8_is_in_the_history_and_is_taken_by_reads(rest: Client) -> None:
+    named = {"X_Actor": "Zoë".encode().decode("latin-1")}  # as http.client writes bytes
+    assert rest.upsert("a", **named).status == 201
+    entries = rest.call("GET", "/appointments/a/history", **named).json["entries"]
+    assert [entry["actor"] for entry in entries] == ["Zoë"]
+
+
 def test_what_runs_at_one_time(rest: Client) -> None:
     rest.upsert("a")
     rest.upsert("b", start=END, end="2030-01-07 09:00")

@@ -275,6 +275,24 @@ def test_every_answer_carries_the_organizations_revision(
     assert dict(get.trailing_metadata())["organization-revision"] == "1"
 
 
+def test_an_actor_may_be_any_text(org: Organization, stub: AppointmentServiceStub) -> None:
+    request = rpc.UpsertAppointmentRequest(appointment=appointment(org.id, "a", 0, 30))
+    named = "Zoë 😀"
+    stub.UpsertAppointment(request, metadata=(("x-actor-bin", named.encode()),))
+    assert [entry.actor for entry in org.history("a").entries] == [named]
+
+
+def test_a_request_id_that_is_there_twice_is_none(
+    org: Organization, stub: AppointmentServiceStub
+) -> None:
+    request = rpc.UpsertAppointmentRequest(appointment=appointment(org.id, "a", 0, 30))
+    _, call = stub.UpsertAppointment.with_call(
+        request, metadata=(("x-request-id", "r1"), ("x-request-id", "r2"))
+    )
+    [made] = [value for key, value in call.trailing_metadata() if key == "x-request-id"]
+    assert made not in {"r1", "r2"}
+
+
 def test_the_actor_and_the_key_are_in_the_history(
     org: Organization, stub: AppointmentServiceStub
 ) -> None:

@@ -43,7 +43,7 @@ class AppointmentServiceStub(object):
 
     Metadata taken: `x-request-id` (given back in the trailing metadata and in the
     logs; made when absent) and `x-actor` (recorded in the history, at most 256
-    characters).
+    characters; in UTF-8 as `x-actor-bin` instead). An actor named twice is refused.
     """
 
     def __init__(self, channel):
@@ -116,7 +116,7 @@ class AppointmentServiceServicer(object):
 
     Metadata taken: `x-request-id` (given back in the trailing metadata and in the
     logs; made when absent) and `x-actor` (recorded in the history, at most 256
-    characters).
+    characters; in UTF-8 as `x-actor-bin` instead). An actor named twice is refused.
     """
 
     def UpsertAppointment(self, request, context):
@@ -293,7 +293,7 @@ class AppointmentService(object):
 
     Metadata taken: `x-request-id` (given back in the trailing metadata and in the
     logs; made when absent) and `x-actor` (recorded in the history, at most 256
-    characters).
+    characters; in UTF-8 as `x-actor-bin` instead). An actor named twice is refused.
     """
 
     @staticmethod

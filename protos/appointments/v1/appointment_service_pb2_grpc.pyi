@@ -44,7 +44,7 @@ class AppointmentServiceStub:
 
     Metadata taken: `x-request-id` (given back in the trailing metadata and in the
     logs; made when absent) and `x-actor` (recorded in the history, at most 256
-    characters).
+    characters; in UTF-8 as `x-actor-bin` instead). An actor named twice is refused.
     """
 
     @_typing.overload
@@ -135,7 +135,7 @@ class AppointmentServiceAsyncStub(AppointmentServiceStub):
 
     Metadata taken: `x-request-id` (given back in the trailing metadata and in the
     logs; made when absent) and `x-actor` (recorded in the history, at most 256
-    characters).
+    characters; in UTF-8 as `x-actor-bin` instead). An actor named twice is refused.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -222,7 +222,7 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Metadata taken: `x-request-id` (given back in the trailing metadata and in the
     logs; made when absent) and `x-actor` (recorded in the history, at most 256
-    characters).
+    characters; in UTF-8 as `x-actor-bin` instead). An actor named twice is refused.
     """
 
     @_abc_1.abstractmethod
