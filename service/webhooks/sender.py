@@ -180,7 +180,7 @@ def _judged(response: ClientResponse) -> Attempt:
         result="status",
         http_status=status,
         error=_status_error(status),
-        retry_after=_retry_after(response.headers.get(hdrs.RETRY_AFTER, "").strip()),
+        retry_after=read_retry_after(response.headers.get(hdrs.RETRY_AFTER, "").strip()),
     )
 
 
@@ -217,7 +217,7 @@ def _status_error(status: int) -> str:
     return f"the answer was {phrase}{redirect}"
 
 
-def _retry_after(value: str) -> float | None:
+def read_retry_after(value: str) -> float | None:
     """Read the header Retry-After (RFC 9110, section 10.2.3) as seconds from now.
 
     What cannot be read is as if it were not there. Receivers write anything, and the

@@ -3,11 +3,13 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+from email.utils import format_datetime
 from ipaddress import ip_network
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import uuid4
 
 import grpc
@@ -26,11 +28,12 @@ from service.session import Timeouts
 from service.webhooks.addresses import AddressRules
 from service.webhooks.claims import ClaimStore
 from service.webhooks.delivery import Deliverer, Pace
-from service.webhooks.sender import MAX_ERROR, Sender
+from service.webhooks.sender import MAX_ERROR, Sender, read_retry_after
 from service.webhooks.store import WebhookStore
 from service.webhooks.webhook import WebhookContent
 from tests.api import Organization
 from tests.receiver import LOOPBACK
+from tests.webhooks.answers import ANSWERS, CLOSED, NAMED, VALUES, status
 from tests.webhooks.raw_receiver import Answer, End, RawReceiver, raw_receiver
 
 RULES = AddressRules([ip_network(LOOPBACK)])
@@ -43,81 +46,6 @@ PACE = Pace(
     first_retry=0.2,
     longest_retry=0.8,
 )
-
-
-def answer(head: str, body: bytes = b"", **other: Any) -> Answer:
-    return Answer(written=head.encode("latin-1") + b"\r\n" + body, **other)
-
-
-def status(code: int | str, *headers: str, **other: Any) -> Answer:
-    return answer("\r\n".join([f"HTTP/1.1 {code} Whatever", *headers, ""]), **other)
-
-
-DATES = [
-    "Mon, 01 Jan 99999999999 00:00:00 GMT",
-    "Mon, 01 Jan 2031 99999999999999999999:00:00 GMT",
-    "Mon, 01 Jan 2031 00:00:00 +99999999999999999999",
-    "Mon, 01 Jan 2031 00:00:00 -9999",
-    "Mon, 01 Jan 2031 00:00:00 -0000",
-    "Fri, 31 Dec 9999 23:59:59 -2359",
-    "Mon, 01 Jan 0001 00:00:00 +2359",
-    "Mon, 32 Jan 2031 25:61:61 GMT",
-    "Sunday, 06-Nov-94 08:49:37 GMT",
-    "9" * 5000,
-    "-1",
-    "\u00b2",
-    "1e400",
-    "NaN",
-    ",",
-    "",
-    "Mon, 1 2 3 4",
-    "\xff\xfe",
-]
-CLOSED = "Connection: close"
-NAMED = {
-    **{f"/503-{n}": status(503, f"Retry-After: {date}", CLOSED) for n, date in enumerate(DATES)},
-    **{f"/410-{n}": status(410, f"Retry-After: {date}", CLOSED) for n, date in enumerate(DATES)},
-    "/two-dates": status(503, "Retry-After: x", f"Retry-After: {DATES[0]}", CLOSED),
-    "/nothing": Answer(),
-    "/reset": Answer(end=End.RESET),
-    "/hangs": Answer(end=End.HANG),
-    "/cut-in-the-status": Answer(written=b"HTTP/1.1 2"),
-    "/cut-in-a-header": Answer(written=b"HTTP/1.1 200 OK\r\nContent-Le"),
-    "/cut-in-the-body": status(500, "Content-Length: 100"),
-    "/drips-a-header": Answer(written=b"HTTP/1.1 503 X\r\nA: ", end=End.DRIP),
-    "/drips-a-body": status(503, "Content-Length: 100", end=End.DRIP),
-    "/endless-header": Answer(written=b"HTTP/1.1 503 X\r\nA: ", end=End.FLOOD, more=b"x" * 999),
-    "/endless-headers": Answer(written=b"HTTP/1.1 503 X\r\n", end=End.FLOOD, more=b"A: b\r\n" * 99),
-    "/endless-body": status(503, end=End.FLOOD, more=b"x" * 9999),
-    "/endless-interim": Answer(end=End.FLOOD, more=b"HTTP/1.1 100 Continue\r\n\r\n" * 9),
-    "/interim": answer(f"HTTP/1.1 103 Early\r\nLink: x\r\n\r\nHTTP/1.1 503 X\r\n{CLOSED}\r\n"),
-    "/switching": status(101, "Upgrade: x", "Connection: upgrade"),
-    "/http-0.9": Answer(written=b"<html>moved</html>"),
-    "/http-2": Answer(written=b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0d"),
-    "/tls": Answer(written=b"\x15\x03\x01\0\x02\x02\x0a"),
-    "/two-lengths": status(503, "Content-Length: 1", "Content-Length: 2"),
-    "/length-and-chunks": status(503, "Content-Length: 1", "Transfer-Encoding: chunked"),
-    "/bad-length": status(503, "Content-Length: -1"),
-    "/huge-length": status(503, "Content-Length: " + "9" * 30),
-    "/bad-chunks": status(503, "Transfer-Encoding: chunked", body=b"zz\r\nx\r\n"),
-    "/late-bad-chunks": status(503, "Transfer-Encoding: chunked", end=End.DRIP, more=b"zz\r\n"),
-    "/huge-chunk": status(503, "Transfer-Encoding: chunked", body=b"f" * 40 + b"\r\nx"),
-    "/bad-encoding": status(503, "Content-Encoding: gzip", CLOSED, body=b"no gzip"),
-    "/latin-1": answer("HTTP/1.1 503 Zu fr\xfch\r\nX: \xe9\r\n" + CLOSED + "\r\n"),
-    "/nul": Answer(written=b"HTTP/1.1 503 \0\0\r\nX: \0\r\n\r\n"),
-    "/many-headers": status(503, *(f"X-{n}: y" for n in range(5000))),
-    "/long-header": status(503, "X: " + "y" * 100_000),
-    "/status-0": status("000"),
-    "/status-99": status("99"),
-    "/status-999": status("999", CLOSED),
-    "/status-huge": status("9" * 30),
-    "/status-words": status("no"),
-    "/bare-newlines": Answer(written=b"HTTP/1.1 503 X\nA: b\n\n"),
-    "/pipelined": status(503, "Content-Length: 0", body=b"HTTP/1.1 200 OK\r\n\r\n" * 3),
-    "/kept": status(503, "Content-Length: 0", end=End.KEEP),
-    "/cookie": status(503, "Set-Cookie: " + "\xff" * 50, CLOSED),
-}  # fmt: skip
-
 
 LOG = """
     SELECT attempt, http_status, error FROM webhook_deliveries
@@ -280,41 +208,6 @@ async def test_what_is_no_proper_answer_is_a_failed_attempt(sending: Sending) ->
         assert codes_of(logs[path]) & {500, 503}, path
 
 
-NAMES = st.sampled_from(["Retry-After", "Content-Length", "Transfer-Encoding", "Connection",
-                         "Content-Encoding", "Set-Cookie", "Location", "Upgrade", "X"])  # fmt: skip
-VALUES = st.one_of(
-    st.sampled_from([*DATES, "chunked", "gzip", "close", "keep-alive", "0", "1", "10", "upgrade"]),
-    st.integers(min_value=-(10**30), max_value=10**30).map(str),
-    st.datetimes().map(lambda time: time.strftime("%a, %d %b %Y %H:%M:%S GMT")),
-    st.text(st.characters(max_codepoint=255), max_size=60),
-)
-HEADERS = st.lists(st.tuples(NAMES, VALUES), max_size=6).map(
-    lambda pairs: "".join(f"{name}: {value}\r\n" for name, value in pairs).encode("latin-1")
-)
-CODES = st.one_of(st.sampled_from([200, 204, 410, 429, 503]), st.integers(0, 1200))
-HEADS = st.builds(
-    lambda version, code, words: f"{version} {code} {words}\r\n".encode("latin-1"),
-    st.sampled_from(["HTTP/1.1"] * 8 + ["HTTP/1.0", "HTTP/2", "http/1.1", "HTTP/9.9", ""]),
-    CODES,
-    st.text(st.characters(max_codepoint=255), max_size=10),
-)
-PROPER = st.builds(
-    lambda *parts: b"".join(parts),
-    st.sampled_from(
-        [b""] * 4 + [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 102 X\r\nA: b\r\n\r\n"]
-    ),
-    HEADS,
-    HEADERS,
-    st.just(b"\r\n"),
-    st.one_of(st.binary(max_size=50), st.just(b"5\r\nhello\r\n0\r\n\r\n")),
-)
-ANSWERS = st.builds(
-    lambda written, cut, end, more: Answer(written=written, cut=cut, end=end, more=more),
-    st.one_of(PROPER, PROPER, PROPER, st.binary(max_size=100)),
-    st.sampled_from([0, 0, 5, 20, 40]),
-    st.sampled_from([End.CLOSE] * 4 + [End.KEEP] * 4 + [End.RESET, End.HANG, End.DRIP, End.FLOOD]),
-    st.sampled_from([b"x", b"\r\n", b"X: y\r\n", b"HTTP/1.1 100 X\r\n\r\n", b"y" * 999]),
-)
 FUZZ = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -329,22 +222,42 @@ async def test_any_bytes_are_recorded_and_backed_off_from(
     await check_all(sending, {f"/{number}": each for number, each in enumerate(answers)})
 
 
-@settings(FUZZ, max_examples=150)
-@given(st.lists(ANSWERS, min_size=4, max_size=4))
+@settings(FUZZ, max_examples=50)
+@given(st.lists(ANSWERS, min_size=8, max_size=8))
 async def test_any_bytes_are_judged(answers: list[Answer]) -> None:
     by_path = {f"/{number}": each for number, each in enumerate(answers)}
-    sender = Sender(RULES, Metrics(), timeout=0.2, connections=8)
+    sender = Sender(RULES, Metrics(), timeout=0.3, connections=8)
     async with raw_receiver(by_path) as receiver, sender:
         base = f"http://127.0.0.1:{receiver.port}"
         attempts = await asyncio.gather(*(sender.send(base + path, "{}", {}) for path in by_path))
-    assert [len(receiver.at(path)) for path in by_path] == [1] * len(by_path)
-    for each in attempts:
+    for path, each in zip(by_path, attempts, strict=True):
+        # On a machine that others use too, the time may be over before it is sent.
+        assert len(receiver.at(path)) in ({0, 1} if each.result == "timeout" else {1})
         assert each.taken == (each.http_status is not None and 200 <= each.http_status < 300)
         assert each.error.isprintable()
         assert len(each.error) <= MAX_ERROR
         assert each.http_status is None or 100 <= each.http_status <= 999
         assert each.retry_after is None or not math.isnan(each.retry_after)
         assert 0 < each.seconds < 5
+
+
+@given(VALUES | st.text(max_size=40))
+def test_a_time_to_wait_is_read_or_is_none(value: str) -> None:
+    seconds = read_retry_after(value)
+    assert seconds is None or not math.isnan(seconds)
+
+
+@given(st.datetimes(min_value=datetime(1980, 1, 1)), st.timezones())  # noqa: DTZ001
+def test_a_date_to_wait_for_is_seconds_from_now(time: datetime, zone: tzinfo) -> None:
+    moment = time.replace(microsecond=0, tzinfo=UTC)
+    left = (moment - datetime.now(UTC)).total_seconds()
+    dates = [format_datetime(moment, usegmt=True), format_datetime(moment).replace("+", "-")]
+    with suppress(OverflowError):  # a date that no zone shifts beyond the years there are
+        dates.append(format_datetime(moment.astimezone(zone)))
+    for date in dates:
+        seconds = read_retry_after(date)
+        assert seconds is not None
+        assert abs(seconds - left) <= 5, date
 
 
 async def test_a_kept_connection_that_was_closed_costs_one_more_request_at_first(
