@@ -82,6 +82,12 @@ def test_it_begins_at_once_even_without_events(
         assert stream.reader.retry in range(1000, 3001)
 
 
+def test_an_actor_in_utf_8_may_listen(gateway: Program, organization: str) -> None:
+    named = "Zoë".encode().decode("latin-1")  # as http.client writes bytes
+    with Events(gateway, organization, X_Actor=named) as stream:
+        assert stream.response.status == 200
+
+
 def test_it_goes_on_after_the_last_event_id(
     gateway: Program, client: Client, organization: str
 ) -> None:
