@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aiohttp.web import ServerRunner, SockSite
@@ -37,8 +38,9 @@ from gateway.routes import Router, batch_of, location_template, routes_of
 from gateway.settings import Settings
 from gateway.streams import Streams
 from gateway.watch import Watch
+from processes.attempts import keep
 from processes.listening import listen_on, listening_socket, serve_metrics
-from processes.logs import lifecycle_logger
+from processes.logs import lifecycle_logger, log_event_loop
 from processes.supervised import Supervised, share_gauges
 
 # The first is the one whose health says whether the gateway is ready.
@@ -156,6 +158,12 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
     Raises `CannotListen` if a port cannot be had.
     """
     async with AsyncExitStack() as closing:
+        in_flight = InFlight(settings.gateway_max_in_flight)
+        waiting = InFlight(
+            settings.gateway_max_in_flight, "Too many requests wait for operations already."
+        )
+        streams = Streams(settings.gateway_max_streams)
+        metrics = Metrics(lambda: in_flight.count + waiting.count, lambda: streams.count)
         channels: list[aio.Channel] = []
         relays: list[Relay] = []
         for _ in range(settings.service_connections or settings.processes):
@@ -166,15 +174,10 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
                 channel,
                 timeout=settings.gateway_timeout,
                 max_message_bytes=settings.max_message_bytes,
+                errors=metrics.unexpected_errors,
             )
             closing.push_async_callback(relay.close)
             relays.append(relay)
-        in_flight = InFlight(settings.gateway_max_in_flight)
-        waiting = InFlight(
-            settings.gateway_max_in_flight, "Too many requests wait for operations already."
-        )
-        streams = Streams(settings.gateway_max_streams)
-        metrics = Metrics(lambda: in_flight.count + waiting.count, lambda: streams.count)
         metrics_port = None
         if settings.gateway_metrics_port is not None:
             metrics_port, stop_metrics = serve_metrics(
@@ -185,7 +188,13 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
             )
             closing.push_async_callback(asyncio.to_thread, stop_metrics)
         if settings.processes > 1:
-            sharing = asyncio.create_task(share_gauges(metrics.in_flight, metrics.streams))
+            sharing = asyncio.create_task(
+                keep(
+                    "share gauges",
+                    partial(share_gauges, metrics.in_flight, metrics.streams),
+                    metrics.unexpected_errors,
+                )
+            )
             closing.callback(sharing.cancel)
         bodies = BodyReader(
             max_bytes=settings.gateway_max_body_bytes, timeout=settings.gateway_body_timeout
@@ -229,6 +238,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
 async def run(settings: Settings, supervised: Supervised | None) -> None:
     """Serve until SIGTERM or SIGINT. Raises `CannotListen` as `serving` does."""
     loop = asyncio.get_running_loop()
+    log_event_loop()
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)

@@ -49,6 +49,12 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.unexpected_errors = Counter(
+            "gateway_unexpected_errors",
+            "Errors that a loop in the background has no answer to but to try again.",
+            ["loop"],
+            registry=self.registry,
+        )
         self._seconds_of = cache(lambda method, status: self._seconds.labels(method, str(status)))
 
     def observe(self, method: str, status: int, seconds: float) -> None:

@@ -13,6 +13,9 @@ from appointments.relay.v1 import relay_pb2 as pb
 from appointments.relay.v1.relay_pb2_grpc import RelayServiceStub
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode, aio
+from prometheus_client import Counter
+
+from processes.attempts import tell
 
 MAX_MESSAGE_BYTES = 1024 * 1024
 """A message with more than one call stays below it."""
@@ -42,10 +45,13 @@ class Relay:
     `timeout` (seconds) is how long the answer to a call is waited for.
     """
 
-    def __init__(self, channel: aio.Channel, *, timeout: float, max_message_bytes: int) -> None:
+    def __init__(
+        self, channel: aio.Channel, *, timeout: float, max_message_bytes: int, errors: Counter
+    ) -> None:
         self._stub = RelayServiceStub(channel)
         self._timeout = timeout
         self._max_message_bytes = min(MAX_MESSAGE_BYTES, max_message_bytes)
+        self._errors = errors
         self._stream: _Stream | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -60,7 +66,9 @@ class Relay:
         """
         stream = self._stream
         if stream is None or not stream.open:
-            stream = self._stream = _Stream(self._stub.Relay(), self._max_message_bytes)
+            stream = self._stream = _Stream(
+                self._stub.Relay(), self._max_message_bytes, self._errors
+            )
             task = asyncio.create_task(stream.run())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -96,11 +104,13 @@ class _Stream:
         self,
         stream: aio.StreamStreamCall[pb.RelayRequest, pb.RelayResponse],
         max_message_bytes: int,
+        errors: Counter,
     ) -> None:
         self.open = True
         """Whether it takes further calls."""
         self._stream = stream
         self._max_message_bytes = max_message_bytes
+        self._errors = errors
         self._last_number = 0
         self._unsent: dict[int, _Unsent] = {}
         self._unanswered: dict[int, asyncio.Future[pb.Answer]] = {}
@@ -128,7 +138,10 @@ class _Stream:
                 self._wake.set()
 
     async def run(self) -> None:
-        """Send calls and receive answers until the stream ends, one way or the other."""
+        """Send calls and receive answers until the stream ends, one way or the other.
+
+        An unexpected error of either ends it.
+        """
         writer = asyncio.create_task(self._write())
         try:
             await self._read()
@@ -139,8 +152,11 @@ class _Stream:
                 error=error.details(),
                 calls=len(self._unanswered),
             )
+        except Exception as error:  # noqa: BLE001  the next call opens another
+            tell("relay calls", error, self._errors)
         finally:
             self.open = False
+            self._stream.cancel()
             writer.cancel()
             for answer in self._unanswered.values():
                 _fail(answer, StatusCode.UNAVAILABLE)
@@ -167,6 +183,9 @@ class _Stream:
             await self._stream.done_writing()
         except (aio.AioRpcError, asyncio.InvalidStateError):
             return  # the stream has ended; reading tells how
+        except Exception as error:  # noqa: BLE001  the next call opens another
+            tell("relay calls", error, self._errors)
+            self._stream.cancel()
         finally:
             self.open = False
 

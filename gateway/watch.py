@@ -76,7 +76,7 @@ class Watch:
                 request, metadata=metadata, wait_for_ready=begun
             )
             try:
-                reading = asyncio.ensure_future(call.read())
+                reading = _reading(call)
                 while True:
                     wait = self._heartbeat if begun else self._timeout
                     await asyncio.wait({reading}, timeout=min(wait, self._left(away_since)))
@@ -87,7 +87,7 @@ class Watch:
                         begun, away_since, delay = True, None, RESUME_DELAY
                         request.after_revision = response.revision
                         yield response
-                        reading = asyncio.ensure_future(call.read())
+                        reading = _reading(call)
                     elif not self._left(away_since):
                         return
                     else:
@@ -118,6 +118,15 @@ class Watch:
         if away_since is None:
             return math.inf
         return max(0.0, away_since + self._patience - monotonic())
+
+
+def _reading(
+    call: aio.UnaryStreamCall[WatchAppointmentsRequest, WatchAppointmentsResponse],
+) -> asyncio.Future[Any]:
+    """Begin to read the next message; how that fails when nobody waits any more is no news."""
+    reading: asyncio.Future[Any] = asyncio.ensure_future(call.read())
+    reading.add_done_callback(lambda reading: reading.cancelled() or reading.exception())
+    return reading
 
 
 def _call_error(error: aio.AioRpcError) -> CallError:

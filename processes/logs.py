@@ -6,7 +6,7 @@ import logging
 import select
 import sys
 from contextlib import suppress
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 import orjson
 import structlog
@@ -44,9 +44,30 @@ def configure_logs(level: str, format: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    # A coroutine that was never awaited, say.
+    logging.captureWarnings(capture=True)
     # Every lost connection is told several times there, and by ourselves.
     for name in ("aio_pika", "aiormq"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def log_event_loop() -> None:
+    """Log what the running event loop alone learns of, such as a failure nobody awaited."""
+    asyncio.get_running_loop().set_exception_handler(_log_unhandled)
+
+
+def _log_unhandled(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    fields = {
+        name: repr(value)
+        for name, value in context.items()
+        if name not in {"message", "exception", "source_traceback"}
+    }
+    structlog.get_logger().error(
+        "unhandled in the event loop",
+        problem=context["message"],
+        exc_info=context.get("exception"),
+        **fields,
+    )
 
 
 def lifecycle_logger() -> structlog.BoundLogger:

@@ -19,12 +19,13 @@ from typing import Any
 
 import orjson
 import structlog
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
 from processes.listening import listen_on, listening_socket, serve_metrics
+from processes.logs import log_event_loop
 from processes.supervised import Supervised
 
 # In seconds: a process that ended sooner is started again later, and later each time.
@@ -64,12 +65,12 @@ def supervise(
         held, port = listen_on(host, port, _reserved, settings=f"{host_name}, {port_name}")
         for each in held:
             stack.enter_context(each)
-        pids: dict[int, int] = {}
+        running = _Processes()
         directory = None
         if metrics_port is not None:
             directory = stack.enter_context(_temporary_directory())
             metrics_port, stop = serve_metrics(
-                _metrics(directory, pids),
+                _metrics(directory, running),
                 host,
                 metrics_port,
                 settings=f"{host_name}, {metrics_name}",
@@ -79,16 +80,17 @@ def supervise(
             Supervised(index=index, settings=settings(port), metrics_directory=directory)
             for index in range(processes)
         ]
-        asyncio.run(_run(module, places, pids, log, metrics_port))
+        asyncio.run(_run(module, places, running, log, metrics_port))
 
 
 async def _run(
     module: str,
     processes: list[Supervised],
-    pids: dict[int, int],
+    running: "_Processes",
     log: structlog.BoundLogger,
     metrics_port: int | None,
 ) -> None:
+    log_event_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -96,7 +98,7 @@ async def _run(
     keepers: list[asyncio.Task[int]] = []
 
     async def start(some: list[Supervised]) -> list[dict[str, Any]]:
-        places = [_Place(module, supervised, pids) for supervised in some]
+        places = [_Place(module, supervised, running) for supervised in some]
         keepers.extend(asyncio.create_task(place.keep()) for place in places)
         return await asyncio.gather(*(place.listening for place in places))
 
@@ -129,12 +131,12 @@ async def _run(
 class _Place:
     """A process's place, and the processes that hold it one after another."""
 
-    def __init__(self, module: str, supervised: Supervised, pids: dict[int, int]) -> None:
+    def __init__(self, module: str, supervised: Supervised, running: "_Processes") -> None:
         # What the first process tells when it listens, or CannotStart.
         self.listening: asyncio.Future[dict[str, Any]] = asyncio.Future()
         self._module = module
         self._supervised = supervised
-        self._pids = pids
+        self._running = running
         self._log = structlog.get_logger()
 
     async def keep(self) -> int:
@@ -161,6 +163,9 @@ class _Place:
                     process.terminate()
                     await _end_of(connection)
                     return process.wait()
+                except Exception:  # noqa: BLE001  # another process is to keep the place
+                    self._log.exception("unexpected error", loop="keep process")
+                    process.kill()
             code = process.wait()
             self._forget()
             if not self.listening.done():
@@ -168,6 +173,7 @@ class _Place:
                 why = "" if code > 0 else f"a process ended before it listened (exit code {code})"
                 self.listening.set_exception(CannotStart(why))
                 return code
+            self._running.ended.labels(str(self._supervised.index)).inc()
             short = time.monotonic() - began < SHORT_LIFE
             delay = min(max(2 * delay, FIRST_DELAY), LONGEST_DELAY) if short else 0.0
             self._log.error(
@@ -191,7 +197,7 @@ class _Place:
                 # A Ctrl-C at the terminal is for the supervisor, which stops the processes.
                 process_group=0,
             )
-        self._pids[self._supervised.index] = process.pid
+        self._running.pids[self._supervised.index] = process.pid
         return process, ours
 
     async def _hear(self, pid: int, connection: socket.socket) -> None:
@@ -205,7 +211,7 @@ class _Place:
 
     def _forget(self) -> None:
         """What the process had at the moment is no more; what it counted stays."""
-        self._pids.pop(self._supervised.index, None)
+        self._running.pids.pop(self._supervised.index, None)
         if self._supervised.metrics_directory is not None:
             mark_process_dead(self._supervised.index, self._supervised.metrics_directory)  # type: ignore[no-untyped-call]
 
@@ -251,26 +257,32 @@ def _temporary_directory() -> Iterator[str]:
         yield path
 
 
-def _metrics(directory: str, pids: dict[int, int]) -> CollectorRegistry:
+def _metrics(directory: str, running: "_Processes") -> CollectorRegistry:
     """Return the sum of what all processes have counted, dead ones included."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
-    registry.register(_Processes(pids))
+    registry.register(running)
     return registry
 
 
 class _Processes(Collector):
-    """What the kernel says of each process: memory, CPU time, open files."""
+    """What the kernel says of each process: memory, CPU time, open files; and how many ended."""
 
-    def __init__(self, pids: dict[int, int]) -> None:
-        self._pids = pids
+    def __init__(self) -> None:
+        self.pids: dict[int, int] = {}
+        self.ended = Counter(
+            "processes_ended",
+            "Processes that ended by themselves and were started again",
+            ["process"],
+            registry=None,
+        )
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
-        for index, pid in list(self._pids.items()):
+        for index, pid in list(self.pids.items()):
             for one in ProcessCollector(pid=partial(str, pid), registry=None).collect():
                 every = families.setdefault(one.name, Metric(one.name, one.documentation, one.type))
                 for sample in one.samples:
                     labels = {**sample.labels, "process": str(index)}
                     every.add_sample(sample.name, labels, sample.value)
-        return families.values()
+        return [*families.values(), *self.ended.collect()]

@@ -14,7 +14,7 @@ import uvloop
 from pydantic import ValidationError
 
 from processes.listening import CannotListen
-from processes.logs import configure_logs, lifecycle_logger
+from processes.logs import configure_logs, lifecycle_logger, log_event_loop
 from processes.supervised import Supervised
 from processes.supervisor import CannotStart, supervise
 from service.schema import SchemaOutdated
@@ -64,6 +64,7 @@ def main() -> None:
 async def _serve(settings: Settings, supervised: Supervised | None) -> None:
     tell: Callable[..., Any] = supervised.tell if supervised else lifecycle_logger().info
     stop = _told_to_stop()
+    log_event_loop()
     async with serving(settings) as ports:
         tell(
             "listening",
@@ -80,6 +81,7 @@ async def _serve(settings: Settings, supervised: Supervised | None) -> None:
 async def _work(settings: Settings) -> None:
     log = lifecycle_logger()
     stop = _told_to_stop()
+    log_event_loop()
     async with working(settings) as metrics_port:
         log.info("listening", metrics_port=metrics_port)
         await stop.wait()

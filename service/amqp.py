@@ -200,6 +200,8 @@ async def close(connection: AbstractConnection, *, within: float) -> None:
     except (*CONNECTION_EXCEPTIONS, TimeoutError, asyncio.CancelledError) as error:
         check_cancelled(error)
         log.debug("closing a connection to RabbitMQ failed", error=repr(error))
+    except Exception:
+        log.exception("closing a connection to RabbitMQ failed")
 
 
 def connection_url(url: str, name: str) -> URL:

@@ -206,6 +206,7 @@ class Committer:
         try:
             writes = [item.write for item in batch]
             results = await self._store.apply(queue.organization_id, writes)
+            _check_length(batch, results)
         except Exception as error:  # noqa: BLE001  # each caller is to learn of it
             results = [error] * len(batch)
         self._free += 1
@@ -221,6 +222,10 @@ class Committer:
                     for queue, batch in batches
                 ]
             )
+            _check_length(batches, results)
+            for (_, batch), each in zip(batches, results, strict=True):
+                if each is not None:
+                    _check_length(batch, each)
         except Exception as error:  # noqa: BLE001  # each caller is to learn of it
             results = [[error] * len(batch) for _, batch in batches]
         self._shared_is_free = True
@@ -252,3 +257,9 @@ class Committer:
             self._line_up(queue)
         else:
             del self._queues[queue.organization_id]
+
+
+def _check_length(asked: Sequence[object], answered: Sequence[object]) -> None:
+    """Notice missing results before any caller has one: all of a flight learn of it then."""
+    if len(asked) != len(answered):
+        raise ValueError(f"{len(answered)} results for {len(asked)}")

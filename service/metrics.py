@@ -95,9 +95,10 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.webhook_faults = Counter(
-            "appointments_webhook_faults",
-            "Failures of a worker itself at a webhook: recorded as failed attempts, if they can be",
+        self.unexpected_errors = Counter(
+            "appointments_unexpected_errors",
+            "Errors that a loop in the background has no answer to but to try again later",
+            ["loop"],
             registry=self.registry,
         )
         # livesum: of several processes, those that live are added up.

@@ -50,12 +50,12 @@ class Moments:
                         " WHERE organization_id = ANY (%s)",
                         (list({organization_id for organization_id, _ in waiting}),),
                     )
+                    moments = {organization_id: (at, time) for organization_id, at, time in found}
                 except Exception as error:  # noqa: BLE001  # each caller is to learn of it
                     for _, moment in waiting:
                         if not moment.done():
                             moment.set_exception(error)
                     continue
-                moments = {organization_id: (at, time) for organization_id, at, time in found}
                 for organization_id, moment in waiting:
                     if not moment.done():
                         moment.set_result(moments.get(organization_id, NEVER_WRITTEN))

@@ -9,10 +9,13 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2
 
 from service.database import Database
-from service.errors import Overloaded
+from service.errors import Overloaded, ServiceError
 
 # Seconds.
 INTERVAL = 1.0
+
+# What a database that is away or busy ends a probe with.
+EXPECTED = (ServiceError, TimeoutError, asyncio.CancelledError)
 
 log = structlog.get_logger()
 
@@ -37,6 +40,8 @@ async def keep_readiness(
 
     The database is given `patience` (seconds) to answer. The health of "" (the process)
     and of what needs no database is not touched: restarting does not bring one back.
+
+    Raises what the probe failed with, if it was not the database's being away or busy.
     """
     ready: bool | None = None
     probe: asyncio.Task[Any] | None = None
@@ -48,7 +53,8 @@ async def keep_readiness(
         await asyncio.wait({probe}, timeout=patience)
         failure: BaseException | None = TimeoutError("no answer in time")
         if probe.done():
-            failure, probe = probe.exception(), None
+            failure = asyncio.CancelledError() if probe.cancelled() else probe.exception()
+            probe = None
         # Busy is not away.
         ready = failure is None or isinstance(failure, Overloaded)
         if ready is not was_ready:
@@ -57,4 +63,6 @@ async def keep_readiness(
                 log.warning("not ready", error=str(failure))
             elif was_ready is False:
                 log.info("ready again")
+        if failure is not None and not isinstance(failure, EXPECTED):
+            raise failure
         await asyncio.sleep(INTERVAL)

@@ -5,12 +5,14 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, LiteralString, NoReturn, Self
 
 import psycopg
 import structlog
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from processes.attempts import keep
 from processes.listening import bracketed
 from service.database import Database
 from service.errors import Overloaded, ServiceError
@@ -48,6 +50,7 @@ class Replicas:
     ) -> None:
         self._patience = patience
         self._reads = metrics.replica_reads
+        self._errors = metrics.unexpected_errors
         self._stack = AsyncExitStack()
         self._urls = by_host(url)
         self._timeouts = Timeouts(connection=CONNECTION_TIMEOUT, lock=patience, statement=patience)
@@ -80,7 +83,9 @@ class Replicas:
         for replica in self._replicas:
             await self._stack.enter_async_context(replica.database)
             replica.failed.set()
-            watch = asyncio.create_task(self._watch(replica))
+            watch = asyncio.create_task(
+                keep("watch replica", partial(self._watch, replica), self._errors)
+            )
             self._stack.callback(watch.cancel)
         return self
 
@@ -136,7 +141,7 @@ class Replicas:
         try:
             async with asyncio.timeout(self._patience):
                 await replica.database.fetch("SELECT 1")
-        except (ServiceError, TimeoutError, psycopg.Error):
+        except (ServiceError, TimeoutError):
             return False
         return True
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import grpc
 from appointments.relay.v1 import relay_pb2
@@ -14,6 +15,7 @@ from google.longrunning import operations_pb2
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2
 
+from processes.attempts import keep
 from processes.listening import serve_metrics
 from processes.supervised import share_gauges
 from service.amqp import Broker
@@ -139,6 +141,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         )
         results = OperationResults(
             reads,
+            metrics,
             retention=timedelta(days=settings.operation_retention_days),
             poll_interval=settings.operation_poll_interval,
             queued_elsewhere=settings.operation_queue == "rabbitmq",
@@ -188,11 +191,16 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         stack.callback(calls.end_streams)
         stack.push_async_callback(health_servicer.enter_graceful_shutdown)
         readiness = asyncio.create_task(
-            keep_readiness(
-                in_need,
-                health_servicer,
-                reads,
-                patience=settings.connection_timeout,
+            keep(
+                "keep readiness",
+                partial(
+                    keep_readiness,
+                    in_need,
+                    health_servicer,
+                    reads,
+                    patience=settings.connection_timeout,
+                ),
+                metrics.unexpected_errors,
             )
         )
         stack.callback(readiness.cancel)
@@ -203,7 +211,9 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
                 metrics.pool_connections,
                 metrics.pool_waiting,
             )
-            sharing = asyncio.create_task(share_gauges(*gauges))
+            sharing = asyncio.create_task(
+                keep("share gauges", partial(share_gauges, *gauges), metrics.unexpected_errors)
+            )
             stack.callback(sharing.cancel)
         # What there is now stays: no collection needs to look through it again, and what a
         # request leaves behind is rarely a cycle.

@@ -12,6 +12,7 @@ from time import monotonic
 
 from appointments.v1 import appointment_service_pb2 as rpc
 
+from processes.attempts import Attempts
 from service import messages
 from service.database import Database
 from service.errors import DatabaseUnavailable, InvalidFields, Overloaded
@@ -65,6 +66,8 @@ class Watch:
         metrics.watchers.set_function(lambda: self._watchers)
         self._organizations: dict[str, _Organization] = {}
         self._polling: asyncio.Task[None] | None = None
+        self._attempts = Attempts("watch organizations", metrics.unexpected_errors)
+        self._pause = interval
         self._reading: dict[tuple[str, int], asyncio.Task[Changes]] = {}
         self._turns = asyncio.Semaphore(READS_AT_ONCE)
 
@@ -117,7 +120,8 @@ class Watch:
         """Note which organizations have advanced, as long as any is watched."""
         answered = monotonic()
         while self._organizations:
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(self._pause)
+            self._pause = self._interval
             try:
                 known = {name: watched.revision for name, watched in self._organizations.items()}
                 found = await self._database.fetch(
@@ -125,16 +129,19 @@ class Watch:
                     " WHERE organization_id = ANY (%s)",
                     (list(known),),
                 )
+                revisions: dict[str, int] = dict(found)
+                for organization_id, before in known.items():
+                    self._note(organization_id, before, revisions.get(organization_id, 0))
             except (DatabaseUnavailable, Overloaded) as error:
                 if monotonic() - answered < self._patience:
                     continue
                 self._give_up(self._away(error))
             except Exception as error:  # noqa: BLE001  # each watcher is to learn of it
                 self._give_up(error)
+                # Those that come again at once wait as well.
+                self._pause = self._attempts.failed(error)
             else:
-                revisions: dict[str, int] = dict(found)
-                for organization_id, before in known.items():
-                    self._note(organization_id, before, revisions.get(organization_id, 0))
+                self._attempts.succeeded()
             answered = monotonic()
         self._polling = None
 

@@ -5,8 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
-import structlog
-
+from processes.attempts import keep
 from processes.listening import serve_metrics
 from service.amqp import Broker
 from service.database import Database
@@ -26,11 +25,6 @@ from service.webhooks.delivery import Deliverer, Pace
 
 # Runs until it is cancelled, and leaves things in order then.
 Duty = Callable[[], Awaitable[None]]
-
-# Seconds before a duty that failed is taken up again.
-RESTART_DELAY = 1.0
-
-log = structlog.get_logger()
 
 
 @asynccontextmanager
@@ -65,7 +59,10 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
         duties = _duties(settings, database, metrics)
         if settings.amqp_url is not None:
             duties |= _rabbitmq_duties(settings, settings.amqp_url, database, metrics, stack)
-        tasks = [asyncio.create_task(_keep(name, duty)) for name, duty in duties.items()]
+        tasks = [
+            asyncio.create_task(keep(name, duty, metrics.unexpected_errors))
+            for name, duty in duties.items()
+        ]
         stack.push_async_callback(_end, tasks)
         yield port
 
@@ -145,18 +142,6 @@ def _rabbitmq_duties(
             timeout=settings.amqp_timeout,
         ).run
     return duties
-
-
-async def _keep(name: str, duty: Duty) -> None:
-    """Do a duty again and again: a fault in it is logged and does not end the others."""
-    task = asyncio.current_task()
-    # One that fails while it is cancelled has ended all the same.
-    while task is not None and not task.cancelling():
-        try:
-            await duty()
-        except Exception:  # every other duty goes on
-            log.exception("a duty failed", duty=name)
-            await asyncio.sleep(0 if task.cancelling() else RESTART_DELAY)
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

@@ -134,7 +134,7 @@ class WriteStore:
         for write in writes:
             try:
                 results += await self.apply(organization_id, [write])
-            except (ServiceError, psycopg.Error) as trouble:
+            except Exception as trouble:  # noqa: BLE001  # those before it keep their results
                 untried = len(writes) - len(results) - 1
                 not_done = DatabaseUnavailable(
                     "the database is in trouble; nothing was written, try again later"

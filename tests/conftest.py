@@ -4,13 +4,14 @@ Tests share them: each takes an `organization` of its own, and nothing crosses
 organizations. A test that stops or breaks something starts its own, with the factories.
 """
 
+import logging
 import os
 import secrets
 import shutil
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -33,6 +34,13 @@ OwnPostgres = Callable[..., EmbeddedPostgres]
 CreateDatabase = Callable[[], str]
 
 LINES_SHOWN = 40
+# What asyncio, and our programs' logs, say of a failure that nobody awaited.
+UNNOTICED = (
+    "exception was never retrieved",
+    "was destroyed but it is pending",
+    "was never awaited",
+    "unhandled in the event loop",
+)
 
 # Every program that is running now or ended within the current test.
 _programs: list[Program] = []
@@ -70,6 +78,31 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     if report.when == "teardown":
         _programs[:] = [program for program in _programs if program.process.poll() is None]
     return report
+
+
+def unnoticed_failures(lines: Iterable[str]) -> list[str]:
+    """Those lines of a log that tell of a failure that no code has looked at."""
+    return [line for line in lines if any(mark in line for mark in UNNOTICED)]
+
+
+@pytest.fixture(autouse=True)
+def nothing_fails_unnoticed() -> Iterator[None]:
+    """Fail if a program, or this process, tells of a failure that no code has looked at."""
+    heard: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    listener = Listener(logging.ERROR)
+    logging.getLogger("asyncio").addHandler(listener)
+    before = {id(program): len(program.log_lines()) for program in _programs}
+    yield
+    logging.getLogger("asyncio").removeHandler(listener)
+    for program in _programs:
+        heard += program.log_lines()[before.get(id(program), 0) :]
+    found = unnoticed_failures(heard)
+    assert not found, "\n".join(found)
 
 
 @pytest.fixture(scope="session")

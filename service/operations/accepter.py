@@ -70,12 +70,12 @@ class Accepter:
                 if not group:
                     continue
                 self._metrics.accepted_together.observe(len(group))
-                failures: Sequence[Exception | None]
                 try:
                     failures = await self._queue.append([operation for operation, _ in group])
+                    answers = list(zip(group, failures, strict=True))
                 except Exception as error:  # noqa: BLE001  # each caller is to learn of it
-                    failures = [error] * len(group)
-                for (_, accepted), failure in zip(group, failures, strict=True):
+                    answers = [(waiting, error) for waiting in group]
+                for (_, accepted), failure in answers:
                     if accepted.done():
                         continue
                     if failure is None:

@@ -10,6 +10,7 @@ import orjson
 import psycopg
 import structlog
 
+from processes.attempts import Attempts
 from service.database import Database
 from service.errors import LockTimeout, Overloaded, ServiceError
 from service.metrics import Metrics
@@ -96,6 +97,7 @@ class PostgresQueueWorker:
         self._going_alone = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._in_trouble = False
+        self._attempts = Attempts("apply operations", metrics.unexpected_errors)
 
     async def count(self) -> NoReturn:
         """Tell Prometheus how many operations wait, until cancelled."""
@@ -124,11 +126,18 @@ class PostgresQueueWorker:
         leases: list[_Lease] = []
         while not self._stopping.is_set():
             try:
-                leases += await self._find_work(leases)
-            except (ServiceError, psycopg.Error) as error:
-                await self._pause_in_trouble(error)
-            leases = await self._apply(leases)
-        await self._give_back(leases)
+                try:
+                    leases += await self._find_work(leases)
+                except (ServiceError, psycopg.Error) as error:
+                    await self._pause_in_trouble(error)
+                leases = await self._apply(leases)
+            except Exception as error:  # noqa: BLE001  the other lanes go on
+                leases = []  # they end by themselves
+                await self._pause(self._attempts.failed(error))
+        try:
+            await self._give_back(leases)
+        except Exception as error:  # noqa: BLE001  they end by themselves
+            self._attempts.failed(error)
 
     async def _find_work(self, leases: list[_Lease]) -> list[_Lease]:
         """Lease organizations besides those that go on; without any, wait for some."""
@@ -200,6 +209,7 @@ class PostgresQueueWorker:
             await self._leave(leases, error)
             return [], []
         self._in_trouble = False
+        self._attempts.succeeded()
         kept: list[_Lease] = []
         busy: list[_Lease] = []
         applied = 0
@@ -264,6 +274,9 @@ class PostgresQueueWorker:
                 return
 
     async def _pause_in_trouble(self, error: Exception) -> None:
+        if not isinstance(error, ServiceError):
+            await self._pause(self._attempts.failed(error))
+            return
         if not self._in_trouble:
             log.warning("operations not applied", error=str(error))
         self._in_trouble = True

@@ -14,8 +14,10 @@ import orjson
 import psycopg
 import structlog
 
+from processes.attempts import Attempts
 from service.database import Database
 from service.errors import LockTimeout, ServiceError
+from service.metrics import Metrics
 from service.operations.operation import MAX_ATTEMPTS
 from service.operations.rabbitmq_messages import QueuedOperation
 
@@ -36,8 +38,9 @@ _REFUSE = """
     AS r (organization_id text, operation_id uuid, accepted_at timestamptz, write json)
 """
 
-# Seconds before the database is tried again.
+# Seconds before the database is tried again, and before a locked organization is.
 RETRY_DELAY = 1.0
+BUSY_DELAY = 0.25
 
 log = structlog.get_logger()
 
@@ -45,8 +48,9 @@ log = structlog.get_logger()
 class OperationApplier:
     """Every method goes on until the database has answered, however long it is away."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, metrics: Metrics) -> None:
         self._database = database
+        self._attempts = Attempts("apply operations in RabbitMQ", metrics.unexpected_errors)
         # One call at a time waits for a lock: the connections are for those that need not.
         self._waiting = asyncio.Lock()
 
@@ -55,9 +59,10 @@ class OperationApplier:
         while True:
             try:
                 await self._database.fetch("SELECT 1")
-            except (ServiceError, psycopg.Error):
-                await asyncio.sleep(RETRY_DELAY)
+            except (ServiceError, psycopg.Error) as error:
+                await self._pause(error)
             else:
+                self._attempts.succeeded()
                 return
 
     async def apply(self, operations: Sequence[QueuedOperation]) -> list[QueuedOperation]:
@@ -101,7 +106,7 @@ class OperationApplier:
                     unfit.append(operation)
                 except (ServiceError, psycopg.Error) as error:
                     log.warning("operation not ended", error=str(error))
-                    await asyncio.sleep(RETRY_DELAY)
+                    await self._pause(error)
                     continue
                 break
         return unfit
@@ -119,7 +124,7 @@ class OperationApplier:
                     async with self._waiting:
                         await self._call({organization_id: operations}, wait=True)
             except LockTimeout:
-                continue
+                await asyncio.sleep(BUSY_DELAY)
             except (ServiceError, psycopg.Error) as error:
                 if not told:
                     log.warning(
@@ -141,9 +146,14 @@ class OperationApplier:
                     return await self.refuse(
                         operations, f"not applied in {attempts} attempts: {error}"
                     )
-                await asyncio.sleep(RETRY_DELAY)
+                await self._pause(error)
             else:
+                self._attempts.succeeded()
                 return []
+
+    async def _pause(self, error: Exception) -> None:
+        expected = isinstance(error, ServiceError)
+        await asyncio.sleep(RETRY_DELAY if expected else self._attempts.failed(error))
 
     async def _call(
         self, by_organization: Mapping[str, Sequence[QueuedOperation]], *, wait: bool

@@ -50,7 +50,7 @@ class RabbitMQQueueWorker:
         self, url: str, database: Database, metrics: Metrics, *, max_batch: int, timeout: float
     ) -> None:
         self._url = connection_url(url, "appointments-worker")
-        self._applier = OperationApplier(database)
+        self._applier = OperationApplier(database, metrics)
         self._metrics = metrics
         self._max_batch = max_batch
         self._timeout = timeout

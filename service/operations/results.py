@@ -6,10 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import LiteralString
 from uuid import UUID
 
+from processes.attempts import Attempts
 from service import rows
 from service.database import Database
 from service.domain import Outcome, WriteResult
 from service.errors import OperationFailed, OperationNotFound, ServiceError
+from service.metrics import Metrics
 from service.operations.operation import OperationState, time_of
 from service.rows import Row
 from service.writes import refusal
@@ -79,6 +81,7 @@ class OperationResults:
     def __init__(
         self,
         database: Database,
+        metrics: Metrics,
         *,
         retention: timedelta,
         poll_interval: float,
@@ -91,6 +94,7 @@ class OperationResults:
         # Whom to tell, by organization and operation.
         self._waiting: dict[tuple[str, UUID], set[asyncio.Event]] = {}
         self._watching: asyncio.Task[None] | None = None
+        self._attempts = Attempts("watch operations", metrics.unexpected_errors)
         self._ending = False
 
     async def get(self, organization_id: str, id: UUID) -> OperationState:
@@ -154,13 +158,18 @@ class OperationResults:
                 if not self._waiting:
                     break
                 organizations, ids = zip(*self._waiting, strict=True)
+                # Who waits does so no longer than it wants, whatever fails here.
                 try:
                     found = await self._database.fetch(_DONE, (list(organizations), list(ids)))
+                    for key in found:
+                        for done in self._waiting.get((key[0], key[1]), ()):
+                            done.set()
                 except ServiceError:
-                    continue  # who waits does so no longer than it wants
-                for key in found:
-                    for done in self._waiting.get((key[0], key[1]), ()):
-                        done.set()
+                    continue
+                except Exception as error:  # noqa: BLE001  those who come later wait too
+                    await asyncio.sleep(self._attempts.failed(error))
+                else:
+                    self._attempts.succeeded()
         finally:
             self._watching = None
 

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import structlog
 
+from processes.attempts import tell
 from service.domain import HistoryEntry
 from service.errors import ServiceError
 from service.metrics import Metrics
@@ -36,6 +37,7 @@ STOP_SECONDS = 3.0
 # Looking for work takes at most this part of one connection's time.
 POLL_SHARE = 0.1
 GONE = 410
+LOOP = "send to webhooks"
 
 log = structlog.get_logger()
 
@@ -147,9 +149,8 @@ class Deliverer:
             # What was not recorded will be sent again.
             log.warning("a webhook waits", webhook=claim.id, error=error.message)
             wait = self._pace.first_retry
-        except Exception:  # every other webhook goes on
-            log.exception("a webhook failed", webhook=claim.id)
-            self._metrics.webhook_faults.inc()
+        except Exception as error:  # noqa: BLE001  every other webhook goes on
+            self._tell(error, claim)
             turn.at_fault = True
         finally:
             await self._end(turn, wait)
@@ -160,9 +161,12 @@ class Deliverer:
             await turn.end(wait=wait)
         except ServiceError as error:
             log.warning("a webhook waits", webhook=turn.claim.id, error=error.message)
-        except Exception:
-            log.exception("a webhook's turn is not recorded", webhook=turn.claim.id)
-            self._metrics.webhook_faults.inc()
+        except Exception as error:  # noqa: BLE001  every other webhook goes on
+            self._tell(error, turn.claim)
+
+    def _tell(self, error: Exception, claim: Claim) -> None:
+        errors = self._metrics.unexpected_errors
+        tell(LOOP, error, errors, organization=claim.organization_id, webhook=claim.id)
 
     async def _send_all(self, sender: Sender, turn: "_Turn") -> None:
         end = monotonic() + TURN_SECONDS

@@ -27,7 +27,7 @@ from service.reads import ReadStore
 from service.session import Timeouts
 from service.webhooks.addresses import AddressRules
 from service.webhooks.claims import ClaimStore
-from service.webhooks.delivery import Deliverer, Pace
+from service.webhooks.delivery import LOOP, Deliverer, Pace
 from service.webhooks.sender import MAX_ERROR, Sender, read_retry_after
 from service.webhooks.store import WebhookStore
 from service.webhooks.webhook import WebhookContent
@@ -297,7 +297,8 @@ def broken(sending: Sending) -> Iterator[Callable[[str, str], None]]:
 
 
 def faults(sending: Sending) -> float:
-    return sending.metrics.registry.get_sample_value("appointments_webhook_faults_total") or 0.0
+    name, labels = "appointments_unexpected_errors_total", {"loop": LOOP}
+    return sending.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 async def test_a_fault_of_the_worker_is_recorded_and_backed_off_from(
@@ -327,7 +328,7 @@ async def test_a_fault_of_the_worker_is_recorded_and_backed_off_from(
         assert [each.attempt for each in log] == list(range(1, len(log) + 1))
         check_end("/a", log, state)
         assert faults(sending) == before + len(log)
-        assert [each["event"] for each in told] == ["a webhook failed"] * len(log)
+        assert [each["event"] for each in told] == ["unexpected error"] * len(log)
 
 
 @pytest.mark.parametrize("code", [204, 503])

@@ -1,0 +1,282 @@
+"""What fails in a loop in the background is waited after, logged and counted; it never spins."""
+
+import asyncio
+import gc
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from time import monotonic
+from typing import Any, cast
+
+import pytest
+from appointments.v1 import appointment_service_pb2
+from grpc_health.v1 import health
+from structlog.testing import capture_logs
+
+from processes.attempts import FIRST_DELAY, LONGEST_DELAY, Attempts, keep
+from processes.logs import log_event_loop
+from service.amqp import Broker
+from service.committer import Committer
+from service.domain import Cancel
+from service.events.publisher import EventPublisher
+from service.events.store import EventStore
+from service.metrics import Metrics
+from service.moments import Moments
+from service.operations.accepter import Accepter, OperationQueue
+from service.operations.operation import new_operation
+from service.operations.postgres_queue_worker import PostgresQueueWorker
+from service.operations.rabbitmq_applier import OperationApplier
+from service.operations.results import OperationResults
+from service.purge import Purge
+from service.readiness import keep_readiness
+from service.reads import ReadStore
+from service.watch import Watch
+from service.writes import WriteStore
+from tests.conftest import unnoticed_failures
+
+# Seconds that a loop is looked at, and how often it may try meanwhile: at once, after half a
+# second at least, after one more, and so on.
+SECONDS = 2.5
+MOST_ATTEMPTS = 4
+
+Work = Callable[[], Awaitable[object]]
+
+
+class Broken:
+    """A database in which every statement fails as no statement should."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    async def fetch(self, *_: object, **__: object) -> Any:
+        self.times.append(monotonic())
+        await asyncio.sleep(0)
+        raise KeyError("injected")
+
+
+@pytest.fixture
+def broken() -> Broken:
+    return Broken()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+def counted(metrics: Metrics) -> float:
+    """How many unexpected errors of all loops Prometheus is told of."""
+    name = "appointments_unexpected_errors_total"
+    return sum(
+        sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == name
+    )
+
+
+async def errors_of(work: Work) -> list[dict[str, Any]]:
+    """Let a loop run for a while; return what it logged as unexpected."""
+    with capture_logs() as logs:
+        task = asyncio.ensure_future(work())
+        await asyncio.wait({task}, timeout=SECONDS)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    return [dict(each) for each in logs if each["event"] == "unexpected error"]
+
+
+def operations(database: Any, metrics: Metrics) -> Work:
+    return PostgresQueueWorker(
+        database,
+        metrics,
+        lanes=1,
+        max_organizations=10,
+        max_batch=10,
+        lease=10,
+        poll_interval=0.01,
+    ).run
+
+
+def operations_in_rabbitmq(database: Any, metrics: Metrics) -> Work:
+    return OperationApplier(database, metrics).wait_for_database
+
+
+def readiness(database: Any, _: Metrics) -> Work:
+    service = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentService"]
+    servicer = health.aio.HealthServicer()
+    return partial(keep_readiness, [service], servicer, database, patience=1.0)
+
+
+def publisher(database: Any, metrics: Metrics) -> Work:
+    broker = cast("Broker", None)  # it never comes to that
+    return EventPublisher(
+        EventStore(database, "test"), broker, metrics, interval=0.01, lease=10
+    ).run
+
+
+def purge(database: Any, _: Metrics) -> Work:
+    return Purge(database, table="operations", time="finished_at", keep=timedelta(days=1)).run
+
+
+def results(database: Any, metrics: Metrics) -> Work:
+    reader = OperationResults(
+        database,
+        metrics,
+        retention=timedelta(days=1),
+        poll_interval=0.01,
+        queued_elsewhere=False,
+    )
+    reader._waiting = {("some", uuid.uuid4()): {asyncio.Event()}}
+    return reader._watch
+
+
+@pytest.mark.parametrize(
+    "loop", [operations, operations_in_rabbitmq, readiness, publisher, purge, results]
+)
+async def test_a_loop_that_fails_waits_and_says_so(
+    broken: Broken, metrics: Metrics, loop: Callable[[Any, Metrics], Work]
+) -> None:
+    work = loop(broken, metrics)
+    errors = await errors_of(lambda: keep("test", work, metrics.unexpected_errors))
+    assert 2 <= len(broken.times) <= MOST_ATTEMPTS
+    assert len(broken.times) - 1 <= len(errors) == counted(metrics)
+    assert all(isinstance(each["exc_info"], KeyError) for each in errors)
+
+
+async def test_watchers_that_come_again_wait_for_the_next_look(
+    broken: Broken, metrics: Metrics
+) -> None:
+    watch = Watch(
+        cast("Any", broken),
+        cast("ReadStore", None),
+        metrics,
+        interval=0.01,
+        patience=5.0,
+        max_watchers=10,
+    )
+
+    async def come_again() -> None:
+        while True:
+            with watch._place("some") as organization, suppress(KeyError):
+                await organization.beyond(0)
+            await asyncio.sleep(0.01)
+
+    errors = await errors_of(come_again)
+    assert watch._polling is not None
+    watch._polling.cancel()
+    assert 2 <= len(broken.times) <= MOST_ATTEMPTS
+    assert len(errors) == len(broken.times) == counted(metrics)
+
+
+async def test_the_waits_grow_to_a_bound_and_begin_anew(metrics: Metrics) -> None:
+    attempts = Attempts("test", metrics.unexpected_errors)
+    waits = [attempts.failed(KeyError()) for _ in range(10)]
+    longest = [min(FIRST_DELAY * 2.0**number, LONGEST_DELAY) for number in range(10)]
+    assert all(most / 2 <= wait <= most for wait, most in zip(waits, longest, strict=True))
+    attempts.succeeded()
+    assert attempts.failed(KeyError()) <= FIRST_DELAY
+    assert counted(metrics) == 11
+
+
+async def test_a_duty_that_ends_by_itself_is_taken_up_again(metrics: Metrics) -> None:
+    times: list[float] = []
+
+    async def ends() -> None:
+        times.append(monotonic())
+
+    errors = await errors_of(lambda: keep("test", ends, metrics.unexpected_errors))
+    assert 2 <= len(times) <= MOST_ATTEMPTS
+    assert [str(each["exc_info"]) for each in errors] == ["test ended by itself"] * len(errors)
+
+
+def write(id: str) -> Cancel:
+    return Cancel(
+        id=id,
+        updated_at=None,
+        expected_revision=None,
+        idempotency_key=None,
+        validate_only=False,
+        actor="",
+    )
+
+
+class Forgetful:
+    """A store, or a queue, that answers for fewer than it was given."""
+
+    async def apply(self, *_: object) -> list[object]:
+        return []
+
+    async def apply_batches(self, *_: object) -> list[object]:
+        return []
+
+    async def append(self, *_: object) -> list[object]:
+        return []
+
+
+@pytest.mark.parametrize("max_organizations", [1, 10])
+async def test_every_writer_learns_of_an_answer_that_is_not_whole(
+    metrics: Metrics, max_organizations: int
+) -> None:
+    committer = Committer(
+        cast("WriteStore", Forgetful()),
+        metrics,
+        connections=2,
+        max_organizations=max_organizations,
+        max_batch=10,
+        max_queued=100,
+    )
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(
+            *(committer.submit(f"org {number % 2}", write(str(number))) for number in range(4)),
+            return_exceptions=True,
+        )
+        await committer.drain()
+    assert [type(answer) for answer in answers] == [ValueError] * 4
+
+
+async def test_every_submitter_learns_of_an_answer_that_is_not_whole(metrics: Metrics) -> None:
+    accepter = Accepter(cast("OperationQueue", Forgetful()), metrics, max_waiting=10)
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(
+            *(accepter.accept(new_operation("some", write(str(each)))) for each in range(3)),
+            return_exceptions=True,
+        )
+    assert [type(answer) for answer in answers] == [ValueError] * 3
+
+
+async def test_every_reader_learns_that_asking_failed(broken: Broken) -> None:
+    moments = Moments(cast("Any", broken), max_waiting=10)
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(
+            *(moments.of("some") for _ in range(3)), return_exceptions=True
+        )
+    assert [type(answer) for answer in answers] == [KeyError] * 3
+
+
+async def test_what_nobody_awaits_is_logged() -> None:
+    async def fail() -> None:
+        raise KeyError("nobody looks")
+
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    log_event_loop()
+    try:
+        with capture_logs() as logs:
+            task = asyncio.create_task(fail())
+            await asyncio.wait({task})
+            del task
+            gc.collect()
+            await asyncio.sleep(0)
+    finally:
+        loop.set_exception_handler(before)
+    [found] = [each for each in logs if each["event"] == "unhandled in the event loop"]
+    assert found["problem"] == "Task exception was never retrieved"
+    assert isinstance(found["exc_info"], KeyError)
+
+
+def test_the_suite_fails_on_what_nobody_awaits() -> None:
+    told = "Task exception was never retrieved\nfuture: <Task finished>"
+    assert unnoticed_failures([told, '{"event":"request"}']) == [told]
