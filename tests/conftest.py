@@ -85,24 +85,45 @@ def unnoticed_failures(lines: Iterable[str]) -> list[str]:
     return [line for line in lines if any(mark in line for mark in UNNOTICED)]
 
 
+class Ear(logging.Handler):
+    """Hears what this process and the programs tell of failures that no code has looked at."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self._heard: list[str] = []
+        # Lines of each program that have been looked at.
+        self._read: dict[Program, int] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._heard += unnoticed_failures([record.getMessage()])
+
+    def check(self) -> None:
+        """Fail if anything has been heard since the last time."""
+        read, self._read = self._read, {}
+        for program in {*_programs, *read}:
+            lines = program.log_lines()
+            self._heard += unnoticed_failures(lines[read.get(program, 0) :])
+            if program in _programs:
+                self._read[program] = len(lines)
+        found, self._heard = self._heard, []
+        assert not found, "\n".join(found)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ear() -> Iterator[Ear]:
+    """Listens from before the first fixture to after the last."""
+    ear = Ear()
+    logging.getLogger("asyncio").addHandler(ear)
+    yield ear
+    logging.getLogger("asyncio").removeHandler(ear)
+    ear.check()
+
+
 @pytest.fixture(autouse=True)
-def nothing_fails_unnoticed() -> Iterator[None]:
-    """Fail if a program, or this process, tells of a failure that no code has looked at."""
-    heard: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            heard.append(record.getMessage())
-
-    listener = Listener(logging.ERROR)
-    logging.getLogger("asyncio").addHandler(listener)
-    before = {id(program): len(program.log_lines()) for program in _programs}
+def nothing_fails_unnoticed(ear: Ear) -> Iterator[None]:
+    """Fail with what was left unnoticed up to the end of a test, by fixtures before it too."""
     yield
-    logging.getLogger("asyncio").removeHandler(listener)
-    for program in _programs:
-        heard += program.log_lines()[before.get(id(program), 0) :]
-    found = unnoticed_failures(heard)
-    assert not found, "\n".join(found)
+    ear.check()
 
 
 @pytest.fixture(scope="session")

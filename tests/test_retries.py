@@ -34,7 +34,6 @@ from service.readiness import keep_readiness
 from service.reads import ReadStore
 from service.watch import Watch
 from service.writes import WriteStore
-from tests.conftest import unnoticed_failures
 
 # Seconds that a loop is looked at, and how often it may try meanwhile: at once, after half a
 # second at least, after one more, and so on.
@@ -275,8 +274,3 @@ async def test_what_nobody_awaits_is_logged() -> None:
     [found] = [each for each in logs if each["event"] == "unhandled in the event loop"]
     assert found["problem"] == "Task exception was never retrieved"
     assert isinstance(found["exc_info"], KeyError)
-
-
-def test_the_suite_fails_on_what_nobody_awaits() -> None:
-    told = "Task exception was never retrieved\nfuture: <Task finished>"
-    assert unnoticed_failures([told, '{"event":"request"}']) == [told]
