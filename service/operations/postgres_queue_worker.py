@@ -38,7 +38,7 @@ _GIVE_BACK = """
 
 _GIVE_UP = "SELECT give_up_operation(%s::text, %s::bigint, %s::text)"
 
-_COUNT = "SELECT count(*) FROM (SELECT FROM queued_operations LIMIT 100000) AS counted"
+_COUNT = "SELECT count_queued_operations(100000)"
 COUNT_INTERVAL = 10.0
 
 # Seconds between calls that end without an answer: they double up to the longest.
