@@ -5,14 +5,19 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from threading import Thread
 from typing import LiteralString
 
 import psycopg
 import pytest
 
+from service.database import Database
+from service.metrics import Metrics
 from service.operations.postgres_queue_worker import _COUNT
+from service.purge import AT_ONCE, Purge
 from service.rows import Row
+from service.session import Timeouts
 from tests.conftest import CreateDatabase
 from tests.observing import until
 from tests.place import queued_write
@@ -136,6 +141,39 @@ def test_a_copied_database_goes_on(url: str, moved: str) -> None:
         if "RESTART" not in moved:
             _apply_thousands(connection, "later")
             assert _start(connection) > before
+
+
+async def test_a_purge_does_not_pass_what_it_has_deleted(url: str) -> None:
+    rows = 20_000
+    kept = timedelta(days=1)
+    database = Database(
+        url,
+        name="work",
+        connections=1,
+        max_waiting=1,
+        timeouts=Timeouts(connection=5, lock=5, statement=5),
+        replica=False,
+        metrics=Metrics(),
+    )
+    with _connect(url) as connection, _snapshot(url):
+        connection.execute(
+            "INSERT INTO operations (organization_id, operation_id, accepted_at, finished_at,"
+            " appointment_id, outcome, organization_revision)"
+            " SELECT 'o', gen_random_uuid(), t, t, 'a', 'CREATED', 1"
+            " FROM generate_series(1, %s) AS n,"
+            " LATERAL (SELECT now() - interval '9 days' + n * interval '1 second') AS at (t)",
+            (rows,),
+        )
+        async with database:
+            purge = Purge(database, table="operations", time="finished_at", keep=kept)
+            for _ in range(rows // AT_ONCE):
+                assert await purge.purge() == AT_ONCE
+            await database.fetch("SELECT pg_stat_force_next_flush()")
+            before = _blocks_read(connection)
+            assert await purge.purge() == 0
+            await database.fetch("SELECT pg_stat_force_next_flush()")
+            assert _blocks_read(connection) - before <= BLOCKS_A_LOOK
+        assert _count(connection, "operations") == 0
 
 
 def _connect(url: str) -> psycopg.Connection:
