@@ -1,5 +1,8 @@
 -- migrate:up
 
+-- Writers queue up behind a lock that is waited for: better to fail, and be started again.
+SET LOCAL lock_timeout = '2s';
+
 -- Writes with an idempotency key that changed nothing, UNCHANGED or STALE: what the history
 -- is for those that did. A key is in one of the two at most, and is kept for ever.
 CREATE TABLE unchanged_writes (

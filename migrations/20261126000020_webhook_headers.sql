@@ -1,5 +1,8 @@
 -- migrate:up
 
+-- Writers queue up behind a lock that is waited for: better to fail, and be started again.
+SET LOCAL lock_timeout = '2s';
+
 -- Headers of the caller's own, sent with every change. What their values are, only the worker
 -- that sends them reads, as it reads the secrets.
 ALTER TABLE webhooks ADD COLUMN header_names text [] NOT NULL DEFAULT '{}';

@@ -1,5 +1,8 @@
 -- migrate:up
 
+-- Writers queue up behind a lock that is waited for: better to fail, and be started again.
+SET LOCAL lock_timeout = '2s';
+
 -- Rows that were applied stay in the table and its indexes as long as anybody has a snapshot
 -- from before, such as a backup or a long report, and vacuum cannot help. So that looking for
 -- what is queued does not pass all of them, it begins at a sequence below which nothing is

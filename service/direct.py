@@ -17,7 +17,7 @@ from service.calls import (
     actor_of,
     request_id_of,
 )
-from service.reception import Context, Reception, refuse
+from service.reception import Context, Reception, cancelled_if_over, refuse
 
 
 def direct_handlers(
@@ -61,11 +61,12 @@ def _streaming(method: str, stream: Stream, reception: Reception) -> Any:  # noq
 
         async def send(response: bytes) -> None:
             nonlocal begun
-            if not begun:
-                # By itself: a status cannot follow metadata whose message was given up.
-                await context.send_initial_metadata(())
-                begun = True
-            await context.write(response)
+            with cancelled_if_over():
+                if not begun:
+                    # By itself: a status cannot follow metadata whose message was given up.
+                    await context.send_initial_metadata(())
+                    begun = True
+                await context.write(response)
 
         call = _call(context)
         with reception.place():

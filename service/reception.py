@@ -195,4 +195,18 @@ async def refuse(
 ) -> NoReturn:
     """End a call with a status and its details."""
     details = ("grpc-status-details-bin", status.SerializeToString())
-    await context.abort(_CODES[status.code], status.message, (*metadata, details))
+    with cancelled_if_over():
+        await context.abort(_CODES[status.code], status.message, (*metadata, details))
+
+
+@contextmanager
+def cancelled_if_over() -> Iterator[None]:
+    """Take what gRPC raises once the caller has gone for what it is: the call is cancelled.
+
+    A caller that goes while something is sent to it is noticed there before gRPC cancels
+    the call.
+    """
+    try:
+        yield
+    except grpc.aio.InternalError as error:
+        raise asyncio.CancelledError from error

@@ -145,6 +145,21 @@ def test_down_leaves_nothing_and_up_works_again(server: EmbeddedPostgres) -> Non
     assert schema(url) == before
 
 
+def test_a_migration_that_would_hold_up_writers_gives_up_soon(server: EmbeddedPostgres) -> None:
+    """Behind one that waits for a long read every write of the table would wait too."""
+    url = server.url("appointments")
+    assert run_migrate(url).returncode == 0
+    changed = [path for path in MIGRATIONS if "ALTER TABLE appointments" in path.read_text()]
+    for _ in MIGRATIONS[MIGRATIONS.index(changed[-1]) :]:
+        assert run_migrate(url, "rollback").returncode == 0
+    with psycopg.connect(url) as reader:
+        reader.execute("LOCK TABLE appointments IN ACCESS SHARE MODE")
+        done = run_migrate(url)
+    assert done.returncode != 0
+    assert "lock timeout" in done.stderr
+    assert run_migrate(url).returncode == 0
+
+
 def test_without_a_database_url_it_says_so_in_one_line() -> None:
     done = run_migrate(None)
     assert done.returncode == 1

@@ -113,7 +113,7 @@ def test_trouble_of_the_database_fails_no_operation(
     place.sql.execute("ALTER FUNCTION apply_writes OWNER TO appointments_service")
     accepted = [org.upsert(str(number), number, number + 1) for number in range(3)]
     worker = start_beside(**SHORT)
-    worker.wait_for_event(lambda event: "permission denied" in event.get("error", ""))
+    worker.wait_for_event(lambda event: "permission denied" in event.get("exception", ""))
     # Leased again and again, and attempted.
     until(lambda: place.count("operation_leases", "fence > 3") == 1)
     assert place.count("operation_leases", "attempts = 0") == 1
