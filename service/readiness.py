@@ -1,4 +1,4 @@
-"""Health of the service by `grpc.health.v1`: true to whether the database answers."""
+"""Health by grpc.health.v1: whether the database answers."""
 
 import asyncio
 from collections.abc import Collection

@@ -16,7 +16,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
 
-# Made by the migrations; may read and append history, never rewrite it.
+# Made by the migrations; reads appointments and history, and writes them by functions alone.
 ROLE = "appointments_service"
 
 # What is stored must come back as it was sent.
@@ -66,7 +66,7 @@ def session_settings(timeouts: Timeouts) -> dict[str, str]:
         # neither depends on the statistics of the moment.
         "plan_cache_mode": "force_generic_plan",
         "enable_seqscan": "off",
-        # What is forbidden counts as dear, before PostgreSQL 18, and would be compiled.
+        # Before PostgreSQL 18 a plan with what is off counts as expensive, and would be compiled.
         "jit": "off",
         "lock_timeout": f"{math.ceil(timeouts.lock * 1000)}",
         "statement_timeout": f"{math.ceil(timeouts.statement * 1000)}",
