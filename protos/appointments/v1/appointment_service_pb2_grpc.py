@@ -180,12 +180,11 @@ class AppointmentServiceServicer(object):
         change, less than a second after it was written.
 
         The first message comes at once, without entries if there are none yet. The
-        stream goes on until the caller ends it. It ends with `UNAVAILABLE` when the
-        service stops (`SERVICE_STOPPING`) or when the database is away for long
-        (`DATABASE_UNAVAILABLE`), or when nothing of it is read for as long
-        (`SLOW_READER`), and some hour after it began: call again with the last
-        revision seen. It ends with
-        `INVALID_ARGUMENT` when the database is set back to before that revision.
+        stream goes on until the caller ends it, for about an hour at most. It ends with
+        `UNAVAILABLE` when the service stops (`SERVICE_STOPPING`), when the database is
+        away for long (`DATABASE_UNAVAILABLE`) or when nothing is read for as long
+        (`SLOW_READER`). In all these cases call again with the last revision seen. It
+        ends with `INVALID_ARGUMENT` when the database is set back to before that revision.
 
         Through REST: `GET /api/changes` with `Accept: text/event-stream`.
         """

@@ -106,10 +106,10 @@ class RelayResponse(_message.Message):
     ANSWERS_FIELD_NUMBER: _builtins.int
     CLOSING_FIELD_NUMBER: _builtins.int
     closing: _builtins.bool
-    """The service is about to stop, or the stream has lasted long enough, so that its calls
-    move on to other processes and addresses in turn. What was sent on this stream is answered; the
-    gateway sends further calls on a new one, and half-closes this one when it has
-    its answers.
+    """The service is about to stop, or the stream has lasted long enough: its calls
+    are to move on to other processes and addresses in turn. What was sent on this
+    stream is answered; the gateway sends further calls on a new one, and
+    half-closes this one when it has its answers.
     """
     @_builtins.property
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Answer]: ...
