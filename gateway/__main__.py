@@ -6,9 +6,10 @@ import uvloop
 from pydantic import ValidationError
 
 from gateway.app import run
-from gateway.settings import Settings, describe
+from gateway.settings import Settings
 from processes.listening import CannotListen
 from processes.logs import configure_logs, lifecycle_logger
+from processes.settings import faults
 from processes.supervised import Supervised
 from processes.supervisor import CannotStart, supervise
 
@@ -33,7 +34,7 @@ def main() -> None:
                 log=lifecycle_logger(),
             )
     except ValidationError as error:
-        sys.exit(f"error: {describe(error)}")
+        sys.exit(f"error: {'; '.join(faults(error))}")
     except CannotListen as error:
         sys.exit(f"error: {error}")
     except CannotStart as error:

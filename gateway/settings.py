@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -70,11 +70,3 @@ class Settings(BaseSettings):
         if not host.strip("[]"):
             raise ValueError("must have a host before the port, like localhost:50051")
         return address
-
-
-def describe(error: ValidationError) -> str:
-    """Say in one line which variables are wrong, and why, without repeating their values."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in mistake['loc']).upper()}: {mistake['msg']}"
-        for mistake in error.errors(include_url=False, include_input=False)
-    )

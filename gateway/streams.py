@@ -15,7 +15,7 @@ from gateway.answers import sign
 from gateway.exchange import Exchange
 
 MEDIA_TYPE = "text/event-stream"
-FAREWELL = 1.0
+LAST_READ_TIME = 1.0
 """Seconds that a caller has to take the rest of a stream that ends."""
 
 PIECE_BYTES = 16 * 1024
@@ -40,7 +40,7 @@ class End(StrEnum):
     STOPPING = "stopping"
 
 
-_FAREWELLS = {
+_END_COMMENTS = {
     End.SERVICE_UNAVAILABLE: b": the service does not answer\n\n",
     End.REFUSED: b": the service refuses to go on\n\n",
     End.OVERLOADED: b": too many streams are open\n\n",
@@ -156,11 +156,13 @@ class EventStream:
             return
         request = self._exchange.request
         try:
-            async with asyncio.timeout(self._patience if end is End.SLOW_READER else FAREWELL):
+            async with asyncio.timeout(
+                self._patience if end is End.SLOW_READER else LAST_READ_TIME
+            ):
                 await self.begin(_COME_BACK_LATER if end is End.OVERLOADED else _COME_BACK)
                 # A comment would make an event that is not whole look so.
                 if request.method != hdrs.METH_HEAD and not self._sending:
-                    await self.response.write(_FAREWELLS.get(end, b""))
+                    await self.response.write(_END_COMMENTS.get(end, b""))
                 await self.response.write_eof()
         except (TimeoutError, SlowReaderError, ConnectionError):
             self._abort()

@@ -152,7 +152,7 @@ class _Place:
                         CannotStart(f"a process could not be started: {error}")
                     )
                     return 1
-                delay = min(max(2 * delay, FIRST_DELAY), LONGEST_DELAY)
+                delay = _longer(delay)
                 self._log.error("process not started", error=str(error), delay=delay)
                 await asyncio.sleep(delay)
                 continue
@@ -175,7 +175,7 @@ class _Place:
                 return code
             self._running.ended.labels(str(self._supervised.index)).inc()
             short = time.monotonic() - began < SHORT_LIFE
-            delay = min(max(2 * delay, FIRST_DELAY), LONGEST_DELAY) if short else 0.0
+            delay = _longer(delay) if short else 0.0
             self._log.error(
                 "process ended",
                 process=self._supervised.index,
@@ -214,6 +214,10 @@ class _Place:
         self._running.pids.pop(self._supervised.index, None)
         if self._supervised.metrics_directory is not None:
             mark_process_dead(self._supervised.index, self._supervised.metrics_directory)  # type: ignore[no-untyped-call]
+
+
+def _longer(delay: float) -> float:
+    return min(max(2 * delay, FIRST_DELAY), LONGEST_DELAY)
 
 
 async def _end_of(connection: socket.socket) -> None:

@@ -23,6 +23,7 @@ from rich.console import Console
 
 import gateway.settings
 import service.settings
+from processes.settings import faults
 from scripts.postgres import EmbeddedPostgres
 from scripts.programs import ROOT, Program, StartError
 from scripts.stack import Stack, running
@@ -88,11 +89,11 @@ def mistakes() -> list[str]:
     try:
         service.settings.Settings(database_url=url)
     except ValidationError as error:
-        said |= dict.fromkeys(service.settings.describe(error).split("; "))
+        said |= dict.fromkeys(faults(error))
     try:
         gateway.settings.Settings()
     except ValidationError as error:
-        said |= dict.fromkeys(gateway.settings.describe(error).split("; "))
+        said |= dict.fromkeys(faults(error))
     return list(said)
 
 

@@ -15,12 +15,13 @@ from pydantic import ValidationError
 
 from processes.listening import CannotListen
 from processes.logs import configure_logs, lifecycle_logger, log_event_loop
+from processes.settings import faults
 from processes.supervised import Supervised
 from processes.supervisor import CannotStart, supervise
 from service.schema import SchemaOutdated
 from service.server import serving
 from service.session import DatabaseUnfit
-from service.settings import Settings, describe
+from service.settings import Settings
 from service.worker import working
 
 USAGE = "usage: python -m service [worker]"
@@ -51,7 +52,7 @@ def main() -> None:
                 log=lifecycle_logger(),
             )
     except ValidationError as error:
-        sys.exit(f"error: {describe(error)}")
+        sys.exit(f"error: {'; '.join(faults(error))}")
     except (SchemaOutdated, DatabaseUnfit, CannotListen) as error:
         sys.exit(f"error: {error}")
     except CannotStart as error:

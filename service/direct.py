@@ -42,7 +42,11 @@ def direct_handlers(
     )
 
 
-def _unary(method: str, handle: Handle, reception: Reception) -> Any:  # noqa: ANN401  # as grpc's stubs have it
+def _unary(
+    method: str,
+    handle: Handle,
+    reception: Reception,
+) -> Any:  # noqa: ANN401  # as grpc's stubs have it
     async def answer(_: object, context: Context) -> bytes:
         call = _call(context)
         with reception.place():
@@ -55,7 +59,11 @@ def _unary(method: str, handle: Handle, reception: Reception) -> Any:  # noqa: A
     return answer
 
 
-def _streaming(method: str, stream: Stream, reception: Reception) -> Any:  # noqa: ANN401  # as grpc's stubs have it
+def _streaming(
+    method: str,
+    stream: Stream,
+    reception: Reception,
+) -> Any:  # noqa: ANN401  # as grpc's stubs have it
     async def answer(_: object, context: Context) -> None:
         begun = False
 

@@ -105,7 +105,11 @@ def received_handlers(
     A single request has `timeout` (seconds) to come. Streams of requests may be idle.
     """
 
-    def handler(method: MethodDescriptor, servicer: object, reception: Reception) -> Any:  # noqa: ANN401  # as grpc's stubs have it
+    def handler(
+        method: MethodDescriptor,
+        servicer: object,
+        reception: Reception,
+    ) -> Any:  # noqa: ANN401  # as grpc's stubs have it
         read = GetMessageClass(method.input_type).FromString
         behavior = getattr(servicer, method.name)
         make = (

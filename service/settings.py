@@ -4,7 +4,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal, Self
 
 import psycopg
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.amqp import is_amqp_url
@@ -61,8 +61,9 @@ class Settings(BaseSettings):
     # Calls.
     request_timeout: Seconds = 30.0
     shutdown_grace: Seconds = 15.0
-    # Open ones, which a request may not have followed yet. All queues find room in it.
-    max_calls: Annotated[int, Field(ge=1)] = 10_000
+    # gRPC calls open at a time, those whose request has not come yet included. More than
+    # all queues hold.
+    max_calls: Count = 10_000
     max_batch_writes: Annotated[int, Field(ge=1, le=1000)] = 256
     # 1: none shares a call, as a database needs that is distributed by organization.
     max_call_organizations: Count = 256
@@ -168,16 +169,3 @@ class Settings(BaseSettings):
             lock=self.lock_timeout,
             statement=self.statement_timeout,
         )
-
-
-def describe(error: ValidationError) -> str:
-    """Say in one line which variables are wrong, and why, without repeating their values."""
-    return "; ".join(
-        ": ".join(
-            [
-                *(str(part).upper() for part in mistake["loc"]),
-                mistake["msg"].removeprefix("Value error, "),
-            ]
-        )
-        for mistake in error.errors(include_url=False, include_input=False)
-    )

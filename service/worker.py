@@ -13,7 +13,9 @@ from service.events.publisher import EventPublisher
 from service.events.rabbitmq import declare_exchange
 from service.events.store import EventStore
 from service.metrics import Metrics
+from service.operations.postgres_queue_worker import LOOP as POSTGRES_LOOP
 from service.operations.postgres_queue_worker import PostgresQueueWorker
+from service.operations.rabbitmq_applier import LOOP as RABBITMQ_LOOP
 from service.operations.rabbitmq_worker import RabbitMQQueueWorker
 from service.purge import Purge
 from service.reads import ReadStore
@@ -21,6 +23,7 @@ from service.schema import check_primary
 from service.settings import Settings
 from service.webhooks.addresses import AddressRules
 from service.webhooks.claims import ClaimStore
+from service.webhooks.delivery import LOOP as WEBHOOK_LOOP
 from service.webhooks.delivery import Deliverer, Pace
 
 # Runs until it is cancelled, and leaves things in order then.
@@ -79,7 +82,7 @@ def _duties(settings: Settings, database: Database, metrics: Metrics) -> dict[st
         poll_interval=settings.operation_poll_interval,
     )
     return {
-        "apply operations": operations.run,
+        POSTGRES_LOOP: operations.run,
         "count operations": operations.count,
         "purge operations": Purge(
             database,
@@ -87,7 +90,7 @@ def _duties(settings: Settings, database: Database, metrics: Metrics) -> dict[st
             time="finished_at",
             keep=timedelta(days=settings.operation_retention_days),
         ).run,
-        "send to webhooks": Deliverer(
+        WEBHOOK_LOOP: Deliverer(
             ClaimStore(
                 database,
                 lease=settings.webhook_lease,
@@ -134,7 +137,7 @@ def _rabbitmq_duties(
         ).run
     }
     if settings.operation_queue == "rabbitmq":
-        duties["apply operations in RabbitMQ"] = RabbitMQQueueWorker(
+        duties[RABBITMQ_LOOP] = RabbitMQQueueWorker(
             url,
             database,
             metrics,

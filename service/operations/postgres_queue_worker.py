@@ -49,6 +49,8 @@ LONGEST_DELAY = 30.0
 BUSY_DELAY = 0.25
 TROUBLE_DELAY = 1.0
 
+LOOP = "apply operations"
+
 log = structlog.get_logger()
 
 
@@ -97,7 +99,7 @@ class PostgresQueueWorker:
         self._going_alone = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._in_trouble = False
-        self._attempts = Attempts("apply operations", metrics.unexpected_errors)
+        self._attempts = Attempts(LOOP, metrics.unexpected_errors)
 
     async def count(self) -> NoReturn:
         """Tell Prometheus how many operations wait, until cancelled."""

@@ -42,6 +42,8 @@ _REFUSE = """
 RETRY_DELAY = 1.0
 BUSY_DELAY = 0.25
 
+LOOP = "apply operations in RabbitMQ"
+
 log = structlog.get_logger()
 
 
@@ -50,7 +52,7 @@ class OperationApplier:
 
     def __init__(self, database: Database, metrics: Metrics) -> None:
         self._database = database
-        self._attempts = Attempts("apply operations in RabbitMQ", metrics.unexpected_errors)
+        self._attempts = Attempts(LOOP, metrics.unexpected_errors)
         # One call at a time waits for a lock: the connections are for those that need not.
         self._waiting = asyncio.Lock()
 

@@ -86,6 +86,7 @@ async def test_without_a_metrics_port_there_are_no_metrics() -> None:
         ("LOG_LEVEL", "INFO"),
         ("LOG_FORMAT", "xml"),
         ("SERVICE_ADDRESS", ""),
+        ("SERVICE_ADDRESS", "localhost"),
     ],
 )
 async def test_a_wrong_setting_is_named_in_one_line(name: str, value: str) -> None:
@@ -95,6 +96,7 @@ async def test_a_wrong_setting_is_named_in_one_line(name: str, value: str) -> No
     assert errors.startswith(b"error: ")
     assert errors.count(b"\n") == 1
     assert name.encode() in errors
+    assert b"Value error" not in errors
 
 
 @pytest.mark.parametrize("name", ["GATEWAY_PORT", "GATEWAY_METRICS_PORT"])
