@@ -1,8 +1,7 @@
-"""README and docs say what is so: their commands are run, in the order in which they stand."""
+"""The README's commands are run in order; those in sentences of all documents are accounted for."""
 
 import importlib.util
 import re
-import socket
 import subprocess
 import venv
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts.programs import ROOT
+from scripts.rabbitmq import free_ports
 from scripts.stack import base_environment
 from tests.reader import Reader, blocks_of, commands_of
 
@@ -37,16 +37,6 @@ NOT_RUN = {
 COMMAND_WORDS = "make|python|pip|apt|apt-get|docker|curl|buf|grpcurl|npm|npx|psql|wrk"
 
 
-def free_ports(number: int) -> list[str]:
-    """Ports that were free a moment ago, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    try:
-        return [str(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
     """A directory that has all that is in the project, and takes what the reader saves."""
@@ -71,7 +61,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_the_commands_of_the_readme_do_what_it_shows(
     desk: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    gateway, service, receiver, *metrics = free_ports(6)
+    gateway, service, receiver, *metrics = map(str, free_ports(6))
     names = ("METRICS_PORT", "GATEWAY_METRICS_PORT", "WORKER_METRICS_PORT")
     settings = {
         "GATEWAY_PORT": gateway,
@@ -117,7 +107,7 @@ def spans() -> dict[str, str]:
     return found
 
 
-def test_every_command_in_a_sentence_is_run_somewhere() -> None:
+def test_every_command_in_a_sentence_names_what_runs_it() -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     found = spans()
     assert set(found) == set(NOT_RUN), "NOT_RUN says what runs each, and nothing else"

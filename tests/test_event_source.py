@@ -36,7 +36,7 @@ def test_a_service_that_is_away_at_first_is_waited_for(
     Client(gateway, organization).upsert("a")
     with EventSource(impatient, organization) as coming, EventSource(patient, organization) as held:
         until(lambda: coming.streams > 1)
-        assert coming.comments[-1:] == ["the service does not answer"] or not coming.comments
+        assert coming.comments[-1:] == ["the service does not answer"]
         start_service(GRPC_PORT=str(free_port))
         until(lambda: coming.revisions == held.revisions == [1])
         assert held.streams == 1
@@ -89,12 +89,11 @@ def test_a_service_without_room_is_waited_for(
     service = start_service(MAX_WATCHERS="1")
     gateway = start_gateway(SERVICE_ADDRESS=service.address)
     with EventSource(gateway, organization) as second:
-        with Events(gateway, organization) as first:
+        with Events(gateway, organization):
             Client(gateway, organization).upsert("a")
             # One of the two has the room.
             until(lambda: metric(service, "appointments_watchers") == 1)
             until(lambda: metric(gateway, "gateway_event_streams") == 2)
-            del first
         until(lambda: second.revisions == [1])
     assert (second.streams, second.refusal) == (1, None)
 

@@ -12,7 +12,6 @@ from appointments.v1 import appointment_service_pb2 as rpc
 from google.longrunning import operations_pb2 as lro
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.status_pb2 import Status
-from grpc_reflection.v1alpha import reflection_pb2
 
 from scripts.programs import Program
 from tests.api import TIMEOUT, Organization, appointment, refusal
@@ -395,27 +394,6 @@ def test_what_is_accepted_cannot_be_taken_back(later: Submissions, method: str) 
     kept = later.get(accepted.name)
     assert kept.name == accepted.name
     assert not kept.HasField("error")
-
-
-@pytest.mark.parametrize("version", ["v1", "v1alpha"])
-def test_reflection_shows_operations(channel: grpc.Channel, version: str) -> None:
-    ask = channel.stream_stream(
-        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
-        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
-        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-    )
-    requests: Iterator[Any] = iter(
-        [
-            reflection_pb2.ServerReflectionRequest(list_services=""),
-            reflection_pb2.ServerReflectionRequest(
-                file_containing_symbol="google.longrunning.Operations"
-            ),
-        ]
-    )
-    services, files = list(ask(requests, timeout=TIMEOUT))
-    names = {service.name for service in services.list_services_response.service}
-    assert "google.longrunning.Operations" in names
-    assert files.file_descriptor_response.file_descriptor_proto
 
 
 def test_results_are_purged_when_they_are_old(

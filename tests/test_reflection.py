@@ -101,6 +101,11 @@ def test_grpcurl_and_buf_list_every_service(service: Program) -> None:
     assert set(buf_curl(service, "--list-services").split()) == SERVED
 
 
+def test_every_service_is_listed(ask: Any) -> None:
+    listed = ask(list_services="").list_services_response.service
+    assert {service.name for service in listed} == SERVED
+
+
 def test_grpcurl_describes_everything_at_once(service: Program) -> None:
     described = grpcurl(service, "describe")
     for name in SERVED:

@@ -10,10 +10,10 @@ from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from scripts.programs import Program
 from scripts.stack import ANY_PORT
 from tests.api import Organization
-from tests.conftest import CreateDatabase, _start
+from tests.conftest import CreateDatabase, StartProgram, _start
 from tests.receiver import LOOPBACK, Receiver
 from tests.rest_client import Client
-from tests.webhooks.hooked import Hooked
+from tests.webhooks.hooked import QUICK, Hooked
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,12 @@ def programs(url: str) -> Iterator[tuple[Program, Program]]:
         service = _start(stack, "service", settings)
         gateway = _start(stack, "gateway", {**ANY_PORT, "SERVICE_ADDRESS": service.address})
         yield service, gateway
+
+
+@pytest.fixture
+def start(start_worker: StartProgram, url: str) -> StartProgram:
+    """Start a worker of that database, which does not wait for long."""
+    return lambda **settings: start_worker(**{"DATABASE_URL": url, **QUICK, **settings})
 
 
 @pytest.fixture

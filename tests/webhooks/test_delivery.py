@@ -15,17 +15,12 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from tests.conftest import StartProgram
 from tests.observing import metric, until
 from tests.receiver import Received, hang, status
-from tests.webhooks.hooked import QUICK, Hooked
+from tests.webhooks.hooked import Hooked
 
 FAILED = 'appointments_webhook_delivery_seconds_count{result="status"}'
 STATE = "SELECT cursor_revision, attempts, disabled, fence FROM webhooks WHERE webhook_id = %s"
 TIMED_OUT = 'appointments_webhook_delivery_seconds_count{result="timeout"}'
 TAKEN = 'appointments_webhook_delivery_seconds_count{result="taken"}'
-
-
-@pytest.fixture
-def start(start_worker: StartProgram, url: str) -> StartProgram:
-    return lambda **settings: start_worker(**{"DATABASE_URL": url, **QUICK, **settings})
 
 
 def first_of_each(revisions: list[int]) -> list[int]:

@@ -12,7 +12,7 @@ from scripts.programs import Program
 from tests.conftest import StartProgram
 from tests.observing import until
 from tests.rest_client import Answer, Client
-from tests.webhooks.hooked import QUICK, Hooked
+from tests.webhooks.hooked import Hooked
 
 URL = "https://hooks.example.com/"
 SECRET = "Bearer s3cr3t-s3cr3t"
@@ -21,11 +21,6 @@ SECRET = "Bearer s3cr3t-s3cr3t"
 @pytest.fixture
 def rest(programs: tuple[Program, Program], organization: str) -> Client:
     return Client(programs[1], organization)
-
-
-@pytest.fixture
-def start(start_worker: StartProgram, url: str) -> StartProgram:
-    return lambda **settings: start_worker(**{"DATABASE_URL": url, **QUICK, **settings})
 
 
 def send(rest: Client, method: str, path: str, **body: Any) -> Answer:

@@ -4,13 +4,11 @@ import json
 import re
 from urllib.request import Request, urlopen
 
-import pytest
-
 from scripts.programs import Program
 from tests.conftest import StartProgram
 from tests.observing import until
 from tests.rest_client import END, START
-from tests.webhooks.hooked import QUICK, Hooked
+from tests.webhooks.hooked import Hooked
 
 ATTRIBUTES = re.compile(r'"attributes":(\{.*\}),"createdAt"')
 GIVEN = {
@@ -25,11 +23,6 @@ GIVEN = {
     "nested": [3, {"b": 4, "a": [5.0]}],
     "text": "\u00e9 \u2028 \x7f \\ / \" <",
 }  # fmt: skip
-
-
-@pytest.fixture
-def start(start_worker: StartProgram, url: str) -> StartProgram:
-    return lambda **settings: start_worker(**{"DATABASE_URL": url, **QUICK, **settings})
 
 
 def attributes(text: str) -> str:
