@@ -187,7 +187,7 @@ class _Connection(RequestHandler):
     latter have one of their own.
     """
 
-    __slots__ = ("_handler", "_head_cut", "_head_timeout")
+    __slots__ = ("_begun", "_handler", "_head_cut", "_head_timeout")
 
     def __init__(
         self,
@@ -209,13 +209,16 @@ class _Connection(RequestHandler):
         )
         self._handler = handler
         self._head_timeout = patience.headers
+        self._begun = False
         self._head_cut: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # Whoever waits for a request still does so: what has come is a part of a head.
-        incomplete = self._waiter is not None and not self._waiter.done()
-        if not incomplete:
+        # What has come is a part of a head as long as whoever waits for a request still does,
+        # or has not begun to while there is none.
+        self._begun = self._begun or bool(self._messages)
+        waits = self._waiter is not None and not self._waiter.done()
+        if self._begun and not waits:
             self._stop_head_timeout()
         elif self._head_cut is None:
             self._head_cut = self._loop.call_later(self._head_timeout, self.force_close)

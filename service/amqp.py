@@ -157,8 +157,8 @@ class Broker:
     async def _connect(self) -> _Link:
         connection: AbstractConnection | None = None
         try:
+            connection = await connect(self._url, within=self._timeout)
             async with asyncio.timeout(self._timeout):
-                connection = await aio_pika.connect(self._url)
                 channel = await connection.channel(on_return_raises=True)
                 await self._declare(channel)
         except BaseException as error:
@@ -190,6 +190,21 @@ class Broker:
         task = asyncio.create_task(close(connection, within=self._timeout))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+async def connect(url: URL, *, within: float) -> AbstractConnection:
+    """Connect within some seconds; close what does not come about.
+
+    Closing is not left to the library's finalizer, which may find no event loop any more.
+    """
+    connection = aio_pika.Connection(url)
+    try:
+        async with asyncio.timeout(within):
+            await connection.connect()
+    except BaseException:
+        await close(connection, within=within)
+        raise
+    return connection
 
 
 async def close(connection: AbstractConnection, *, within: float) -> None:

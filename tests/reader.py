@@ -106,11 +106,14 @@ class Reader:
         self._running: list[_Terminal] = []
 
     def __enter__(self) -> Self:
+        # A shell ignores Ctrl-C in what it runs in the background, and so would the commands.
+        self._before = signal.signal(signal.SIGINT, signal.default_int_handler)
         return self
 
     def __exit__(self, *_: object) -> None:
         for terminal in reversed(self._running):
             terminal.press_ctrl_c()
+        signal.signal(signal.SIGINT, self._before)
 
     def save(self, block: Block) -> None:
         (self._directory / block.file).write_text(self._here(block.text), encoding="utf-8")

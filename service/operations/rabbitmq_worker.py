@@ -15,7 +15,7 @@ import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
-from service.amqp import check_cancelled, close, connection_url
+from service.amqp import check_cancelled, close, connect, connection_url
 from service.database import Database
 from service.metrics import Metrics
 from service.operations.rabbitmq_applier import OperationApplier
@@ -84,16 +84,13 @@ class RabbitMQQueueWorker:
 
     async def _work(self) -> None:
         """Connect, and consume until the connection is lost."""
-        connection: AbstractConnection | None = None
+        connection = await connect(self._url, within=self._timeout)
         try:
-            async with asyncio.timeout(self._timeout):
-                connection = await aio_pika.connect(self._url)
-                async with connection.channel() as channel:
-                    await declare_queues(channel)
+            async with asyncio.timeout(self._timeout), connection.channel() as channel:
+                await declare_queues(channel)
             await self._consume(connection)
         finally:
-            if connection is not None:
-                await close(connection, within=self._timeout)
+            await close(connection, within=self._timeout)
 
     async def _consume(self, connection: AbstractConnection) -> None:
         """Consume every queue until one of them, or a channel, is there no more."""

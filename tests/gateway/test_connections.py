@@ -1,6 +1,7 @@
 """How long the gateway waits for what comes on a connection."""
 
 import asyncio
+import socket
 from time import monotonic
 
 import pytest
@@ -39,6 +40,18 @@ async def test_slow_headers_are_cut(fake: FakeService, before: int) -> None:
         caller.writer.write(ALIVE[10:20])  # more of it does not buy more time
         assert await caller.ended()
         assert 0.25 < monotonic() - started < 5
+
+
+async def test_slow_headers_that_come_with_the_connection_are_cut(fake: FakeService) -> None:
+    """Before the server has begun to wait for a request."""
+    async with running_gateway(
+        fake, gateway_keepalive_timeout=60, gateway_header_timeout=0.3
+    ) as gateway:
+        with socket.create_connection(("127.0.0.1", gateway.listening.port)) as caller:
+            caller.sendall(ALIVE[:10])  # nothing else of this process runs in between
+            caller.setblocking(False)
+            async with asyncio.timeout(5):
+                assert await asyncio.get_running_loop().sock_recv(caller, 1) == b""
 
 
 async def test_headers_in_pieces_that_come_in_time_are_read(fake: FakeService) -> None:
