@@ -18,6 +18,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -104,16 +105,16 @@ class Reader:
         self._environment = environment
         self._known = dict(known)
         self._running: list[_Terminal] = []
+        self._leaving = ExitStack()
 
     def __enter__(self) -> Self:
         # A shell ignores Ctrl-C in what it runs in the background, and so would the commands.
-        self._before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._leaving.callback(signal.signal, signal.SIGINT, before)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for terminal in reversed(self._running):
-            terminal.press_ctrl_c()
-        signal.signal(signal.SIGINT, self._before)
+        self._leaving.close()
 
     def save(self, block: Block) -> None:
         (self._directory / block.file).write_text(self._here(block.text), encoding="utf-8")
@@ -126,6 +127,7 @@ class Reader:
         terminal = _Terminal(command, self._here(command.text), self._directory, self._environment)
         if command.runs_on:
             self._running.append(terminal)
+            self._leaving.callback(terminal.press_ctrl_c)
         else:
             terminal.wait()
         if command.printed:
