@@ -96,14 +96,21 @@ class RabbitMQ:
 
     def add_virtual_host(self, name: str) -> str:
         """Make a virtual host, whose queues nobody else sees; return its URL."""
-        script = _installed_script()
         everything = ", ".join(['<<".*">>'] * 3)
-        expression = (
+        self._evaluate(
             f'rabbit_vhost:add(<<"{name}">>, <<"tests">>), rabbit_auth_backend_internal:'
             f'set_permissions(<<"guest">>, <<"{name}">>, {everything}, <<"tests">>).'
         )
+        return f"{self.url}{name}"
+
+    def write_declarations(self) -> None:
+        """Have what was declared on the disk, where RabbitMQ writes it some time afterwards."""
+        self._evaluate("mnesia:sync_log().")
+
+    def _evaluate(self, expression: str) -> None:
+        """Run an expression of Erlang in the node. StartError if it fails."""
         done = subprocess.run(
-            [str(script.with_name("rabbitmqctl")), "eval", expression],
+            [str(_installed_script().with_name("rabbitmqctl")), "eval", expression],
             cwd="/",
             env=self._environment(),
             capture_output=True,
@@ -111,10 +118,7 @@ class RabbitMQ:
             check=False,
         )
         if done.returncode != 0:
-            raise StartError(
-                f"RabbitMQ made no virtual host: {(done.stderr or done.stdout)[-500:]}"
-            )
-        return f"{self.url}{name}"
+            raise StartError(f"RabbitMQ does not do it: {(done.stderr or done.stdout)[-500:]}")
 
     def stop(self) -> None:
         """Disconnect every client and stop, in order."""
