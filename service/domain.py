@@ -149,15 +149,23 @@ class Conflict:
     version: int
 
 
-def idempotency_digest(write: Write) -> bytes:
-    """Return what tells a write from another one under the same idempotency key.
+DIGEST_VERSION = b"\x01"
 
-    It covers the kind, the id (a made one counts as absent, so that a retry of a
-    write without id is the same write) and the content. It is stored for ever: what
-    goes into it must not change.
+
+def idempotency_digest(write: Write) -> bytes:
+    """Return the digest that tells a write from another one under the same idempotency key.
+
+    It is `DIGEST_VERSION` as one byte, then the SHA-256 of a JSON array of the kind, the id
+    (null if the service made it, so that a retry of a write without id is the same write)
+    and the content. Guards and options are no part of it: a retry may leave them out.
+
+    Digests are stored for ever and compared as a whole. So a field added later goes to the
+    end as a pair of its name and value, and only if it is set: all other writes keep their
+    digests. See docs/decisions/0011-digests-keep-their-meaning.md.
     """
+    parts: list[str | None]
     if isinstance(write, Cancel):
-        parts: list[str | None] = ["CANCEL", write.id]
+        parts = ["CANCEL", write.id]
         if write.updated_at is not None:
             parts.append(write.updated_at.isoformat())
     else:
@@ -173,7 +181,7 @@ def idempotency_digest(write: Write) -> bytes:
             write.updated_at.isoformat() if write.updated_at else None,
         ]
     text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).digest()
+    return DIGEST_VERSION + hashlib.sha256(text.encode()).digest()
 
 
 def new_id() -> str:

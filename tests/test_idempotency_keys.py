@@ -1,8 +1,5 @@
 """Idempotency keys: the same write again gets the first result, another one is refused."""
 
-from dataclasses import replace
-from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Any
 
 import grpc
@@ -10,7 +7,6 @@ import pytest
 from appointments.v1 import appointment_pb2 as pb
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
-from service.domain import Cancel, idempotency_digest
 from tests.api import Organization, appointment, at, batch_request, refusal
 
 
@@ -139,21 +135,6 @@ def test_a_refused_or_only_validated_write_leaves_no_key_behind(org: Organizatio
     assert org.upsert("a", 0, 30, **validated).outcome == pb.UNCHANGED
     assert org.upsert("a", 0, 31, updated_at=at(1), **validated).outcome == pb.STALE
     assert org.upsert("c", 30, 60, idempotency_key="k").outcome == pb.CREATED
-
-
-def test_a_cancel_without_a_time_is_the_same_write_as_ever() -> None:
-    """Digests are stored for ever."""
-    cancel = Cancel(
-        id="a",
-        updated_at=None,
-        expected_revision=None,
-        idempotency_key="k",
-        validate_only=False,
-        actor="",
-    )
-    assert idempotency_digest(cancel) == sha256(b'["CANCEL","a"]').digest()
-    timed = replace(cancel, updated_at=datetime(2030, 1, 7, tzinfo=UTC))
-    assert idempotency_digest(timed) != idempotency_digest(cancel)
 
 
 def test_a_key_of_a_cancel_is_refused_to_one_of_another_time(org: Organization) -> None:
