@@ -1,21 +1,29 @@
-"""The README's commands are run in order; those in sentences of all documents are accounted for."""
+"""The documents' commands are run in order, and their links and tables agree with the code."""
 
 import importlib.util
 import re
 import subprocess
 import venv
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic_settings import BaseSettings
 
+import gateway.settings
+import service.settings
 from scripts.programs import ROOT
 from scripts.rabbitmq import free_ports
 from scripts.stack import base_environment
 from tests.reader import Reader, blocks_of, commands_of
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# In the order in which a newcomer reads them. Each continues what those before it have started.
+FIRST = [ROOT / "README.md", ROOT / "docs/api.md", ROOT / "docs/events.md"]
+DOCUMENTS = [*FIRST, *sorted({*(ROOT / "docs").rglob("*.md")} - {*FIRST})]
+MAX_README_LINES = 160
 
-# Commands of the documents that no reader of them runs here, and why or what runs them instead.
+# Commands of the documents that are not run here, and what runs them instead, or why nothing does.
 NOT_RUN = {
     "make test": "it runs this test",
     "make bench": "tests/test_bench.py",
@@ -58,7 +66,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
-def test_the_commands_of_the_readme_do_what_it_shows(
+def test_the_commands_of_the_documents_do_what_they_show(
     desk: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     gateway, service, receiver, *metrics = map(str, free_ports(6))
@@ -72,12 +80,12 @@ def test_the_commands_of_the_readme_do_what_it_shows(
     known = {"3000": gateway, "50051": service, "8080": receiver}
     ran = 0
     with Reader(desk, {**environment, **settings}, known) as reader:
-        for block in blocks_of(ROOT / "README.md"):
+        for block in (block for document in DOCUMENTS for block in blocks_of(document)):
             if block.file:
                 reader.save(block)
             elif block.language == "text":
                 reader.read_on(block)
-            else:
+            elif block.language in {"sh", "console"}:
                 for command in commands_of(block):
                     if command.bare not in NOT_RUN or command.runs_on:
                         reader.run(command)
@@ -90,8 +98,61 @@ def test_every_block_is_one_that_the_reader_knows() -> None:
         for block in blocks_of(document):
             known = block.file or block.language in {"sh", "console", "text"}
             assert known, f"{block.place}: ```{block.language}"
-            # Only the README is a way to follow; another document has its test when it gets one.
-            assert document.name == "README.md", f"{block.place} is run by no test"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= MAX_README_LINES
+
+
+def anchors_of(document: Path) -> set[str]:
+    """The anchors that GitHub gives to a document's headings."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+def test_every_link_leads_to_a_file_and_a_heading() -> None:
+    for document in [*DOCUMENTS, ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)]+)\)", document.read_text("utf-8")):
+            path, _, anchor = target.partition("#")
+            if ":" in path:
+                continue
+            linked = (document.parent / path).resolve() if path else document
+            assert linked.exists(), f"{document.name}: {target}"
+            assert not anchor or anchor in anchors_of(linked), f"{document.name}: {target}"
+
+
+def configuration() -> Iterator[tuple[str, str, str]]:
+    """Each row of the tables of settings: its section, the variable, the default."""
+    text = (ROOT / "docs/configuration.md").read_text("utf-8")
+    for section, rows in re.findall(r"^## (.*)\n((?:(?!## ).*\n?)*)", text, re.MULTILINE):
+        for name, default in re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", rows, re.MULTILINE):
+            yield section, name, default
+
+
+def defaults(model: type[BaseSettings]) -> dict[str, str]:
+    """A program's settings and their defaults, as the document writes them."""
+
+    def written(value: Any) -> str:
+        if value is None or value == ():
+            return "none"
+        return f"`{int(value) if isinstance(value, float) and value.is_integer() else value}`"
+
+    return {
+        name.upper(): "required" if field.is_required() else written(field.get_default())
+        for name, field in model.model_fields.items()
+    }
+
+
+def test_the_tables_of_settings_are_those_of_the_programs() -> None:
+    of_service = defaults(service.settings.Settings)
+    of_gateway = defaults(gateway.settings.Settings)
+    shared = of_service.keys() & of_gateway.keys()
+    rows = list(configuration())
+    assert len({name for _, name, _ in rows}) == len(rows), "a setting has two rows"
+    assert {name: default for _, name, default in rows} == of_service | of_gateway
+    assert all(of_service[name] == of_gateway[name] for name in shared)
+    assert {name for section, name, _ in rows if section == "Several programs"} == shared
+    assert {name for section, name, _ in rows if section == "Gateway"} == of_gateway.keys() - shared
 
 
 def spans() -> dict[str, str]:

@@ -18,7 +18,7 @@ from gateway.reasons import Reason
 from scripts.programs import ROOT
 from service.errors import ServiceError
 
-README = (ROOT / "README.md").read_text()
+API_GUIDE = (ROOT / "docs/api.md").read_text("utf-8")
 # What only gRPC itself says, never the service.
 ALONE = {
     Reason.INVALID_ARGUMENT,
@@ -165,14 +165,14 @@ def test_every_reason_of_the_service_is_known() -> None:
     assert {error.reason for error in ServiceError.__subclasses__()} <= set(Reason)
 
 
-def test_the_readme_tells_every_reason_and_its_status() -> None:
-    rows = re.findall(r"^\|[^|]*\|[^|]*\| ([0-9, ]+) \| (.*`[A-Z_]+`.*) \|$", README, re.MULTILINE)
-    told = {
+def test_the_api_guide_lists_every_reason_and_its_status() -> None:
+    row = r"^\|[^|]*\|[^|]*\| ([0-9, ]+) \| (.*`[A-Z_]+`.*) \|$"
+    listed = {
         (HTTPStatus(int(status)), reason)
-        for statuses, reasons in rows
+        for statuses, reasons in re.findall(row, API_GUIDE, re.MULTILINE)
         for status in statuses.split(", ")
         for reason in re.findall("[A-Z_]{5,}", reasons)
     }
     known = {(reason.http, reason) for reason in Reason if reason not in ALONE}
-    assert {reason for _, reason in told} == {reason for _, reason in known}
-    assert told >= known
+    assert {reason for _, reason in listed} == {reason for _, reason in known}
+    assert listed >= known
