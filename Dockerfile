@@ -9,7 +9,7 @@ COPY protos protos
 COPY pyproject.toml .
 COPY service service
 COPY gateway gateway
-COPY processes processes
+COPY runtime runtime
 COPY public_json public_json
 RUN /app/.venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps ./protos .
 
@@ -17,9 +17,8 @@ FROM python:3.11-slim
 RUN useradd --system --no-create-home --uid 10001 appointments
 WORKDIR /app
 COPY --from=builder /app/.venv .venv
-COPY scripts/migrate scripts/migrate
 COPY migrations migrations
-ENV PATH=/app/scripts:/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/app/migrations:/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001
 EXPOSE 50051 3000 9464 9465 9466
 STOPSIGNAL SIGTERM

@@ -40,13 +40,13 @@ help: ## List the targets
 	@touch $@
 
 run: .venv/running ## Run everything here: PostgreSQL, service (50051), a worker, gateway (3000)
-	@$(BIN)/python -m scripts.run
+	@$(BIN)/python -m local.run
 
 demo: .venv/running ## Send colliding appointments at once and check what came of it (REQUESTS=1000)
-	@$(BIN)/python -m scripts.demo $(if $(REQUESTS),--requests $(REQUESTS))
+	@$(BIN)/python -m demo $(if $(REQUESTS),--requests $(REQUESTS))
 
 demo-fosdem: .venv/running ## Load the programme of FOSDEM 2023 and find its double booking
-	@$(BIN)/python -m scripts.demo fosdem
+	@$(BIN)/python -m demo fosdem
 
 bench: .venv/installed ## Measure everything against what the database alone can do (twelve minutes; JSON=file)
 	@$(BIN)/python -m bench $(if $(JSON),--json $(JSON))
@@ -58,7 +58,7 @@ bench-plot: .venv/installed ## Draw the picture of docs/performance.md (JSON=fil
 	@$(BIN)/python -m bench.plot $(JSON) docs/performance.svg
 
 migrate: .venv/running ## Apply the migrations to the database of DATABASE_URL
-	@scripts/migrate
+	@migrations/migrate
 
 test: .venv/installed ## Run the whole test suite
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
@@ -68,6 +68,7 @@ lint: .venv/installed .venv/protoc/installed ## Check style, types, dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/deptry .
+	$(BIN)/lint-imports --no-cache --no-logo
 	@set -eu; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	echo "buf lint"; \
 	$(PROTOC) --include_imports --include_source_info --descriptor_set_out="$$tmp/image.binpb" $(PROTO_FILES); \

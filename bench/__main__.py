@@ -21,8 +21,8 @@ from bench.plan import GROUPS, Group, plan
 from bench.report import Row, rows, table
 from bench.stack import database, stack
 from bench.stored import overlapping
-from scripts.programs import ROOT, StartError
-from scripts.rabbitmq import server_script
+from local.programs import ROOT, StartError
+from local.rabbitmq import server_script
 
 progress = Console(stderr=True)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from bench.limits import SCRIPTS
 from bench.measured import Latency, Measured
 from bench.workload import Workload
-from scripts.postgres import programs_directory
-from scripts.programs import ROOT
+from local.postgres import programs_directory
+from local.programs import ROOT
 
 
 def pgbench(url: str, work: Workload, *, clients: int, seconds: int) -> Measured:

@@ -3,11 +3,11 @@
 Their variables are the fields of Workload, `prefix` for the organization's name, and
 `clients`; each client counts its turns, so that together they meet every number. Writes
 are calls of the function that the service calls, reads have the shape of those in
-service/reads.py.
+service/reads/store.py.
 """
 
 from bench.workload import BATCH, DAY, FIRST_DAY, HOUR, LEAP, SLOTS, WINDOW, Operation
-from service.rows import APPOINTMENT
+from service.postgres.rows import APPOINTMENT
 
 _NUMBER = r"""
 \set turn :turn + 1

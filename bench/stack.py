@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 
-from scripts.postgres import EmbeddedPostgres, migrate
-from scripts.programs import ROOT, STARTED_WITHIN, STOPPED_WITHIN, StartError, tethered
-from scripts.rabbitmq import RabbitMQ
-from scripts.stack import ANY_PORT, DATABASE, base_environment
+from local.postgres import EmbeddedPostgres, migrate
+from local.programs import ROOT, STARTED_WITHIN, STOPPED_WITHIN, StartError, tethered
+from local.rabbitmq import RabbitMQ
+from local.stack import ANY_PORT, DATABASE, base_environment
 
 # Durability is PostgreSQL's default. The rest is for pgbench's clients, and for a store of
 # a million appointments.

@@ -7,11 +7,11 @@ from pydantic import ValidationError
 
 from gateway.app import run
 from gateway.settings import Settings
-from processes.listening import CannotListen
-from processes.logs import configure_logs, lifecycle_logger
-from processes.settings import faults
-from processes.supervised import Supervised
-from processes.supervisor import CannotStart, supervise
+from runtime.listening import CannotListen
+from runtime.logs import configure_logs, lifecycle_logger
+from runtime.settings import faults
+from runtime.supervised import Supervised
+from runtime.supervisor import CannotStart, supervise
 
 
 def main() -> None:

@@ -16,32 +16,33 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.rpc.status_pb2 import Status
 from grpc import aio
 
-from gateway.bodies import BodyReader
-from gateway.caller import ServiceCaller
-from gateway.calls import CallEndpoint, CallSettings
-from gateway.event_stream import ChangesEndpoint
-from gateway.http_server import Endpoint, HttpHandler, HttpServer, Patience
-from gateway.in_flight import InFlight
-from gateway.metrics import Metrics
-from gateway.openapi import openapi_document
-from gateway.operations import (
+from gateway.endpoints.changes import ChangesEndpoint
+from gateway.endpoints.operations import (
     OPERATION_PATH,
     OPERATIONS_PATH,
     OperationAnswers,
     OperationEndpoint,
     OperationsEndpoint,
 )
-from gateway.pages import DOCUMENT_PATH, Alive, Ready, document_page, viewer_pages
-from gateway.problems import StatusReader
-from gateway.relay import Relay
-from gateway.routes import Router, batch_of, location_template, routes_of
+from gateway.endpoints.pages import DOCUMENT_PATH, Alive, Ready, document_page, viewer_pages
+from gateway.endpoints.rpc import CallEndpoint, CallSettings
+from gateway.http.bodies import BodyReader
+from gateway.http.in_flight import InFlight
+from gateway.http.problems import StatusReader
+from gateway.http.router import Router
+from gateway.http.server import Endpoint, HttpHandler, HttpServer, Patience
+from gateway.http.streams import Streams
+from gateway.metrics import Metrics
+from gateway.openapi.document import openapi_document
 from gateway.settings import Settings
-from gateway.streams import Streams
-from gateway.watch import Watch
-from processes.attempts import keep
-from processes.listening import listen_on, listening_socket, serve_metrics
-from processes.logs import lifecycle_logger, log_event_loop
-from processes.supervised import Supervised, share_gauges
+from gateway.transcoding.routes import batch_of, location_template, routes_of
+from gateway.upstream.client import ServiceCaller
+from gateway.upstream.relay import Relay
+from gateway.upstream.watch import Watch
+from runtime.attempts import keep
+from runtime.listening import listen_on, listening_socket, serve_metrics
+from runtime.logs import lifecycle_logger, log_event_loop
+from runtime.supervised import Supervised, share_gauges
 
 # The first is the one whose health says whether the gateway is ready.
 SERVICES: tuple[ServiceDescriptor, ...] = (

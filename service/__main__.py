@@ -13,14 +13,14 @@ import psycopg
 import uvloop
 from pydantic import ValidationError
 
-from processes.listening import CannotListen
-from processes.logs import configure_logs, lifecycle_logger, log_event_loop
-from processes.settings import faults
-from processes.supervised import Supervised
-from processes.supervisor import CannotStart, supervise
-from service.schema import SchemaOutdated
+from runtime.listening import CannotListen
+from runtime.logs import configure_logs, lifecycle_logger, log_event_loop
+from runtime.settings import faults
+from runtime.supervised import Supervised
+from runtime.supervisor import CannotStart, supervise
+from service.postgres.schema import SchemaOutdated
+from service.postgres.session import DatabaseUnfit
 from service.server import serving
-from service.session import DatabaseUnfit
 from service.settings import Settings
 from service.worker import working
 

@@ -15,38 +15,38 @@ from google.longrunning import operations_pb2
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2
 
-from processes.attempts import keep
-from processes.listening import serve_metrics
-from processes.supervised import share_gauges
+from runtime.attempts import keep
+from runtime.listening import serve_metrics
+from runtime.supervised import share_gauges
 from service.amqp import Broker
-from service.calls import CallHandler
-from service.committer import Committer
-from service.database import Database
-from service.direct import direct_handlers
-from service.introspection import serve_channelz
-from service.listening import bind
 from service.metrics import Metrics
-from service.moments import Moments
 from service.operations.accepter import Accepter, OperationQueue
-from service.operations.postgres_queue import PostgresQueue
-from service.operations.rabbitmq_queue import RabbitMQQueue, declare_queues
+from service.operations.postgres.queue import PostgresQueue
+from service.operations.rabbitmq.queue import RabbitMQQueue, declare_queues
 from service.operations.results import OperationResults
-from service.operations.servicer import OperationsServicer
-from service.page_cache import PageCache
-from service.readiness import keep_readiness, tell
-from service.reads import ReadStore
-from service.reception import SERVER_OPTIONS, Reception, received_handlers
-from service.reflection import with_reflection
-from service.relay import RelayServicer
-from service.replicas import Replicas
-from service.schema import check_primary
-from service.servicer import AppointmentServicer
+from service.postgres.database import Database
+from service.postgres.schema import check_primary
+from service.reads.moments import Moments
+from service.reads.page_cache import PageCache
+from service.reads.replicas import Replicas
+from service.reads.store import ReadStore
+from service.reads.watch import Watch
+from service.rpc.appointments import AppointmentServicer
+from service.rpc.direct import direct_handlers
+from service.rpc.handler import CallHandler
+from service.rpc.health import keep_readiness, tell
+from service.rpc.introspection import serve_channelz
+from service.rpc.listening import bind
+from service.rpc.operations import OperationsServicer
+from service.rpc.reception import SERVER_OPTIONS, Reception, received_handlers
+from service.rpc.reflection import with_reflection
+from service.rpc.relay import RelayServicer
+from service.rpc.webhooks import WebhookServicer
 from service.settings import Settings
-from service.watch import Watch
 from service.webhooks.addresses import AddressRules
-from service.webhooks.servicer import WebhookServicer
 from service.webhooks.store import WebhookStore
-from service.writes import WriteStore
+from service.writes.committer import Committer
+from service.writes.store import WriteStore
 
 OPERATIONS = operations_pb2.DESCRIPTOR.services_by_name["Operations"]
 APPOINTMENTS = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentService"]

@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.amqp import is_amqp_url
-from service.replicas import by_host
-from service.session import Timeouts
+from service.postgres.session import Timeouts
+from service.reads.replicas import by_host
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]

@@ -5,21 +5,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
-from processes.attempts import keep
-from processes.listening import serve_metrics
+from runtime.attempts import keep
+from runtime.listening import serve_metrics
 from service.amqp import Broker
-from service.database import Database
 from service.events.publisher import EventPublisher
 from service.events.rabbitmq import declare_exchange
 from service.events.store import EventStore
 from service.metrics import Metrics
-from service.operations.postgres_queue_worker import LOOP as POSTGRES_LOOP
-from service.operations.postgres_queue_worker import PostgresQueueWorker
-from service.operations.rabbitmq_applier import LOOP as RABBITMQ_LOOP
-from service.operations.rabbitmq_worker import RabbitMQQueueWorker
-from service.purge import Purge
-from service.reads import ReadStore
-from service.schema import check_primary
+from service.operations.postgres.worker import LOOP as POSTGRES_LOOP
+from service.operations.postgres.worker import PostgresQueueWorker
+from service.operations.rabbitmq.applier import LOOP as RABBITMQ_LOOP
+from service.operations.rabbitmq.worker import RabbitMQQueueWorker
+from service.postgres.database import Database
+from service.postgres.purge import Purge
+from service.postgres.schema import check_primary
+from service.reads.store import ReadStore
 from service.settings import Settings
 from service.webhooks.addresses import AddressRules
 from service.webhooks.claims import ClaimStore

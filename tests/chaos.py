@@ -16,9 +16,9 @@ import grpc
 from appointments.v1 import appointment_service_pb2 as rpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
-from scripts.postgres import EmbeddedPostgres
-from scripts.programs import Program, StartError
-from scripts.rabbitmq import RabbitMQ
+from local.postgres import EmbeddedPostgres
+from local.programs import Program, StartError
+from local.rabbitmq import RabbitMQ
 from tests.api import appointment
 
 # What says that a write was not accepted or applied, or that this is not known.

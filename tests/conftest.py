@@ -22,10 +22,10 @@ import pytest
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from psycopg import sql
 
-from scripts.postgres import NOT_DURABLE, EmbeddedPostgres, migrate
-from scripts.programs import Program
-from scripts.rabbitmq import RabbitMQ, server_script
-from scripts.stack import ANY_PORT, DATABASE, base_environment
+from local.postgres import NOT_DURABLE, EmbeddedPostgres, migrate
+from local.programs import Program
+from local.rabbitmq import RabbitMQ, server_script
+from local.stack import ANY_PORT, DATABASE, base_environment
 from tests.api import Organization
 from tests.place import Place
 

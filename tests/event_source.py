@@ -6,7 +6,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Self
 from urllib.parse import urlencode
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.rest_client import EventReader
 
 DEFAULT_RETRY = 3000

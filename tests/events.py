@@ -13,7 +13,7 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from appointments.v1 import appointment_pb2 as pb
 from google.protobuf import json_format
 
-from scripts.rabbitmq import RabbitMQ
+from local.rabbitmq import RabbitMQ
 from service.events.rabbitmq import EXCHANGE, declare_exchange
 
 

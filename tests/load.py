@@ -9,7 +9,7 @@ from typing import Generic, Self, TypeVar
 import grpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.api import Organization
 from tests.rest_client import Client
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from scripts.programs import Program
+from local.programs import Program
 
 # Settings of a service that waits for a lock that a test holds.
 PATIENT = {"LOCK_TIMEOUT": "60", "STATEMENT_TIMEOUT": "60"}

@@ -5,7 +5,7 @@ import json
 import grpc
 import psycopg
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.submitting import Submissions
 
 # Leases that end soon, in a worker whose calls are short.

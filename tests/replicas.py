@@ -11,9 +11,9 @@ import psutil
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from scripts.postgres import EmbeddedPostgres
-from scripts.programs import Program
-from scripts.stack import DATABASE
+from local.postgres import EmbeddedPostgres
+from local.programs import Program
+from local.stack import DATABASE
 from tests.api import Organization
 from tests.observing import metric, until
 

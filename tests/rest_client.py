@@ -6,7 +6,7 @@ from http.client import HTTPConnection, HTTPResponse
 from typing import IO, Any, Self
 from urllib.parse import urlencode
 
-from scripts.programs import Program
+from local.programs import Program
 
 START, END = "2030-01-07T08:00:00Z", "2030-01-07T08:30:00Z"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.conftest import StartProgram
 from tests.load import Load, RestLoad
 from tests.names import NameServer

@@ -13,12 +13,12 @@ import psutil
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from scripts.programs import Program, StartError
-from scripts.rabbitmq import RabbitMQ
-from scripts.stack import ANY_PORT, base_environment
+from local.programs import Program, StartError
+from local.rabbitmq import RabbitMQ
+from local.stack import ANY_PORT, base_environment
 from service.amqp import Broker, Outgoing
 from service.errors import BrokerUnavailable
-from service.status import status_of
+from service.rpc.status import status_of
 from tests.api import refusal_of
 
 TIMEOUT = 1.0

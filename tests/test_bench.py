@@ -19,8 +19,8 @@ from bench.generators import driver, wrk, wrk_is_installed
 from bench.measured import Measured
 from bench.stored import overlapping, preload
 from bench.workload import BATCH, SLOTS, Operation, Workload
-from scripts.programs import ROOT, Program
-from scripts.rabbitmq import server_script
+from local.programs import ROOT, Program
+from local.rabbitmq import server_script
 from tests.conftest import CreateDatabase, StartProgram
 from tests.observing import PATIENT, held_lock, until
 

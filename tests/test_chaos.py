@@ -17,9 +17,9 @@ from appointments.v1 import appointment_pb2 as pb
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
-from scripts.programs import Program
-from scripts.rabbitmq import RabbitMQ
-from scripts.stack import DATABASE
+from local.programs import Program
+from local.rabbitmq import RabbitMQ
+from local.stack import DATABASE
 from service.events.rabbitmq import routing_key
 from service.operations.operation import parent_name
 from tests.api import Organization

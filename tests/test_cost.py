@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from service.database import Database
 from service.errors import AppointmentNotFound
 from service.metrics import Metrics
-from service.reads import ReadStore, Window
-from service.session import Timeouts
+from service.postgres.database import Database
+from service.postgres.session import Timeouts
+from service.reads.store import ReadStore, Window
 from tests.conftest import CreateDatabase
 
 STORED = 3000

@@ -15,15 +15,15 @@ from appointments.v1 import appointment_pb2 as pb
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from scripts.stack import DATABASE
+from local.stack import DATABASE
 from service import messages
-from service.database import Database
 from service.domain import WriteResult
 from service.errors import DatabaseUnavailable
 from service.metrics import Metrics
-from service.rows import Row
-from service.session import Timeouts
-from service.writes import WriteStore
+from service.postgres.database import Database
+from service.postgres.rows import Row
+from service.postgres.session import Timeouts
+from service.writes.store import WriteStore
 from tests.api import Organization, Refusal, refusal, upsert_request
 from tests.conftest import OwnPostgres, StartProgram
 from tests.load import Load

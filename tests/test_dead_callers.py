@@ -9,7 +9,7 @@ import grpc
 from appointments.v1 import appointment_service_pb2 as rpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.conftest import StartProgram
 from tests.observing import metric, until
 from tests.rest_client import Client

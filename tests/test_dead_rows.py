@@ -12,12 +12,12 @@ from typing import LiteralString
 import psycopg
 import pytest
 
-from service.database import Database
 from service.metrics import Metrics
-from service.operations.postgres_queue_worker import _COUNT
-from service.purge import AT_ONCE, Purge
-from service.rows import Row
-from service.session import Timeouts
+from service.operations.postgres.worker import _COUNT
+from service.postgres.database import Database
+from service.postgres.purge import AT_ONCE, Purge
+from service.postgres.rows import Row
+from service.postgres.session import Timeouts
 from tests.conftest import CreateDatabase
 from tests.observing import until
 from tests.place import queued_write

@@ -9,7 +9,7 @@ from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.api import Organization, code_of, upsert_request
 from tests.conftest import StartProgram
 from tests.observing import PATIENT, held_lock, metric, metrics, until

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from scripts import assignment
-from scripts.assignment import Result
-from scripts.model import Booking, decide, final_states
-from scripts.programs import ROOT, Program
-from scripts.rest import Rest
-from scripts.stack import base_environment
+from demo import collisions as assignment
+from demo.collisions import Result
+from demo.model import Booking, decide, final_states
+from demo.rest import Rest
+from local.programs import ROOT, Program
+from local.stack import base_environment
 
 
 def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     """What `make demo` runs."""
     return subprocess.run(
-        [sys.executable, "-m", "scripts.demo", *arguments],
+        [sys.executable, "-m", "demo", *arguments],
         cwd=ROOT,
         env={**base_environment(), "GATEWAY_PORT": "1"},
         capture_output=True,

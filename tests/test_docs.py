@@ -13,9 +13,9 @@ from pydantic_settings import BaseSettings
 
 import gateway.settings
 import service.settings
-from scripts.programs import ROOT
-from scripts.rabbitmq import free_ports
-from scripts.stack import base_environment
+from local.programs import ROOT
+from local.rabbitmq import free_ports
+from local.stack import base_environment
 from tests.reader import Reader, blocks_of, commands_of
 
 # In the order in which a newcomer reads them. Each continues what those before it have started.

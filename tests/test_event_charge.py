@@ -9,12 +9,12 @@ import psycopg
 import pytest
 
 from service.amqp import Broker
-from service.database import Database
 from service.events.publisher import EventPublisher
 from service.events.rabbitmq import declare_exchange
 from service.events.store import EventStore, Part
 from service.metrics import Metrics
-from service.session import Timeouts
+from service.postgres.database import Database
+from service.postgres.session import Timeouts
 from tests.conftest import CreateDatabase
 from tests.observing import until
 

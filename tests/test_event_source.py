@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.conftest import CreateDatabase, StartProgram
 from tests.event_source import EventSource
 from tests.observing import metric, until

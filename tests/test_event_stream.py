@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.api import Organization
 from tests.conftest import StartProgram
 from tests.load import Load

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
-from scripts.programs import Program
-from scripts.rabbitmq import RabbitMQ
-from scripts.stack import ANY_PORT, base_environment
+from local.programs import Program
+from local.rabbitmq import RabbitMQ
+from local.stack import ANY_PORT, base_environment
 from service.events.rabbitmq import routing_key
 from tests.api import Organization, appointment, batch_request
 from tests.conftest import CreateDatabase, StartProgram

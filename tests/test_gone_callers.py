@@ -11,10 +11,10 @@ from appointments.v1.appointment_service_pb2 import WatchAppointmentsResponse
 from google.rpc.status_pb2 import Status
 from structlog.testing import capture_logs
 
-from service.calls import CallHandler
-from service.direct import direct_handlers
 from service.metrics import Metrics
-from service.reception import Reception, refuse
+from service.rpc.direct import direct_handlers
+from service.rpc.handler import CallHandler
+from service.rpc.reception import Reception, refuse
 from service.server import APPOINTMENTS
 
 METHOD = "/appointments.v1.AppointmentService/WatchAppointments"

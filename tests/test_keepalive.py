@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.http2 import Connection
 
 # Seconds between pings: as the README allows it, and too fast.

@@ -12,14 +12,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.settings import Settings
-from processes.listening import CannotListen, listen_on, listening_socket
-from scripts.postgres import migrate
-from scripts.programs import Program, StartError
-from scripts.stack import ANY_PORT, base_environment, check_ports
+from local.postgres import migrate
+from local.programs import Program, StartError
+from local.stack import ANY_PORT, base_environment, check_ports
+from runtime.listening import CannotListen, listen_on, listening_socket
 from service.amqp import Broker, Outgoing, is_amqp_url
 from service.errors import BrokerUnavailable
-from service.operations.rabbitmq_queue import declare_queues
-from service.replicas import by_host
+from service.operations.rabbitmq.queue import declare_queues
+from service.reads.replicas import by_host
 from tests.conftest import OwnPostgres, StartProgram
 from tests.observing import until
 

@@ -9,10 +9,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from scripts.postgres import EmbeddedPostgres
-from scripts.programs import ROOT
-from scripts.stack import base_environment
-from service.schema import NEEDED_MIGRATION
+from local.postgres import EmbeddedPostgres
+from local.programs import ROOT
+from local.stack import base_environment
+from service.postgres.schema import NEEDED_MIGRATION
 from tests.conftest import OwnPostgres
 
 MIGRATIONS = sorted((ROOT / "migrations").glob("*.sql"))
@@ -23,7 +23,7 @@ def run_migrate(
 ) -> subprocess.CompletedProcess[str]:
     """What `make migrate` runs."""
     return subprocess.run(
-        [ROOT / "scripts" / "migrate", *arguments],
+        [ROOT / "migrations" / "migrate", *arguments],
         env=base_environment() | ({"DATABASE_URL": url} if url else {}) | environment,
         capture_output=True,
         text=True,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.programs import Program
+from local.programs import Program
 
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 

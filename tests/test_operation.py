@@ -16,9 +16,9 @@ from appointments.v1 import appointment_pb2 as pb
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from scripts.postgres import migrate
-from scripts.programs import Program, StartError
-from scripts.stack import DATABASE
+from local.postgres import migrate
+from local.programs import Program, StartError
+from local.stack import DATABASE
 from tests.api import Organization
 from tests.conftest import OwnPostgres, StartProgram
 from tests.observing import metrics, until

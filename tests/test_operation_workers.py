@@ -14,7 +14,7 @@ import pytest
 from appointments.v1 import appointment_pb2 as pb
 from google.longrunning import operations_pb2 as lro
 
-from scripts.stack import DATABASE
+from local.stack import DATABASE
 from tests.conftest import OwnPostgres, StartProgram
 from tests.observing import until
 from tests.place import SHORT, Place, queued_write

@@ -13,7 +13,7 @@ from google.longrunning import operations_pb2 as lro
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.status_pb2 import Status
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.api import TIMEOUT, Organization, appointment, refusal
 from tests.conftest import CreateDatabase, StartProgram
 from tests.observing import until

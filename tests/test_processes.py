@@ -12,8 +12,8 @@ import psutil
 import pytest
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
-from scripts.programs import Program, StartError
-from scripts.stack import ANY_PORT, DATABASE, base_environment
+from local.programs import Program, StartError
+from local.stack import ANY_PORT, DATABASE, base_environment
 from tests.api import Organization
 from tests.conftest import OwnPostgres, StartProgram
 from tests.load import OWN_CONNECTION, Load

@@ -8,7 +8,7 @@ from appointments.v1.webhook_service_pb2 import ListWebhookDeliveriesRequest
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from service import page_tokens
+from service.rpc import page_tokens
 from tests.api import Organization, at, refusal
 
 

@@ -14,7 +14,7 @@ from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.api import Organization, refusal
 from tests.conftest import StartProgram
 from tests.http2 import Connection, framed

@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
-from scripts.programs import Program
+from local.programs import Program
 
 PROGRAMS = Path(sys.executable).parent
 SERVICE = "appointments.v1.AppointmentService"

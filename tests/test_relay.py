@@ -16,7 +16,7 @@ from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.api import Organization, at, batch_request, upsert_request
 from tests.conftest import StartProgram
 from tests.load import RestLoad

@@ -15,9 +15,9 @@ from appointments.v1 import appointment_service_pb2 as rpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from psycopg.conninfo import make_conninfo
 
-from scripts.programs import StartError
-from scripts.stack import DATABASE
-from service.replicas import PAUSE, by_host
+from local.programs import StartError
+from local.stack import DATABASE
+from service.reads.replicas import PAUSE, by_host
 from tests.api import Organization, refusal
 from tests.conftest import OwnPostgres, StartProgram
 from tests.observing import PATIENT, until

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.rest_client import END, START, Answer, Client
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.rest_client import Answer, Client
 
 

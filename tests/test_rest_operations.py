@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.conftest import StartProgram
 from tests.observing import held_lock, until
 from tests.rest_client import Answer, Client

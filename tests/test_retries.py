@@ -15,25 +15,25 @@ from appointments.v1 import appointment_service_pb2
 from grpc_health.v1 import health
 from structlog.testing import capture_logs
 
-from processes.attempts import FIRST_DELAY, LONGEST_DELAY, Attempts, keep
-from processes.logs import log_event_loop
+from runtime.attempts import FIRST_DELAY, LONGEST_DELAY, Attempts, keep
+from runtime.logs import log_event_loop
 from service.amqp import Broker
-from service.committer import Committer
 from service.domain import Cancel
 from service.events.publisher import EventPublisher
 from service.events.store import EventStore
 from service.metrics import Metrics
-from service.moments import Moments
 from service.operations.accepter import Accepter, OperationQueue
 from service.operations.operation import new_operation
-from service.operations.postgres_queue_worker import PostgresQueueWorker
-from service.operations.rabbitmq_applier import OperationApplier
+from service.operations.postgres.worker import PostgresQueueWorker
+from service.operations.rabbitmq.applier import OperationApplier
 from service.operations.results import OperationResults
-from service.purge import Purge
-from service.readiness import keep_readiness
-from service.reads import ReadStore
-from service.watch import Watch
-from service.writes import WriteStore
+from service.postgres.purge import Purge
+from service.reads.moments import Moments
+from service.reads.store import ReadStore
+from service.reads.watch import Watch
+from service.rpc.health import keep_readiness
+from service.writes.committer import Committer
+from service.writes.store import WriteStore
 
 # Seconds that a loop is looked at, and how often it may try meanwhile: at once, after half a
 # second at least, after one more, and so on.

@@ -17,10 +17,10 @@ import aiohttp
 import psutil
 import pytest
 
-from scripts.postgres import _open_ways
-from scripts.programs import ROOT, StartError
-from scripts.rest import Rest
-from scripts.stack import ANY_PORT, base_environment, check_ports
+from demo.rest import Rest
+from local.postgres import _open_ways
+from local.programs import ROOT, StartError
+from local.stack import ANY_PORT, base_environment, check_ports
 
 WITHIN = 60
 
@@ -33,7 +33,7 @@ class Run:
     def __init__(self, settings: dict[str, str]) -> None:
         self.output = ""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "scripts.run"],
+            [sys.executable, "-m", "local.run"],
             cwd=ROOT,
             env={**base_environment(), **ANY_PORT, **settings},
             stdout=subprocess.PIPE,
@@ -158,7 +158,7 @@ def test_the_printed_commands_work(start_run: StartRun) -> None:
 
 def test_what_runs_needs_no_tool_of_development() -> None:
     """`make run` and `make demo` install requirements-run.txt, and nothing else."""
-    programs = "scripts.run, scripts.demo, scripts.fosdem, service.__main__, service.migration"
+    programs = "local.run, demo.__main__, demo.fosdem, service.__main__, service.postgres.migration"
     code = (
         "import sys; before = {*sys.modules}"
         f"; import {programs}, gateway.__main__; print(*{{*sys.modules}} - before)"

@@ -14,8 +14,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from scripts.programs import ROOT
-from service.session import ROLE
+from local.programs import ROOT
+from service.postgres.session import ROLE
 from tests.conftest import CreateDatabase
 from tests.observing import until
 

@@ -18,10 +18,10 @@ from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from psycopg import AsyncConnection
 
-from scripts.postgres import NOT_DURABLE, EmbeddedPostgres
-from scripts.programs import ROOT, StartError
-from scripts.stack import ANY_PORT, base_environment
-from service.session import ROLE, DatabaseUnfit, Timeouts, check_session, session_conninfo
+from local.postgres import NOT_DURABLE, EmbeddedPostgres
+from local.programs import ROOT, StartError
+from local.stack import ANY_PORT, base_environment
+from service.postgres.session import ROLE, DatabaseUnfit, Timeouts, check_session, session_conninfo
 from tests.api import Organization
 from tests.conftest import OwnPostgres, StartProgram
 from tests.observing import until
@@ -180,7 +180,7 @@ def test_a_database_of_another_encoding_is_refused_by_every_program(
     assert why in message
     assert "of DATABASE_READ_URL" in message
     run = subprocess.run(
-        [sys.executable, "-m", "scripts.run"],
+        [sys.executable, "-m", "local.run"],
         cwd=ROOT,
         env={**base_environment(), **ANY_PORT, "DATABASE_URL": url},
         capture_output=True,
@@ -314,7 +314,7 @@ def test_a_migration_waits_for_a_server_that_does_not_listen_yet(
     assert at_once.returncode != 0
     assert at_once.stderr.count("\n") == 1
     with subprocess.Popen(
-        [ROOT / "scripts" / "migrate", "--wait"],
+        [ROOT / "migrations" / "migrate", "--wait"],
         env={**base_environment(), "DATABASE_URL": url},
         stdout=subprocess.PIPE,
         text=True,

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.api import Organization, refusal
 from tests.conftest import StartProgram
 from tests.load import OWN_CONNECTION

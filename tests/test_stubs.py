@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.programs import ROOT, Program
-from scripts.stack import base_environment
+from local.programs import ROOT, Program
+from local.stack import base_environment
 
-NOT_THERE = ("service", "gateway", "processes", "public_json", "scripts", "psycopg", "aiohttp")
+NOT_THERE = ("service", "gateway", "runtime", "public_json", "local", "demo", "psycopg", "aiohttp")
 
 
 PROJECT = tomllib.loads((ROOT / "protos" / "pyproject.toml").read_text())["project"]

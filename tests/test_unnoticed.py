@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.programs import ROOT
+from local.programs import ROOT
 
 FAIL = """
 import asyncio, gc, pytest

@@ -21,14 +21,14 @@ from appointments.v1 import appointment_service_pb2 as rpc
 from appointments.v1.appointment_pb2 import HistoryEntry
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
-from scripts.programs import Program
-from scripts.stack import DATABASE
-from service.database import Database
+from local.programs import Program
+from local.stack import DATABASE
 from service.metrics import Metrics
-from service.reads import ReadStore
-from service.rows import Row
-from service.session import Timeouts
-from service.watch import MAX_ENTRIES, MAX_MESSAGE_BYTES, Watch
+from service.postgres.database import Database
+from service.postgres.rows import Row
+from service.postgres.session import Timeouts
+from service.reads.store import ReadStore
+from service.reads.watch import MAX_ENTRIES, MAX_MESSAGE_BYTES, Watch
 from tests.api import Organization, appointment, batch_request, refusal
 from tests.conftest import OwnPostgres, StartProgram
 from tests.load import OWN_CONNECTION, Load

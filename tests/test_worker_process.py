@@ -7,8 +7,8 @@ import grpc
 import psycopg
 import pytest
 
-from scripts.programs import StartError
-from scripts.stack import DATABASE
+from local.programs import StartError
+from local.stack import DATABASE
 from tests.conftest import CreateDatabase, OwnPostgres, StartProgram
 from tests.observing import held_lock, metric, until
 from tests.submitting import Submissions

@@ -1,1 +1,1 @@
-"""Every change of every organization as a message for others."""
+"""Changes published to RabbitMQ, from the history."""

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import LiteralString
 
-from service import rows
-from service.database import Database
 from service.domain import HistoryEntry
+from service.postgres import rows
+from service.postgres.database import Database
 
 # Organizations that one look at the cursors covers: some ten milliseconds.
 LOOK: LiteralString = "10000"

@@ -1,1 +1,1 @@
-"""Writes that are accepted now and applied soon."""
+"""Asynchronous writes: operations, accepted into a queue and applied by workers."""

@@ -9,7 +9,7 @@ from uuid import UUID
 from service import rules
 from service.domain import Write, WriteResult, new_id
 from service.errors import InvalidFields, OperationNotFound, ServiceError
-from service.writes import write_parameter
+from service.writes.store import write_parameter
 
 # As the protos have it of every organization_id.
 MAX_ORGANIZATION = 128

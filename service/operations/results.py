@@ -6,15 +6,15 @@ from datetime import UTC, datetime, timedelta
 from typing import LiteralString
 from uuid import UUID
 
-from processes.attempts import Attempts
-from service import rows
-from service.database import Database
+from runtime.attempts import Attempts
 from service.domain import Outcome, WriteResult
 from service.errors import OperationFailed, OperationNotFound, ServiceError
 from service.metrics import Metrics
 from service.operations.operation import OperationState, time_of
-from service.rows import Row
-from service.writes import refusal
+from service.postgres import rows
+from service.postgres.database import Database
+from service.postgres.rows import Row
+from service.writes.store import refusal
 
 # Those that are done and those that are not, at one moment. Of each as many are read as
 # are shown.

@@ -11,7 +11,7 @@ from datetime import datetime
 from time import monotonic
 from typing import LiteralString, NamedTuple
 
-from service.database import Database
+from service.postgres.database import Database
 from service.webhooks.webhook import Attempt, Claim
 
 _COLUMNS: LiteralString = """

@@ -15,11 +15,11 @@ from typing import NoReturn
 
 import structlog
 
-from processes.attempts import tell
+from runtime.attempts import tell
 from service.domain import HistoryEntry
 from service.errors import ServiceError
 from service.metrics import Metrics
-from service.reads import ReadStore
+from service.reads.store import ReadStore
 from service.webhooks.addresses import AddressRules
 from service.webhooks.claims import ClaimStore, Sent
 from service.webhooks.events import body_of, headers_of

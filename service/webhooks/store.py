@@ -5,10 +5,10 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, LiteralString
 
-from service.database import Database
 from service.domain import Outcome, new_id
 from service.errors import InvalidFields, WebhookLimitReached, WebhookNotFound
-from service.rows import Row
+from service.postgres.database import Database
+from service.postgres.rows import Row
 from service.webhooks.webhook import Delivery, Header, Webhook, WebhookContent
 
 SECRET_BYTES = 32

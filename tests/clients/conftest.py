@@ -9,7 +9,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from scripts.programs import ROOT, Program
+from local.programs import ROOT, Program
 
 ENVIRONMENT = ROOT / ".venv" / "clients"
 PROGRAMS = Path(__file__).with_name("programs")

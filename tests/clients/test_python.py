@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.clients.conftest import BOOKING, PROGRAMS, Run
 
 

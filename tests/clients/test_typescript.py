@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.clients.conftest import BOOKING, ENVIRONMENT, PROGRAMS, Run
 
 pytestmark = pytest.mark.timeout(300)

@@ -16,9 +16,9 @@ from grpc import Compression, StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from service.calls import Call, Receive
 from service.metrics import Metrics
-from service.relay import RelayServicer
+from service.rpc.handler import Call, Receive
+from service.rpc.relay import RelayServicer
 
 Behave = Callable[[], Awaitable[None]]
 _METHODS = pb.DESCRIPTOR.services_by_name["AppointmentService"].methods_by_name

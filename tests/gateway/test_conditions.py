@@ -2,8 +2,8 @@
 
 import pytest
 
-from gateway.conditions import MAX_TAGS, EntityTags, expected_etags, read_tags
-from gateway.problems import ProblemError
+from gateway.http.conditions import MAX_TAGS, EntityTags, expected_etags, read_tags
+from gateway.http.problems import ProblemError
 
 
 @pytest.mark.parametrize(

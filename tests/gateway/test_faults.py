@@ -10,8 +10,8 @@ import pytest
 from appointments.v1 import appointment_service_pb2 as pb
 from grpc import aio
 
-from gateway import relay
-from gateway.watch import Watch
+from gateway.upstream import relay
+from gateway.upstream.watch import Watch
 from tests.gateway.conftest import running_gateway
 from tests.gateway.fake_service import fake_service
 

@@ -9,13 +9,13 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from aiohttp.web import Response
 
-from gateway.bodies import BodyReader
-from gateway.exchange import Exchange
-from gateway.http_server import Endpoint, HttpHandler
+from gateway.http.bodies import BodyReader
+from gateway.http.exchange import Exchange
+from gateway.http.router import Router
+from gateway.http.server import Endpoint, HttpHandler
 from gateway.metrics import Metrics
-from gateway.routes import Router
-from processes.logs import configure_logs
-from scripts.programs import ROOT
+from local.programs import ROOT
+from runtime.logs import configure_logs
 
 
 class _Crash:

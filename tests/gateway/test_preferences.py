@@ -4,7 +4,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from gateway.submission import Preferences, read_preferences
+from gateway.endpoints.submission import Preferences, read_preferences
 
 
 def _read(*values: str) -> Preferences:

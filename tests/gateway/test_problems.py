@@ -13,9 +13,9 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
-from gateway.problems import MAX_ERRORS, FieldError, StatusReader, invalid_fields
-from gateway.reasons import Reason
-from scripts.programs import ROOT
+from gateway.http.problems import MAX_ERRORS, FieldError, StatusReader, invalid_fields
+from gateway.http.reasons import Reason
+from local.programs import ROOT
 from service.errors import ServiceError
 
 API_GUIDE = (ROOT / "docs/api.md").read_text("utf-8")

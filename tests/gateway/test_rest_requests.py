@@ -4,8 +4,8 @@ from urllib.parse import quote
 
 import pytest
 
-from gateway.problems import Errors
-from gateway.query import read_query
+from gateway.http.problems import Errors
+from gateway.transcoding.query import read_query
 from tests.gateway.conftest import END, START, WRITE, Gateway
 from tests.gateway.raw_http import connection, request
 

@@ -7,8 +7,9 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.wrappers_pb2 import BytesValue, DoubleValue
 
 from gateway.app import SERVICES
-from gateway.routes import Router, routes_of
-from gateway.transcoding import MessageReader
+from gateway.http.router import Router
+from gateway.transcoding.json_reader import MessageReader
+from gateway.transcoding.routes import routes_of
 from public_json.rendering import MessageRenderer
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gateway.problems import ProblemError
-from gateway.strict_json import parse_json
+from gateway.http.problems import ProblemError
+from gateway.transcoding.strict_json import parse_json
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.problems import Errors
-from gateway.times import read_time
+from gateway.http.problems import Errors
+from gateway.transcoding.times import read_time
 from public_json.rendering import render_timestamp
 
 

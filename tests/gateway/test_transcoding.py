@@ -10,9 +10,9 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.problems import Errors
-from gateway.strict_json import parse_json
-from gateway.transcoding import MAX_ATTRIBUTES_DEPTH, MessageReader
+from gateway.http.problems import Errors
+from gateway.transcoding.json_reader import MAX_ATTRIBUTES_DEPTH, MessageReader
+from gateway.transcoding.strict_json import parse_json
 
 READER = MessageReader(Appointment.DESCRIPTOR)
 BATCH_READER = MessageReader(BatchUpsertAppointmentsRequest.DESCRIPTOR)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from scripts.programs import Program
-from scripts.rabbitmq import RabbitMQ
+from local.programs import Program
+from local.rabbitmq import RabbitMQ
 from tests.conftest import CreateDatabase, StartProgram
 from tests.rabbitmq.consuming import Settings, wait_until_consuming
 from tests.submitter import Submitter

@@ -7,7 +7,7 @@ import aio_pika
 import grpc
 from aio_pika.abc import AbstractChannel
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.observing import until
 from tests.submitter import Submitter
 

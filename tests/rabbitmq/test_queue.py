@@ -14,11 +14,11 @@ import pytest
 from aio_pika.abc import AbstractChannel
 from appointments.v1 import appointment_pb2 as pb
 
-from scripts.programs import Program, StartError
-from scripts.rabbitmq import RabbitMQ
-from scripts.stack import DATABASE
+from local.programs import Program, StartError
+from local.rabbitmq import RabbitMQ
+from local.stack import DATABASE
 from service.operations.operation import parent_name
-from service.operations.rabbitmq_messages import PARTITIONS
+from service.operations.rabbitmq.messages import PARTITIONS
 from tests.conftest import OwnPostgres, StartProgram
 from tests.observing import until
 from tests.rabbitmq.consuming import (

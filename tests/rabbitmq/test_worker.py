@@ -11,9 +11,9 @@ import orjson
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from appointments.v1 import appointment_pb2 as pb
 
-from scripts.programs import Program
-from service.operations.rabbitmq_messages import PARTITIONS, partition_of
-from service.operations.rabbitmq_queue import (
+from local.programs import Program
+from service.operations.rabbitmq.messages import PARTITIONS, partition_of
+from service.operations.rabbitmq.queue import (
     DEAD,
     DELIVERY_LIMIT,
     UNREADABLE,

@@ -7,8 +7,8 @@ import grpc
 import pytest
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
-from scripts.programs import Program
-from scripts.stack import ANY_PORT
+from local.programs import Program
+from local.stack import ANY_PORT
 from tests.api import Organization
 from tests.conftest import CreateDatabase, StartProgram, _start
 from tests.receiver import LOOPBACK, Receiver

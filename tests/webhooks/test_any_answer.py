@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from scripts.programs import Program
-from service.database import Database
+from local.programs import Program
 from service.metrics import Metrics
-from service.reads import ReadStore
-from service.session import Timeouts
+from service.postgres.database import Database
+from service.postgres.session import Timeouts
+from service.reads.store import ReadStore
 from service.webhooks.addresses import AddressRules
 from service.webhooks.claims import ClaimStore
 from service.webhooks.delivery import LOOP, Deliverer, Pace

@@ -8,7 +8,7 @@ import pytest
 from appointments.v1 import webhook_service_pb2 as rpc
 from appointments.v1.webhook_service_pb2_grpc import WebhookServiceStub
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.conftest import StartProgram
 from tests.observing import until
 from tests.rest_client import Answer, Client

@@ -4,7 +4,7 @@ import json
 import re
 from urllib.request import Request, urlopen
 
-from scripts.programs import Program
+from local.programs import Program
 from tests.conftest import StartProgram
 from tests.observing import until
 from tests.rest_client import END, START

@@ -12,9 +12,9 @@ from appointments.v1.appointment_pb2 import HistoryEntry
 from appointments.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from google.protobuf.descriptor import ServiceDescriptor
 
-from scripts.programs import Program
-from service.calls import CallHandler
+from local.programs import Program
 from service.metrics import Metrics
+from service.rpc.handler import CallHandler
 from service.server import APPOINTMENTS, WEBHOOKS
 from tests.api import Organization, refusal
 from tests.rest_client import Answer, Client

@@ -1,0 +1,1 @@
+"""Demonstrations: they send requests to the whole, and check the answers themselves."""

@@ -1,0 +1,105 @@
+"""`make demo` and `make demo-fosdem`: real requests, and a check of what came of them.
+
+They use the gateway that `make run` started. If there is none, they start everything
+themselves, on free ports and with a database that is gone afterwards.
+"""
+
+import asyncio
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from demo import collisions as assignment
+from demo import fosdem
+from demo.rest import Rest
+from local.postgres import EmbeddedPostgres
+from local.programs import StartError
+from local.stack import ANY_PORT, running
+
+# Where `make run` puts it.
+DEFAULT_URL = f"http://localhost:{os.environ.get('GATEWAY_PORT', '3000')}"
+
+url_option = click.option("--url", help=f"The gateway. [default: {DEFAULT_URL}, or one of its own]")
+console = Console(highlight=False, soft_wrap=True)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--requests", default=100, show_default=True, type=click.IntRange(1))
+@click.option("--organization", help="[default: a new one each time]")
+@click.option("--seed", type=int, help="Draws the same requests again.")
+@url_option
+@click.pass_context
+def demo(
+    context: click.Context,
+    requests: int,
+    organization: str | None,
+    seed: int | None,
+    url: str | None,
+) -> None:
+    """Send seven colliding requests at random, ten in flight, and check what came of it."""
+    if context.invoked_subcommand is not None:
+        return
+    seed = secrets.randbelow(1_000_000) if seed is None else seed
+    organization = organization or f"demo-{secrets.token_hex(4)}"
+
+    async def send(at: str) -> bool:
+        async with Rest.connected(at) as rest:
+            result = await assignment.send(rest, organization, requests, seed)
+        return assignment.show(console, result)
+
+    with gateway(url) as at:
+        console.print(f"{at}, organization {organization}, --seed {seed}")
+        sys.exit(0 if asyncio.run(send(at)) else 1)
+
+
+@demo.command("fosdem")
+@click.option("--organization", default=fosdem.ORGANIZATION, show_default=True)
+@url_option
+def demo_fosdem(organization: str, url: str | None) -> None:
+    """Load the programme of FOSDEM 2023 and find the one double booking in it."""
+
+    async def load(at: str) -> bool:
+        async with Rest.connected(at) as rest:
+            loaded = await fosdem.load(rest, organization, console)
+        return fosdem.show(console, loaded)
+
+    with gateway(url) as at:
+        console.print(f"{at}, organization {organization}")
+        sys.exit(0 if asyncio.run(load(at)) else 1)
+
+
+@contextmanager
+def gateway(url: str | None) -> Iterator[str]:
+    """The URL of a gateway that is ready: the one asked for, `make run`'s, or one of our own."""
+
+    async def ready() -> bool:
+        async with Rest.connected(url or DEFAULT_URL) as rest:
+            return await rest.ready()
+
+    if asyncio.run(ready()):
+        yield url or DEFAULT_URL
+        return
+    if url is not None:
+        raise StartError(f"no gateway is ready at {url}")
+    console.print(f"Nothing is ready at {DEFAULT_URL}: starting it all, with a temporary database.")
+    with (
+        tempfile.TemporaryDirectory(prefix="appointments-") as directory,
+        running(
+            postgres=EmbeddedPostgres(Path(directory) / "postgres"), settings=ANY_PORT
+        ) as stack,
+    ):
+        yield stack.gateway.url
+
+
+if __name__ == "__main__":
+    try:
+        demo()
+    except StartError as error:
+        sys.exit(f"demo: {error}")

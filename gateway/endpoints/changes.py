@@ -1,0 +1,224 @@
+"""Server-sent events (WHATWG HTML, section 9.2): what changes, as it changes.
+
+An `EventSource` gives up for ever on any status but 200, and comes back after the end of a
+stream. So what passes by itself is not refused: the stream begins, and waits.
+"""
+
+import asyncio
+import re
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import structlog
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest, StreamResponse
+from appointments.v1.appointment_pb2 import HistoryEntry
+from appointments.v1.appointment_service_pb2 import (
+    WatchAppointmentsRequest,
+    WatchAppointmentsResponse,
+)
+
+from gateway.endpoints.organizations import organization_reader
+from gateway.endpoints.rpc import CallEndpoint, actor_of
+from gateway.http.exchange import Exchange
+from gateway.http.problems import FieldError, ProblemError, StatusReader, invalid_fields
+from gateway.http.streams import (
+    MEDIA_TYPE,
+    End,
+    EventStream,
+    SlowReaderError,
+    Streams,
+    TooManyStreamsError,
+)
+from gateway.metrics import Metrics
+from gateway.transcoding.inputs import InputReader
+from gateway.transcoding.routes import Route
+from gateway.upstream.client import revision_header
+from gateway.upstream.relay import CallError
+from gateway.upstream.watch import Watch
+from public_json.rendering import MessageRenderer
+
+LAST_EVENT_ID = "Last-Event-ID"
+HEARTBEAT = b":\n\n"
+
+EVENT_ID = "[0-9]{1,18}"
+
+_READABLE_ID = re.compile(EVENT_ID)
+_EVENTS = {number: name.lower() for name, number in HistoryEntry.Change.items()}
+
+
+class ChangesEndpoint:
+    """Answers with a page, or with the stream of what the page lists if that is accepted.
+
+    A reader of the stream that takes nothing for `patience` seconds is cut off.
+    """
+
+    takes_body = False
+
+    def __init__(
+        self,
+        route: Route,
+        page: CallEndpoint,
+        watch: Watch,
+        statuses: StatusReader,
+        *,
+        streams: Streams,
+        metrics: Metrics,
+        patience: float,
+    ) -> None:
+        if route.stream is None:
+            raise ValueError(f"{route.rpc.full_name} has no stream")
+        self.name = page.name
+        self._page = page
+        self._stream_name = route.stream.name
+        self._input = InputReader(replace(route, rpc=route.stream))
+        self._organization_of = organization_reader(route.stream.input_type)
+        self._render = MessageRenderer(HistoryEntry.DESCRIPTOR).render
+        self._watch = watch
+        self._statuses = statuses
+        self._streams = streams
+        self._metrics = metrics
+        self._patience = patience
+        self._log = structlog.get_logger()
+
+    async def __call__(self, exchange: Exchange) -> StreamResponse:
+        """Answer. Raises `ProblemError` for every refusal, before a stream begins."""
+        last_event_id = _last_event_id(exchange.request)
+        if accepts_events(exchange.request):
+            return await self._stream(exchange, last_event_id)
+        answer = await self._page(exchange)
+        answer.headers[hdrs.VARY] = hdrs.ACCEPT
+        return answer
+
+    async def _stream(self, exchange: Exchange, last_event_id: int | None) -> StreamResponse:
+        exchange.method = self._stream_name
+        actor = actor_of(exchange)
+        asked: Any = self._input.read(exchange, b"")
+        exchange.organization = self._organization_of(asked)
+        resumes = last_event_id is not None
+        if resumes:
+            asked.after_revision = last_event_id
+        stream = EventStream(exchange, patience=self._patience)
+        try:
+            async with asyncio.timeout(None) as stopping:
+                with self._streams.place(stopping):
+                    try:
+                        end = await self._send(
+                            stream, exchange, asked, actor=actor, resumes=resumes
+                        )
+                    except SlowReaderError:
+                        end = End.SLOW_READER
+                    # It keeps its place until the rest has been read.
+                    await self._end(stream, exchange, end)
+        except TimeoutError:
+            await self._end(stream, exchange, End.STOPPING)
+        except TooManyStreamsError:
+            await self._end(stream, exchange, End.OVERLOADED)
+        except ConnectionError:
+            await self._end(stream, exchange, End.CALLER_GONE)
+        except asyncio.CancelledError:
+            await self._end(stream, exchange, End.CALLER_GONE)
+            raise
+        except CallError as error:
+            # What the service says of the revision is said of where it was given.
+            names = {"after_revision": LAST_EVENT_ID} if resumes else {}
+            raise ProblemError(
+                self._statuses.of_status(error.status, names),
+                revision_header(error.organization_revision),
+            ) from error
+        return stream.response
+
+    async def _send(
+        self,
+        stream: EventStream,
+        exchange: Exchange,
+        asked: WatchAppointmentsRequest,
+        *,
+        actor: str,
+        resumes: bool,
+    ) -> End | None:
+        """Send events until there are no more to come, or the headers alone for HEAD: None.
+
+        `resumes` tells that the revision to go on after was the organization's once. Raises
+        `CallError` if the service refuses before the stream has begun.
+        """
+        while True:
+            messages = self._watch.follow(asked, request_id=exchange.request_id, actor=actor)
+            try:
+                async with aclosing(messages):
+                    async for message in messages:
+                        await stream.begin()
+                        if exchange.request.method == hdrs.METH_HEAD:
+                            return None
+                        if message is None or not message.entries:
+                            await stream.send(HEARTBEAT)
+                        else:
+                            await stream.send(self._events(message))
+                            exchange.events = (exchange.events or 0) + len(message.entries)
+                        resumes = resumes or message is not None
+            except CallError as error:
+                latest = error.organization_revision
+                if not resumes or latest is None or latest >= asked.after_revision:
+                    if exchange.begun is None:
+                        raise
+                    self._log.warning(
+                        "watch refused",
+                        request_id=exchange.request_id,
+                        code=error.status.code,
+                        error=error.status.message,
+                    )
+                    return End.REFUSED
+            else:
+                return End.SERVICE_UNAVAILABLE
+            # What was sent is beyond the latest: the database was set back in time.
+            await stream.begin()
+            await stream.send(b'id: 0\nevent: reset\ndata: {"revision":"%d"}\n\n' % latest)
+            asked.after_revision = 0
+
+    async def _end(self, stream: EventStream, exchange: Exchange, end: End | None) -> None:
+        if end is None or stream.ended:
+            return
+        self._metrics.streams_ended.labels(end).inc()
+        if end is not End.CALLER_GONE:
+            exchange.code = end.name
+        await stream.finish(end)
+
+    def _events(self, message: WatchAppointmentsResponse) -> bytes:
+        return b"".join(
+            b"id: %d\nevent: %s\ndata: %s\n\n"
+            % (entry.revision, _EVENTS[entry.change].encode(), orjson.dumps(self._render(entry)))
+            for entry in message.entries
+        )
+
+
+def accepts_events(request: BaseRequest) -> bool:
+    """Tell whether a caller names events, and JSON not before them (RFC 9110, 12.5.1)."""
+    accepted: dict[str, float] = {}
+    for part in ",".join(request.headers.getall(hdrs.ACCEPT, ())).lower().split(","):
+        media_type, *parameters = (piece.strip() for piece in part.split(";"))
+        accepted[media_type] = min((_quality(parameter) for parameter in parameters), default=1)
+    events = accepted.get(MEDIA_TYPE, 0)
+    return events > 0 and events >= accepted.get("application/json", 0)
+
+
+def _quality(parameter: str) -> float:
+    name, _, value = parameter.partition("=")
+    if name != "q":
+        return 1
+    try:
+        return float(value)
+    except ValueError:
+        return 0
+
+
+def _last_event_id(request: BaseRequest) -> int | None:
+    values = request.headers.getall(LAST_EVENT_ID, ())
+    if not values:
+        return None
+    if len(values) > 1:
+        raise invalid_fields([FieldError(LAST_EVENT_ID, "must be there only once")])
+    if not _READABLE_ID.fullmatch(values[0]):
+        raise invalid_fields([FieldError(LAST_EVENT_ID, "must be the id of an event: a revision")])
+    return int(values[0])

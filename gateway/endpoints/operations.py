@@ -1,0 +1,211 @@
+"""Operations: where writes stand that were accepted now and are applied soon."""
+
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any as AnyType
+from urllib.parse import quote, unquote
+
+import orjson
+from aiohttp import hdrs
+from aiohttp.web import Response
+from appointments.v1.appointment_pb2 import Appointment
+from appointments.v1.appointment_service_pb2 import OperationMetadata
+from google.longrunning.operations_pb2 import (
+    GetOperationRequest,
+    ListOperationsRequest,
+    ListOperationsResponse,
+    Operation,
+    WaitOperationRequest,
+)
+from google.protobuf.any_pb2 import Any
+from google.rpc.status_pb2 import Status
+
+from gateway.endpoints.organizations import DEFAULT_ORGANIZATION, location_of
+from gateway.http.answers import json_answer
+from gateway.http.exchange import Exchange
+from gateway.http.in_flight import InFlight
+from gateway.http.problems import (
+    Errors,
+    FieldError,
+    ProblemError,
+    StatusReader,
+    invalid_fields,
+    refusal,
+)
+from gateway.http.reasons import Reason
+from gateway.http.router import decode_percent
+from gateway.transcoding.json_reader import query_reader
+from gateway.transcoding.query import QueryParameter, read_query
+from gateway.upstream.client import ServiceCaller, revision_header
+from public_json.rendering import MessageRenderer, Render
+
+OPERATIONS_PATH = "/api/operations"
+OPERATION_PATH = "/api/operations/{id}"
+
+MAX_WAIT = 20.0
+"""Longest that the end of an operation is waited for, in seconds."""
+
+NO_STORE: Mapping[str, str] = {hdrs.CACHE_CONTROL: "no-store"}
+
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# The service would name another field: the operation's name, which is made here.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s?")
+
+
+class OperationAnswers:
+    """Renders operations: proto3 JSON, but an error is a problem as everywhere."""
+
+    def __init__(self, statuses: StatusReader) -> None:
+        self.statuses = statuses
+        special: dict[str, Render] = {Status.DESCRIPTOR.full_name: statuses.render}
+        self._packed = {
+            message.DESCRIPTOR.full_name: (message, MessageRenderer(message.DESCRIPTOR).render)
+            for message in (Appointment, OperationMetadata)
+        }
+        special[Any.DESCRIPTOR.full_name] = self._render_any
+        self._operation = MessageRenderer(Operation.DESCRIPTOR, special).render
+
+    def one(self, operation: Operation, status: HTTPStatus, headers: Mapping[str, str]) -> Response:
+        """Answer with an operation."""
+        body = orjson.dumps(self._operation(operation))
+        return json_answer(status, body, {**NO_STORE, **headers})
+
+    def page(self, page: ListOperationsResponse, headers: Mapping[str, str]) -> Response:
+        """Answer with a page of operations."""
+        body = {
+            "operations": [self._operation(operation) for operation in page.operations],
+            "nextPageToken": page.next_page_token,
+        }
+        return json_answer(HTTPStatus.OK, orjson.dumps(body), {**NO_STORE, **headers})
+
+    def _render_any(self, packed: Any) -> dict[str, AnyType]:
+        message, render = self._packed[packed.TypeName()]
+        return {"@type": packed.type_url, **render(message.FromString(packed.value))}
+
+
+class OperationEndpoint:
+    """Answers `GET /api/operations/{id}`, at once or when the operation is done."""
+
+    name = "GetOperation"
+    takes_body = False
+
+    def __init__(
+        self,
+        service: ServiceCaller,
+        answers: OperationAnswers,
+        in_flight: InFlight,
+        waiting: InFlight,
+    ) -> None:
+        self._service = service
+        self._answers = answers
+        self._in_flight = in_flight
+        self._waiting = waiting
+
+    async def __call__(self, exchange: Exchange) -> Response:
+        fields = _read_fields(exchange, _ORGANIZATION | _WAIT)
+        try:
+            operation_id = decode_percent(exchange.variables["id"]).lower()
+        except ValueError as error:
+            raise invalid_fields([FieldError("id", str(error))]) from None
+        if not _UUID.fullmatch(operation_id):
+            raise _not_found()
+        exchange.organization = fields.get("organization_id", DEFAULT_ORGANIZATION)
+        name = f"{_parent(exchange.organization)}/operations/{operation_id}"
+        seconds = fields.get("wait", 0.0)
+        if seconds:
+            wait = wait_request(name, seconds)
+            with self._waiting:
+                reply = await self._service.call("WaitOperation", wait, exchange, wait=seconds)
+        else:
+            get = GetOperationRequest(name=name)
+            with self._in_flight:
+                reply = await self._service.call(self.name, get, exchange)
+        return self._answers.one(
+            Operation.FromString(reply.response),
+            HTTPStatus.OK,
+            revision_header(reply.organization_revision),
+        )
+
+
+class OperationsEndpoint:
+    """Answers `GET /api/operations`, the latest first."""
+
+    name = "ListOperations"
+    takes_body = False
+
+    def __init__(
+        self, service: ServiceCaller, answers: OperationAnswers, in_flight: InFlight
+    ) -> None:
+        self._service = service
+        self._answers = answers
+        self._in_flight = in_flight
+
+    async def __call__(self, exchange: Exchange) -> Response:
+        fields = _read_fields(exchange, _ORGANIZATION | _PAGE)
+        exchange.organization = fields.pop("organization_id", DEFAULT_ORGANIZATION)
+        request = ListOperationsRequest(name=_parent(exchange.organization), **fields)
+        with self._in_flight:
+            reply = await self._service.call(self.name, request, exchange)
+        return self._answers.page(
+            ListOperationsResponse.FromString(reply.response),
+            revision_header(reply.organization_revision),
+        )
+
+
+def _not_found() -> ProblemError:
+    return refusal(Reason.OPERATION_NOT_FOUND, "there is no such operation")
+
+
+def _read_fields(
+    exchange: Exchange, parameters: Mapping[str, QueryParameter]
+) -> dict[str, AnyType]:
+    errors: Errors = []
+    fields: dict[str, AnyType] = {}
+    read_query(exchange.query, parameters, fields, errors)
+    if errors:
+        raise invalid_fields(errors)
+    return fields
+
+
+def _read_organization(value: str, path: str, errors: Errors) -> str:
+    if not 0 < len(value) <= 128:
+        errors.append(FieldError(path, "must have 1 to 128 characters, or be left out"))
+    if _CONTROL.search(value):
+        errors.append(FieldError(path, "must not contain control characters"))
+    return value
+
+
+def _read_wait(value: str, path: str, errors: Errors) -> float:
+    match = _SECONDS.fullmatch(value)
+    if match is None or float(match[1]) > MAX_WAIT:
+        errors.append(FieldError(path, f"must be seconds up to {MAX_WAIT:g}, such as 10s"))
+        return 0
+    return float(match[1])
+
+
+_ORGANIZATION = {"organizationId": QueryParameter("organization_id", False, _read_organization)}
+_WAIT = {"wait": QueryParameter("wait", False, _read_wait)}
+_PAGE = {
+    field.json_name: QueryParameter(field.name, False, query_reader(field))
+    for field in ListOperationsRequest.DESCRIPTOR.fields
+    if field.name in {"filter", "page_size", "page_token"}
+}
+
+
+def _parent(organization_id: str) -> str:
+    return f"organizations/{quote(organization_id, safe='')}"
+
+
+def wait_request(name: str, seconds: float) -> WaitOperationRequest:
+    """Ask for an operation once it is done, or after some seconds."""
+    request = WaitOperationRequest(name=name)
+    request.timeout.FromNanoseconds(int(seconds * 1e9))
+    return request
+
+
+def operation_location(name: str) -> str:
+    """Give the reference under which an operation is read, from its name."""
+    _, organization, _, operation_id = name.split("/")
+    return location_of(OPERATIONS_PATH, operation_id, unquote(organization))

@@ -1,0 +1,121 @@
+"""Pages that need no call: health, the OpenAPI document, its viewer."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from importlib import resources
+
+import orjson
+from aiohttp import hdrs
+from aiohttp.web import Response
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gateway.http.answers import json_answer
+from gateway.http.exchange import Exchange
+from gateway.http.problems import ProblemError, refusal
+from gateway.http.reasons import Reason
+from gateway.http.server import DOCS_PATH
+
+READY_TIMEOUT = 1.0
+"""Seconds within which the service must say that it serves."""
+
+_NO_STORE: Mapping[str, str] = {hdrs.CACHE_CONTROL: "no-store"}
+
+
+class Alive:
+    """Answers 200 as long as this process answers at all."""
+
+    name = "/healthz"
+    takes_body = False
+
+    async def __call__(self, exchange: Exchange) -> Response:  # noqa: ARG002
+        return json_answer(HTTPStatus.OK, b'{"status":"ok"}', _NO_STORE)
+
+
+class Ready:
+    """Answers 200 if the service says that it serves, else 503."""
+
+    name = "/readyz"
+    takes_body = False
+
+    def __init__(self, channel: aio.Channel, service: str) -> None:
+        self._stub = health_pb2_grpc.HealthStub(channel)
+        self._request = health_pb2.HealthCheckRequest(service=service)
+
+    async def __call__(self, exchange: Exchange) -> Response:  # noqa: ARG002
+        serving = health_pb2.HealthCheckResponse.SERVING
+        try:
+            answer = await self._stub.Check(self._request, timeout=READY_TIMEOUT)
+        except aio.AioRpcError as error:
+            raise _not_ready("The service cannot be reached.") from error
+        if answer.status != serving:
+            raise _not_ready("The service does not serve at the moment.")
+        return json_answer(HTTPStatus.OK, b'{"status":"ready"}', _NO_STORE)
+
+
+def _not_ready(detail: str) -> ProblemError:
+    return refusal(Reason.SERVICE_UNAVAILABLE, detail, retry_after=1)
+
+
+class Page:
+    """Answers the same bytes every time."""
+
+    takes_body = False
+
+    def __init__(
+        self, name: str, body: bytes, media_type: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self._body = body
+        self._headers = {hdrs.CONTENT_TYPE: media_type, **(headers or {})}
+
+    async def __call__(self, exchange: Exchange) -> Response:  # noqa: ARG002
+        return Response(body=self._body, headers=self._headers)
+
+
+DOCUMENT_PATH = "/api/openapi.json"
+
+# Everything the viewer loads comes from here. Its bundle sets style attributes and
+# carries its icons as data.
+_CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+_MEDIA_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "png": "image/png",
+}
+_VIEWER_FILES = (
+    "swagger-ui/swagger-ui-bundle.js",
+    "swagger-ui/swagger-ui.css",
+    "swagger-ui/favicon-32x32.png",
+    "docs.js",
+)
+
+
+def document_page(document: Mapping[str, object]) -> Page:
+    """Serve the OpenAPI document."""
+    return Page(DOCUMENT_PATH, orjson.dumps(document), "application/json")
+
+
+def viewer_pages() -> dict[str, Page]:
+    """Give the viewer's pages by path; they need nothing from elsewhere."""
+    static = resources.files("gateway") / "static"
+    pages = {DOCS_PATH: "docs.html"}
+    pages.update({f"{DOCS_PATH}/{file.rpartition('/')[2]}": file for file in _VIEWER_FILES})
+    return {
+        path: Page(
+            path,
+            static.joinpath(*file.split("/")).read_bytes(),
+            _MEDIA_TYPES[file.rpartition(".")[2]],
+            {
+                "Content-Security-Policy": _CONTENT_SECURITY_POLICY,
+                "X-Content-Type-Options": "nosniff",
+                "Referrer-Policy": "no-referrer",
+            },
+        )
+        for path, file in pages.items()
+    }

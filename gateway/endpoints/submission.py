@@ -1,0 +1,134 @@
+"""Writes that are accepted now and applied soon: `Prefer: respond-async`."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest, Response
+from appointments.v1.appointment_pb2 import Appointment, Outcome
+from appointments.v1.appointment_service_pb2 import OperationMetadata, SubmitAppointmentRequest
+from google.longrunning.operations_pb2 import Operation
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+
+from gateway.endpoints.operations import (
+    MAX_WAIT,
+    NO_STORE,
+    OperationAnswers,
+    operation_location,
+    wait_request,
+)
+from gateway.http.exchange import Exchange
+from gateway.http.in_flight import InFlight
+from gateway.http.problems import ProblemError
+from gateway.upstream.client import ServiceCaller, revision_header
+
+PREFER = "Prefer"
+PREFERENCE_APPLIED = "Preference-Applied"
+
+# RFC 7240, section 2: a preference is a token, with a value perhaps, parameters behind it.
+_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_QUOTED = r'"(?:[^"\\]|\\.)*"'
+_SETTING = rf"({_WORD})(?:[ \t]*=[ \t]*({_WORD}|{_QUOTED}))?"
+# Up to the next comma outside quotes; what is no preference there is passed over.
+_ELEMENT = re.compile(
+    rf"[ \t]*(?:{_SETTING}(?=[ \t]*(?:[;,]|$)))?(?:{_QUOTED}|[^\",]|\".*)*(?:,|$)"
+)
+_ESCAPED = re.compile(r"\\(.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """What a caller would like (RFC 7240). `wait` is in seconds; what is not known is ignored."""
+
+    respond_async: bool
+    wait: float
+
+
+def read_preferences(request: BaseRequest) -> Preferences:
+    """Read the `Prefer` headers of a request; of a repeated preference the first counts."""
+    preferences: dict[str, str] = {}
+    for header in request.headers.getall(PREFER, ()):
+        for name, value in _ELEMENT.findall(header):
+            if name:
+                preferences.setdefault(name.lower(), _unquoted(value))
+    wait = preferences.get("wait", "")
+    return Preferences(
+        respond_async="respond-async" in preferences,
+        wait=min(float(wait), MAX_WAIT) if wait.isascii() and wait.isdecimal() else 0,
+    )
+
+
+def _unquoted(word: str) -> str:
+    return _ESCAPED.sub(r"\1", word[1:-1]) if word.startswith('"') else word
+
+
+def submission_kind(request: Descriptor) -> str | None:
+    """Tell as what a request can be submitted, if it can: the field of SubmitAppointment."""
+    for field in SubmitAppointmentRequest.DESCRIPTOR.fields:
+        if field.message_type is request:
+            return field.name
+    return None
+
+
+# How a write that was made is answered: the appointment, the outcome, headers.
+Written = Callable[[Exchange, Appointment, Outcome.ValueType, dict[str, str]], Response]
+
+
+class Submission:
+    """Submits the writes of a route instead of making them at once."""
+
+    def __init__(
+        self,
+        kind: str,
+        service: ServiceCaller,
+        written: Written,
+        answers: OperationAnswers,
+        waiting: InFlight,
+    ) -> None:
+        self._kind = kind
+        self._service = service
+        self._written = written
+        self._answers = answers
+        self._waiting = waiting
+
+    async def submit(self, exchange: Exchange, request: Message, actor: str) -> Operation:
+        """Submit. Raises `ProblemError` for what is not accepted, or not known to be."""
+        submission = SubmitAppointmentRequest()
+        getattr(submission, self._kind).CopyFrom(request)
+        reply = await self._service.call("SubmitAppointment", submission, exchange, actor=actor)
+        return Operation.FromString(reply.response)
+
+    async def answer(
+        self, exchange: Exchange, operation: Operation, preferences: Preferences
+    ) -> Response:
+        """Wait for the end as long as the caller likes to, and answer.
+
+        The answer is 202 unless the end is known: what goes wrong in waiting, or too many
+        others that wait, does not undo that it was accepted.
+        """
+        headers: dict[str, str] = {}
+        if preferences.wait:
+            wait = wait_request(operation.name, preferences.wait)
+            try:
+                with self._waiting:
+                    reply = await self._service.call(
+                        "WaitOperation", wait, exchange, wait=preferences.wait
+                    )
+            except ProblemError:
+                pass
+            else:
+                operation = Operation.FromString(reply.response)
+                headers = revision_header(reply.organization_revision)
+        if not operation.done:
+            headers[hdrs.LOCATION] = operation_location(operation.name)
+            headers[PREFERENCE_APPLIED] = "respond-async"
+            return self._answers.one(operation, HTTPStatus.ACCEPTED, headers)
+        headers[PREFERENCE_APPLIED] = f"wait={preferences.wait:g}"
+        if operation.HasField("error"):
+            raise ProblemError(self._answers.statuses.of_status(operation.error), headers)
+        metadata = OperationMetadata.FromString(operation.metadata.value)
+        stored = Appointment.FromString(operation.response.value)
+        return self._written(exchange, stored, metadata.outcome, {**NO_STORE, **headers})

@@ -1,0 +1,1 @@
+"""HTTP: the server, bodies, conditional requests, and problems as answers."""

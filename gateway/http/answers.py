@@ -1,0 +1,46 @@
+"""HTTP answers: JSON with the headers that every answer has."""
+
+from collections.abc import Mapping
+
+import orjson
+from aiohttp import hdrs
+from aiohttp.web import Response, StreamResponse
+
+from gateway.http.exchange import Exchange
+from gateway.http.problems import MEDIA_TYPE, Problem
+
+REQUEST_ID = "X-Request-Id"
+
+
+def json_answer(status: int, body: bytes, headers: Mapping[str, str]) -> Response:
+    """Answer with JSON text."""
+    return Response(
+        status=status,
+        body=body,
+        headers={hdrs.CONTENT_TYPE: "application/json", **headers},
+    )
+
+
+def sign(response: StreamResponse, exchange: Exchange) -> None:
+    """Add the headers that every answer has."""
+    response.headers[REQUEST_ID] = exchange.request_id
+    response.headers[hdrs.SERVER] = "appointments"  # aiohttp would tell its version
+
+
+def problem_answer(
+    exchange: Exchange, problem: Problem, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Answer with a problem. `Connection: close` among the headers closes the connection."""
+    exchange.code = problem.code
+    response = Response(
+        status=problem.status,
+        reason=problem.status.phrase,
+        body=orjson.dumps(problem.body(exchange.request_id)),
+        headers={hdrs.CONTENT_TYPE: MEDIA_TYPE, hdrs.CACHE_CONTROL: "no-store"},
+    )
+    response.headers.update(headers or {})
+    if problem.retry_after is not None:
+        response.headers[hdrs.RETRY_AFTER] = str(problem.retry_after)
+    if response.headers.get(hdrs.CONNECTION) == "close":
+        response.force_close()
+    return response

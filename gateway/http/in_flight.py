@@ -1,0 +1,23 @@
+"""What is under way at the same time, and how much of it may be."""
+
+from gateway.http.problems import refusal
+from gateway.http.reasons import Reason
+
+
+class InFlight:
+    """Counts what is under way. One beyond the limit raises `ProblemError`: 429."""
+
+    def __init__(
+        self, limit: int, detail: str = "Too many requests are in flight already."
+    ) -> None:
+        self._limit = limit
+        self._detail = detail
+        self.count = 0
+
+    def __enter__(self) -> None:
+        if self.count >= self._limit:
+            raise refusal(Reason.OVERLOADED, self._detail, retry_after=1)
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1

@@ -1,0 +1,248 @@
+"""Problem bodies (RFC 9457), and the one table from gRPC status and reason to HTTP."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, NewType
+
+from appointments.v1.appointment_pb2 import TimeRangeConflict
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+
+from gateway.http.reasons import Reason
+from public_json.rendering import MessageRenderer, camel_case
+
+DOMAIN = "appointments.v1"
+MEDIA_TYPE = "application/problem+json"
+
+MAX_ERRORS = 100
+"""Most faults that one answer lists, so that a hostile body cannot multiply itself."""
+MAX_FIELD_PATH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """How a gRPC status is said when it carries no reason of the service's own."""
+
+    reason: Reason
+    detail: str
+
+
+# A reason of the service's own decides alone. What the service says in words is passed on
+# only with one, and never for the statuses of INTERNAL.
+_INTERNAL = Fallback(Reason.INTERNAL, "Something failed on our side.")
+_BY_STATUS: Mapping[StatusCode, Fallback] = {
+    StatusCode.CANCELLED: Fallback(
+        Reason.SERVICE_UNAVAILABLE,
+        "The service ended the call; whether a write was stored is not known, the same"
+        " request may be sent again.",
+    ),
+    StatusCode.UNKNOWN: _INTERNAL,
+    StatusCode.INVALID_ARGUMENT: Fallback(Reason.INVALID_ARGUMENT, "The request is not valid."),
+    StatusCode.DEADLINE_EXCEEDED: Fallback(
+        Reason.DEADLINE_EXCEEDED,
+        "The service did not answer in time; whether a write was stored is not known, the"
+        " same request may be sent again.",
+    ),
+    StatusCode.NOT_FOUND: Fallback(Reason.NOT_FOUND, "There is no such thing."),
+    StatusCode.ALREADY_EXISTS: Fallback(Reason.ALREADY_EXISTS, "It exists already."),
+    StatusCode.PERMISSION_DENIED: Fallback(Reason.PERMISSION_DENIED, "This is not allowed."),
+    StatusCode.RESOURCE_EXHAUSTED: Fallback(Reason.OVERLOADED, "Too much is waiting already."),
+    StatusCode.FAILED_PRECONDITION: Fallback(
+        Reason.FAILED_PRECONDITION, "The request does not fit the state."
+    ),
+    StatusCode.ABORTED: Fallback(Reason.ABORTED, "Another write came between."),
+    StatusCode.OUT_OF_RANGE: Fallback(Reason.OUT_OF_RANGE, "The request is out of range."),
+    StatusCode.UNIMPLEMENTED: Fallback(
+        Reason.UNIMPLEMENTED, "The service does not have this method."
+    ),
+    StatusCode.INTERNAL: _INTERNAL,
+    StatusCode.UNAVAILABLE: Fallback(
+        Reason.SERVICE_UNAVAILABLE,
+        "The service cannot be reached; whether a write was stored is not known, the same"
+        " request may be sent again.",
+    ),
+    StatusCode.DATA_LOSS: _INTERNAL,
+    StatusCode.UNAUTHENTICATED: Fallback(Reason.UNAUTHENTICATED, "Credentials are needed."),
+}
+_KNOWN: Mapping[str, Reason] = {reason.value: reason for reason in Reason}
+_ERROR_INFO = ErrorInfo.DESCRIPTOR.full_name
+_BAD_REQUEST = BadRequest.DESCRIPTOR.full_name
+_TIME_RANGE_CONFLICT = TimeRangeConflict.DESCRIPTOR.full_name
+_RETRY_INFO = RetryInfo.DESCRIPTOR.full_name
+_RETRIED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+_STATUS_CODES: Mapping[int, StatusCode] = {code.value[0]: code for code in StatusCode}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One fault of a request: where, as the caller wrote it, and what must be otherwise."""
+
+    field: str
+    detail: str
+
+
+Errors = list[FieldError]
+"""Where readers put the faults they find."""
+
+
+NewerReason = NewType("NewerReason", str)
+"""A reason that only a service newer than this gateway gives: passed on as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """An error as the caller is told of it; `retry_after` is in seconds."""
+
+    status: HTTPStatus
+    code: Reason | NewerReason
+    detail: str
+    errors: Sequence[FieldError] = ()
+    conflicts: Mapping[str, Any] = field(default_factory=dict)
+    retry_after: int | None = None
+
+    def body(self, request_id: str | None = None) -> dict[str, Any]:
+        """Give the JSON object of RFC 9457, with this API's further members."""
+        body: dict[str, Any] = {
+            "type": "about:blank",
+            "title": self.status.phrase,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+        }
+        if self.errors:
+            body["errors"] = [
+                {"field": error.field[:MAX_FIELD_PATH], "detail": error.detail}
+                for error in self.errors[:MAX_ERRORS]
+            ]
+        body.update(self.conflicts)
+        if request_id is not None:
+            body["requestId"] = request_id
+        return body
+
+
+class ProblemError(Exception):
+    """Ends the handling of a request with this problem as its answer."""
+
+    def __init__(self, problem: Problem, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+        self.headers = headers or {}
+
+
+def refusal(
+    reason: Reason,
+    detail: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    errors: Sequence[FieldError] = (),
+    retry_after: int | None = None,
+) -> ProblemError:
+    """Refuse a request for a reason, which decides the status; `headers` go with the answer."""
+    problem = Problem(
+        status=reason.http, code=reason, detail=detail, errors=errors, retry_after=retry_after
+    )
+    return ProblemError(problem, headers)
+
+
+def invalid_fields(errors: Sequence[FieldError]) -> ProblemError:
+    """Refuse a request for all its faults at once."""
+    return refusal(Reason.INVALID_FIELD, _summary(errors), errors=tuple(errors))
+
+
+def _summary(errors: Sequence[FieldError]) -> str:
+    first = errors[0]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{first.field[:MAX_FIELD_PATH] or 'body'} {first.detail}{more}"
+
+
+def malformed(detail: str) -> ProblemError:
+    """Refuse a request that cannot be read at all."""
+    return refusal(Reason.MALFORMED_REQUEST, detail)
+
+
+def internal() -> Problem:
+    """Answer for an unknown error: it says nothing of the cause."""
+    return refusal(_INTERNAL.reason, _INTERNAL.detail).problem
+
+
+class StatusReader:
+    """Reads `google.rpc.Status` into problems.
+
+    A fault of a field that REST callers send as the body itself is named without that
+    field: `appointment.start` is their `start`. In an answer that holds a status, as a
+    batch's does, it is named as if the one write had come alone, too; and a write that is
+    submitted as one that is made at once.
+    """
+
+    def __init__(self, body_fields: frozenset[str]) -> None:
+        fields = "|".join(sorted(body_fields))
+        self._wrapped = re.compile(rf"((upsert|cancel)\.)?(({fields})\.)?")
+        self._render_conflicts: Callable[[Any], dict[str, Any]] = MessageRenderer(
+            TimeRangeConflict.DESCRIPTOR
+        ).render
+
+    def of_status(self, status: Status, names: Mapping[str, str] | None = None) -> Problem:
+        """Read a status with its details; unknown details are passed over.
+
+        `names` gives the fields that the caller gave by another name. The message is passed
+        on only if the service gave a reason with it: otherwise it may be gRPC's own, with
+        addresses and internals.
+        """
+        code = _STATUS_CODES.get(status.code, StatusCode.UNKNOWN)
+        fallback = _BY_STATUS.get(code, _INTERNAL)
+        reason = ""
+        errors: list[FieldError] = []
+        conflicts: Mapping[str, Any] = {}
+        retry_after: int | None = None
+        for packed in status.details:
+            type_name = packed.type_url.rpartition("/")[2]
+            try:
+                if type_name == _ERROR_INFO:
+                    info = ErrorInfo.FromString(packed.value)
+                    if info.domain == DOMAIN:
+                        reason = info.reason
+                elif type_name == _BAD_REQUEST:
+                    errors.extend(
+                        FieldError(
+                            (names or {}).get(violation.field) or self._rest_path(violation.field),
+                            violation.description,
+                        )
+                        for violation in BadRequest.FromString(packed.value).field_violations
+                    )
+                elif type_name == _TIME_RANGE_CONFLICT:
+                    conflicts = self._render_conflicts(TimeRangeConflict.FromString(packed.value))
+                elif type_name == _RETRY_INFO:
+                    delay = RetryInfo.FromString(packed.value).retry_delay
+                    retry_after = max(1, math.ceil(delay.seconds + delay.nanos / 1e9))
+            except DecodeError:
+                continue
+        if fallback is _INTERNAL and reason != Reason.OPERATION_FAILED:
+            return internal()
+        known = _KNOWN.get(reason) if reason else fallback.reason
+        http = known.http if known else fallback.reason.http
+        if retry_after is None and http in _RETRIED:
+            retry_after = 1
+        if errors:
+            detail = _summary(errors)  # the service's own words have the proto's paths
+        else:
+            detail = status.message if reason and status.message else fallback.detail
+        return Problem(
+            status=http,
+            code=known or NewerReason(reason),
+            detail=detail,
+            errors=tuple(errors),
+            conflicts=conflicts,
+            retry_after=retry_after,
+        )
+
+    def render(self, status: Status) -> dict[str, Any]:
+        """Give the problem object of a status inside an answer."""
+        return self.of_status(status).body()
+
+    def _rest_path(self, proto_path: str) -> str:
+        return camel_case(self._wrapped.sub("", proto_path, count=1))

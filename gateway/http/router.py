@@ -1,0 +1,77 @@
+"""Finds the endpoint of a path, and decodes parts of URLs."""
+
+import re
+from typing import Generic, TypeVar
+from urllib.parse import unquote
+
+Endpoint = TypeVar("Endpoint")
+
+_VARIABLE = re.compile(r"\{([a-z_0-9]+)\}")
+_BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
+
+
+class Router(Generic[Endpoint]):
+    """Finds what answers a path, as it was sent.
+
+    Paths are matched before anything in them is decoded, so that an id may hold every
+    character, a slash or `..` included, if it is percent-encoded. aiohttp's own router
+    matches decoded and normalized paths, where such ids are lost.
+    """
+
+    def __init__(self) -> None:
+        self._fixed: dict[str, dict[str, Endpoint]] = {}
+        self._templates: list[tuple[re.Pattern[str], dict[str, Endpoint]]] = []
+
+    def add(self, http_method: str, template: str, endpoint: Endpoint) -> None:
+        """Answer a method of a path; a GET route answers HEAD too."""
+        methods = self._methods_of(template)
+        if http_method in methods:
+            raise ValueError(f"{http_method} {template} has an endpoint already")
+        methods[http_method] = endpoint
+        if http_method == "GET":
+            methods["HEAD"] = endpoint
+
+    def find(self, raw_path: str) -> tuple[dict[str, Endpoint], dict[str, str]] | None:
+        """Give a path's endpoints by method, and its variables, still encoded."""
+        methods = self._fixed.get(raw_path)
+        if methods is not None:
+            return methods, {}
+        for pattern, of_template in self._templates:
+            match = pattern.fullmatch(raw_path)
+            if match:
+                return of_template, match.groupdict()
+        return None
+
+    def _methods_of(self, template: str) -> dict[str, Endpoint]:
+        if "{" not in template:
+            return self._fixed.setdefault(template, {})
+        # Splitting at the variables leaves literals and names by turns.
+        parts = _VARIABLE.split(template)
+        source = "".join(
+            f"(?P<{part}>[^/]+)" if index % 2 else re.escape(part)
+            for index, part in enumerate(parts)
+        )
+        for pattern, known in self._templates:
+            if pattern.pattern == source:
+                return known
+        methods: dict[str, Endpoint] = {}
+        self._templates.append((re.compile(source), methods))
+        # What a variable would take as well, such as a verb behind it, is tried before it.
+        self._templates.sort(key=lambda each: -len(each[0].pattern))
+        return methods
+
+
+def decode_percent(text: str) -> str:
+    """Decode a part of a URL, strictly.
+
+    Raises `ValueError` in words for the caller if an escape is broken or the result is
+    not UTF-8.
+    """
+    if _BAD_ESCAPE.search(text):
+        raise ValueError("must be percent-encoded: a % is not followed by two hex digits")
+    try:
+        decoded = unquote(text, errors="strict")
+        decoded.encode()  # raw bytes that are not UTF-8 arrive as lone surrogates
+    except UnicodeError:
+        raise ValueError("must be UTF-8, percent-encoded") from None
+    return decoded

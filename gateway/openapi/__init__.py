@@ -1,0 +1,1 @@
+"""The OpenAPI document, made from the protos' annotations and comments."""

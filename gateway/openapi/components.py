@@ -1,0 +1,193 @@
+"""What operations of the OpenAPI document refer to: headers, parameters, problems."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+
+from appointments.v1.appointment_pb2 import TimeRangeConflict
+
+from gateway.endpoints.operations import MAX_WAIT
+from gateway.endpoints.rpc import ACTOR, MAX_ACTOR_LENGTH, OUTCOME
+from gateway.endpoints.submission import PREFER, PREFERENCE_APPLIED
+from gateway.http.answers import REQUEST_ID
+from gateway.http.problems import MEDIA_TYPE
+from gateway.http.reasons import Reason
+from gateway.openapi.examples import PROBLEM_EXAMPLES, shown
+from gateway.openapi.schemas import Schema, Schemas
+from gateway.upstream.client import REVISION
+
+TEXT: Schema = {"type": "string"}
+PARAMETERS: dict[str, Schema] = {
+    "RequestId": {
+        "name": REQUEST_ID,
+        "in": "header",
+        "description": "Given back in the answer and in the logs, if it is 1 to 128 printable "
+        "ASCII characters without spaces; else, or without it, a new one is made.",
+        "schema": TEXT,
+    },
+    "Actor": {
+        "name": ACTOR,
+        "in": "header",
+        "description": "Who makes the change, recorded in the history; not verified. In UTF-8.",
+        "schema": {
+            "type": "string",
+            "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f]*$",
+            "maxLength": MAX_ACTOR_LENGTH,
+        },
+    },
+    "Prefer": {
+        "name": PREFER,
+        "in": "header",
+        "description": "`respond-async`: accept the write and answer 202 with an operation that"
+        " ends as the write does. `respond-async, wait=5`: only if it does not end within so"
+        f" many seconds, at most {MAX_WAIT:g}. Anything else is ignored (RFC 7240).",
+        "schema": TEXT,
+    },
+}
+HEADERS: dict[str, Schema] = {
+    REQUEST_ID: {"description": "Names this request in the logs.", "schema": TEXT},
+    REVISION: {
+        "description": "The organization's revision, if the database decided this answer.",
+        "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
+    "ETag": {
+        "description": "The appointment's `etag`, in double quotes, for `If-Match`.",
+        "schema": TEXT,
+    },
+    "Location": {
+        "description": "Where what was stored, or the operation, is read; not with `validateOnly`.",
+        "schema": {"type": "string", "format": "uri-reference"},
+    },
+    OUTCOME: {
+        "description": "What the write did.",
+        "schema": {"$ref": "#/components/schemas/Outcome"},
+    },
+    PREFERENCE_APPLIED: {
+        "description": "`respond-async`, or `wait=5` if the end came within the time to wait.",
+        "schema": TEXT,
+    },
+    "Retry-After": {
+        "description": "Whole seconds after which trying again may help.",
+        "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
+    "Allow": {"description": "The methods that this path takes.", "schema": TEXT},
+}
+_PROBLEM_HEADERS: dict[HTTPStatus, tuple[str, ...]] = {
+    HTTPStatus.METHOD_NOT_ALLOWED: ("Allow",),
+    HTTPStatus.TOO_MANY_REQUESTS: ("Retry-After",),
+    HTTPStatus.SERVICE_UNAVAILABLE: ("Retry-After",),
+}
+ALWAYS = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.REQUEST_URI_TOO_LONG,
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+WITH_BODY = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+)
+
+
+def reference(schema: str) -> Schema:
+    """Refer to a schema by its name."""
+    return {"$ref": f"#/components/schemas/{schema}"}
+
+
+def response_name(status: HTTPStatus) -> str:
+    """Give the name of the response that a refusal with this status refers to."""
+    return "".join(filter(str.isalnum, status.phrase.title()))
+
+
+def problem_response(status: HTTPStatus | None) -> Schema:
+    """Describe refusals with a status, or with any other one."""
+    examples = PROBLEM_EXAMPLES.get(status, {}) if status else {}
+    content: Schema = {"schema": reference("Problem"), **shown(examples)}
+    headers = [REQUEST_ID, REVISION]
+    if status is not None:
+        headers.extend(_PROBLEM_HEADERS.get(status, ()))
+    return {
+        "description": _meanings(status) if status else "Every other error.",
+        "headers": header_references(headers),
+        "content": {MEDIA_TYPE: content},
+    }
+
+
+def _meanings(status: HTTPStatus | None = None) -> str:
+    """Say what the reasons mean, or those of a status."""
+    reasons = [reason for reason in Reason if status in {None, reason.http}]
+    return "\n".join(f"- `{reason}`: {reason.meaning}" for reason in reasons)
+
+
+def header_references(names: Sequence[str]) -> Schema:
+    """Refer to headers of an answer."""
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def problem_schemas(schemas: Schemas) -> dict[str, Schema]:
+    """Describe the body of every error."""
+    conflict = TimeRangeConflict.DESCRIPTOR.nested_types_by_name["Conflict"]
+    return {
+        "ErrorCode": {
+            "type": "string",
+            "enum": [reason.value for reason in Reason],
+            "description": f"Why the request is refused: stable, for programs to go by.\n"
+            f"{_meanings()}",
+        },
+        "FieldError": {
+            "type": "object",
+            "description": "One fault of a request.",
+            "properties": {
+                "field": {
+                    "type": "string",
+                    "description": "Where, such as `start` or `requests[3].appointment.title`.",
+                },
+                "detail": {"type": "string", "description": "What must be otherwise."},
+            },
+            "required": ["field", "detail"],
+        },
+        "Problem": {
+            "type": "object",
+            "description": "Every error, as RFC 9457 has it.",
+            "properties": {
+                "type": {
+                    "type": "string",
+                    "format": "uri-reference",
+                    "description": "`about:blank`: `code` tells more than an address would.",
+                },
+                "title": {"type": "string", "description": "The status in words."},
+                "status": {
+                    "type": "integer",
+                    "format": "int32",
+                    "description": "The HTTP status; inside an answer, the one that the write"
+                    " alone would have had.",
+                },
+                "detail": {"type": "string", "description": "What to mend, for people."},
+                "code": reference("ErrorCode"),
+                "errors": {
+                    "type": "array",
+                    "items": reference("FieldError"),
+                    "description": "With `INVALID_FIELD`: every fault of the request.",
+                },
+                "conflicts": {
+                    "type": "array",
+                    "items": schemas.given(conflict),
+                    "description": "With `TIME_RANGE_CONFLICT`: what occupies the range, the"
+                    " first 20 by start.",
+                },
+                "moreConflicts": {
+                    "type": "boolean",
+                    "description": "There are more than are listed.",
+                },
+                "requestId": {
+                    "type": "string",
+                    "description": f"As in the header `{REQUEST_ID}`; absent inside an answer.",
+                },
+            },
+            "required": ["type", "title", "status", "detail", "code"],
+        },
+    }

@@ -1,0 +1,294 @@
+"""The OpenAPI 3.1 document, from the descriptors, annotations and comments of the protos."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
+from importlib import metadata
+from typing import Any
+
+from appointments.v1.appointment_pb2 import Outcome
+from google.protobuf.descriptor import ServiceDescriptor
+
+from gateway.endpoints.changes import EVENT_ID, LAST_EVENT_ID
+from gateway.endpoints.rpc import OUTCOME
+from gateway.endpoints.submission import PREFERENCE_APPLIED, submission_kind
+from gateway.http.answers import REQUEST_ID
+from gateway.http.conditions import IF_MATCH, IF_NONE_MATCH, MAX_TAGS
+from gateway.http.streams import MEDIA_TYPE as EVENT_STREAM
+from gateway.openapi.comments import read_comments
+from gateway.openapi.components import (
+    ALWAYS,
+    HEADERS,
+    PARAMETERS,
+    WITH_BODY,
+    header_references,
+    problem_response,
+    problem_schemas,
+    reference,
+    response_name,
+)
+from gateway.openapi.examples import EXAMPLES, Examples, shown
+from gateway.openapi.paths import (
+    PAGE_TAGS,
+    health_paths,
+    health_schemas,
+    operation_paths,
+    operation_schemas,
+)
+from gateway.openapi.schemas import Schema, Schemas
+from gateway.transcoding.bindings import conditions_of, header_fields, query_fields
+from gateway.transcoding.routes import Route, location_template
+from gateway.upstream.client import REVISION
+
+_SENTENCE_END = re.compile(r"(?<=\.)\s+")
+_TAG = '(W/)?"[!#-~]{0,64}"'
+_ENTITY_TAGS: Schema = {
+    "type": "string",
+    "pattern": f"^([*]|{_TAG}(, *{_TAG}){{0,{MAX_TAGS - 1}}})$",
+}
+_READ_CONDITIONS: dict[str, str] = {
+    IF_MATCH: "Answer only if the appointment has one of these etags (412 otherwise).",
+    IF_NONE_MATCH: "Answer 304 without a body if the appointment has one of these etags, weak"
+    " ones (`W/`) included.",
+}
+_INPUT_HEADER_SCHEMAS: dict[str, Schema] = {
+    IF_MATCH: _ENTITY_TAGS,
+    IF_NONE_MATCH: {"type": "string", "enum": ["*"]},
+    "Idempotency-Key": {
+        "anyOf": [
+            {"type": "string", "pattern": "^[!#-~]([ -~]{0,254}[!-~])?$"},
+            {"type": "string", "pattern": '^"[ -~]{1,256}"$'},
+        ]
+    },
+}
+_LAST_EVENT_ID: Schema = {
+    "name": LAST_EVENT_ID,
+    "in": "header",
+    "description": "Of a stream: the `id` of the last event seen, to go on after it, whatever "
+    "`afterRevision` says. An `EventSource` sends it by itself.",
+    "schema": {"type": "string", "pattern": f"^{EVENT_ID}$"},
+}
+_EVENTS: Schema = {
+    "schema": {
+        "type": "string",
+        "description": "Server-sent events without end: first every change after "
+        "`afterRevision`, then each further one, less than a second after it was written. "
+        "The event is `created`, `updated` or `cancelled` (listen to these: `onmessage` stays "
+        "silent), its `id` the revision, its `data` the entry as JSON. The event `reset`, its "
+        "`data` the latest `revision`, says that `Last-Event-ID` is beyond it, after a restore "
+        "of the database; all that there is follows. `retry` says when to come back after the "
+        "end of the stream. There is a comment while nothing changes or the service is away, "
+        "and one at the end that says why. Takes `organizationId` and `afterRevision` only.",
+    }
+}
+# The document is served by the gateway that it describes.
+_SERVERS = [{"url": "/", "description": "Where this document comes from."}]
+_CONTACT = {"name": "Whoever runs this gateway"}
+_LICENSE = {"name": "All rights reserved", "identifier": "LicenseRef-All-rights-reserved"}
+_CONVENTIONS = (
+    "Unknown fields and query parameters are refused, never passed over. A 64-bit integer "
+    "is a string in JSON. A time is RFC 3339 with an offset, or `YYYY-MM-DD HH:MM[:SS]` in "
+    "UTC; it comes back in UTC. Conditions are evaluated where an answer has an `ETag`; without "
+    "one a read ignores them and a write refuses them. Every error is a problem of RFC 9457, "
+    "for programs to go by its `code`."
+)
+
+
+def openapi_document(
+    services: Sequence[ServiceDescriptor], routes: Sequence[Route]
+) -> dict[str, Any]:
+    """Describe the routes of the services, every status that they can answer included."""
+    comments = read_comments()
+    schemas = Schemas(comments)
+    paths: dict[str, Schema] = {}
+    for route in routes:
+        comment = comments.get(route.rpc.full_name, "")
+        creates = location_template(route, routes) is not None
+        operation = _operation(route, schemas, comment, creates=creates)
+        paths.setdefault(route.template, {})[route.http_method.lower()] = operation
+    paths.update(operation_paths())
+    paths.update(health_paths())
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Appointments",
+            "version": metadata.version("appointments"),
+            "description": _description(comments.get(services[0].full_name, "")),
+            "contact": _CONTACT,
+            "license": _LICENSE,
+        },
+        "servers": _SERVERS,
+        "security": [],  # there is no authentication
+        "tags": [*(_tag(service, comments) for service in services), *PAGE_TAGS],
+        "paths": paths,
+        "components": {
+            "schemas": {
+                **problem_schemas(schemas),
+                **operation_schemas(schemas),
+                **health_schemas(),
+                **schemas.components,
+            },
+            "parameters": PARAMETERS,
+            "headers": HEADERS,
+            "responses": _problem_responses(paths),
+        },
+    }
+
+
+def _problem_responses(paths: Mapping[str, Schema]) -> dict[str, Schema]:
+    statuses = {
+        HTTPStatus(int(status))
+        for path in paths.values()
+        for operation in path.values()
+        for status in operation["responses"]
+        if status != "default" and int(status) >= HTTPStatus.BAD_REQUEST
+    }
+    named = {response_name(status): problem_response(status) for status in sorted(statuses)}
+    return {**named, "Problem": problem_response(None)}
+
+
+def _description(comment: str) -> str:
+    # What follows the first two paragraphs is about gRPC; here it is the headers and
+    # the schema of a problem.
+    return "\n\n".join([*comment.split("\n\n")[:2], _CONVENTIONS])
+
+
+def _tag(service: ServiceDescriptor, comments: Mapping[str, str]) -> Schema:
+    summary, _, description = comments.get(service.full_name, "").partition("\n\n")
+    # What the first says beyond that is in the description of the whole.
+    text = summary if service.name == "AppointmentService" else f"{summary}\n\n{description}"
+    return {"name": _tag_name(service), "description": text}
+
+
+def _tag_name(service: ServiceDescriptor) -> str:
+    return service.name.removesuffix("Service") + "s"
+
+
+def _operation(route: Route, schemas: Schemas, comment: str, *, creates: bool) -> Schema:
+    # The first sentence, as plain text, says OpenAPI; and all else.
+    summary, description = _SENTENCE_END.split(comment, maxsplit=1)
+    operation: Schema = {
+        "operationId": route.rpc.name,
+        "tags": [_tag_name(route.rpc.containing_service)],
+        "summary": " ".join(summary.split()).replace("`", ""),
+        "description": description,
+        "parameters": list(_parameters(route, schemas)),
+    }
+    message = route.body_message
+    if message is not None:
+        in_path = route.variables if route.body == "*" else ()
+        content: Schema = {
+            "schema": schemas.taken(message, without=in_path),
+            **shown(_examples(route).requests),
+        }
+        operation["requestBody"] = {"required": True, "content": {"application/json": content}}
+    operation["responses"] = _responses(route, schemas, creates=creates)
+    return operation
+
+
+def _parameters(route: Route, schemas: Schemas) -> Iterator[Schema]:
+    fields = route.rpc.input_type.fields_by_name
+    for name in route.variables:
+        parameter = {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": schemas.parameter(fields[name]),
+        }
+        yield schemas.described(fields[name], parameter)
+    for field in query_fields(route):
+        parameter = {"name": field.json_name, "in": "query", "schema": schemas.parameter(field)}
+        yield schemas.described(field, parameter)
+    for name, header in header_fields(route).items():
+        parameter = {
+            "name": header.name,
+            "in": "header",
+            "schema": _INPUT_HEADER_SCHEMAS[header.name],
+        }
+        yield schemas.described(fields[name], parameter)
+    for name in () if route.writes else conditions_of(route):
+        yield {
+            "name": name,
+            "in": "header",
+            "description": _READ_CONDITIONS[name],
+            "schema": _ENTITY_TAGS,
+        }
+    if route.stream is not None:
+        yield _LAST_EVENT_ID
+    yield {"$ref": "#/components/parameters/RequestId"}
+    if route.writes:
+        yield {"$ref": "#/components/parameters/Actor"}
+    if submission_kind(route.rpc.input_type):
+        yield {"$ref": "#/components/parameters/Prefer"}
+
+
+def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
+    output = route.rpc.output_type
+    message = route.answer_message
+    has_outcome = "outcome" in output.fields_by_name
+    headers = [REQUEST_ID, REVISION]
+    if "etag" in message.fields_by_name:
+        headers.append("ETag")
+    if has_outcome:
+        headers.append(OUTCOME)
+        schemas.enumeration(Outcome.DESCRIPTOR)
+    if creates:
+        headers.append("Location")
+    schema = schemas.given(message)
+    answers = _examples(route).answers
+
+    def success(status: HTTPStatus, description: str) -> Schema:
+        content: Schema = {"schema": schema, **shown(answers.get(status, {}))}
+        contents: Schema = {"application/json": content}
+        if route.stream is not None:
+            contents[EVENT_STREAM] = _EVENTS
+        return {
+            "description": description,
+            "headers": header_references(headers),
+            "content": contents,
+        }
+
+    responses: Schema = {}
+    if has_outcome or not creates:
+        responses["200"] = success(HTTPStatus.OK, "Done.")
+    if creates:
+        responses["201"] = success(HTTPStatus.CREATED, "Created.")
+    if submission_kind(route.rpc.input_type):
+        responses["202"] = {
+            "description": "Accepted: it ends soon, once.",
+            "headers": header_references([REQUEST_ID, "Location", PREFERENCE_APPLIED]),
+            "content": {
+                "application/json": {
+                    "schema": reference("Operation"),
+                    **shown(answers.get(HTTPStatus.ACCEPTED, {})),
+                }
+            },
+        }
+    if IF_NONE_MATCH in conditions_of(route):
+        responses["304"] = {
+            "description": "It has one of the etags of `If-None-Match`.",
+            "headers": header_references(headers),
+        }
+    for status in sorted(_refusals(route)):
+        responses[str(status.value)] = {"$ref": f"#/components/responses/{response_name(status)}"}
+    responses["default"] = {"$ref": "#/components/responses/Problem"}
+    return responses
+
+
+def _examples(route: Route) -> Examples:
+    return EXAMPLES.get(route.rpc.name, Examples())
+
+
+def _refusals(route: Route) -> set[HTTPStatus]:
+    refusals = set(ALWAYS)
+    if route.body:
+        refusals.update(WITH_BODY)
+    if route.variables:
+        refusals.add(HTTPStatus.NOT_FOUND)
+    if conditions_of(route):
+        refusals.add(HTTPStatus.PRECONDITION_FAILED)
+    if "idempotency_key" in header_fields(route):
+        refusals.add(HTTPStatus.UNPROCESSABLE_ENTITY)
+    if route.writes:
+        refusals.add(HTTPStatus.CONFLICT)
+    return refusals

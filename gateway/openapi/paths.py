@@ -1,0 +1,225 @@
+"""What no annotation describes in the OpenAPI document: operations, and health."""
+
+from http import HTTPStatus
+
+from appointments.v1.appointment_pb2 import Appointment
+from appointments.v1.appointment_service_pb2 import OperationMetadata
+
+from gateway.endpoints.operations import MAX_WAIT, OPERATION_PATH, OPERATIONS_PATH
+from gateway.http.answers import REQUEST_ID
+from gateway.openapi.components import ALWAYS, TEXT, header_references, reference, response_name
+from gateway.openapi.examples import EXAMPLES, shown
+from gateway.openapi.schemas import Schema, Schemas
+from gateway.upstream.client import REVISION
+
+PAGE_TAGS = [
+    {"name": "Operations", "description": "Writes that were accepted, to be applied soon."},
+    {"name": "Health", "description": "Whether the gateway runs, and whether it can answer."},
+]
+
+
+def _content(answer: str, name: str) -> Schema:
+    examples = shown(EXAMPLES[name].answers[HTTPStatus.OK])
+    return {"application/json": {"schema": reference(answer), **examples}}
+
+
+def operation_paths() -> dict[str, Schema]:
+    """Describe how operations are read."""
+    organization: Schema = {
+        "name": "organizationId",
+        "in": "query",
+        "description": "Absent: `default`.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+    }
+
+    def operation(
+        name: str,
+        summary: str,
+        description: str,
+        parameters: list[Schema],
+        answer: str,
+        *refusals: HTTPStatus,
+    ) -> Schema:
+        success: Schema = {
+            "description": "Done.",
+            "headers": header_references([REQUEST_ID, REVISION]),
+            "content": _content(answer, name),
+        }
+        responses = {"200": success} | {
+            str(status.value): {"$ref": f"#/components/responses/{response_name(status)}"}
+            for status in sorted({*ALWAYS, *refusals})
+        }
+        return {
+            "get": {
+                "operationId": name,
+                "tags": ["Operations"],
+                "summary": summary,
+                "description": description,
+                "parameters": [
+                    *parameters,
+                    organization,
+                    {"$ref": "#/components/parameters/RequestId"},
+                ],
+                "responses": {**responses, "default": {"$ref": "#/components/responses/Problem"}},
+            }
+        }
+
+    def query(name: str, schema: Schema, description: str) -> Schema:
+        return {"name": name, "in": "query", "schema": schema, "description": description}
+
+    identifier: Schema = {
+        "name": "id",
+        "in": "path",
+        "required": True,
+        "description": "The last part of the operation's name.",
+        "schema": TEXT,
+    }
+    wait = query(
+        "wait",
+        {"type": "string", "pattern": "^([0-9]|1[0-9]|20)s?$"},
+        f"Seconds to wait for its end, at most {MAX_WAIT:g}, such as `10s`.",
+    )
+    page = [
+        query(
+            "filter",
+            {"type": "string", "enum": ["", "done=true", "done=false", "error:*"]},
+            "Which operations; absent: all.",
+        ),
+        query(
+            "pageSize",
+            {"type": "integer", "minimum": 0, "maximum": 1000},
+            "Most operations in the answer; 0 or absent: 100.",
+        ),
+        query("pageToken", TEXT, "`nextPageToken` of the page before, with the same filter."),
+    ]
+    return {
+        OPERATION_PATH: operation(
+            "GetOperation",
+            "Tells where an operation stands.",
+            "With `wait` the answer comes as soon as it is done, or after that time. An operation"
+            " that is done is kept for some time, a week unless configured otherwise.",
+            [identifier, wait],
+            "Operation",
+            HTTPStatus.NOT_FOUND,
+        ),
+        OPERATIONS_PATH: operation(
+            "ListOperations",
+            "Lists the operations of one organization, the latest first.",
+            "Those that are done are left out once they are no longer kept.",
+            page,
+            "ListOperationsResponse",
+        ),
+    }
+
+
+def operation_schemas(schemas: Schemas) -> dict[str, Schema]:
+    """Describe an operation, and a page of them."""
+
+    kind: Schema = {"type": "string", "description": "The type of this message, a URL."}
+    metadata = schemas.given(OperationMetadata.DESCRIPTOR)
+    described = schemas.components.pop(OperationMetadata.DESCRIPTOR.name)
+    return {
+        # They are nowhere but in an operation, so they have its `@type` themselves: a schema
+        # without a name would be given theirs by generators of clients.
+        "OperationMetadata": {
+            **described,
+            "properties": {"@type": kind, **described["properties"]},
+            "required": ["@type", *described["required"]],
+        },
+        "OperationResponse": {
+            "description": "The appointment as it was stored.",
+            "allOf": [
+                schemas.given(Appointment.DESCRIPTOR),
+                {"type": "object", "properties": {"@type": kind}, "required": ["@type"]},
+            ],
+        },
+        "Operation": {
+            "type": "object",
+            "description": "A write that was accepted. Once it is `done` it has either a"
+            " `response` or an `error`, the one that the write at once would have had.",
+            "properties": {
+                "name": {
+                    "type": "string",
+                    "description": "`organizations/{organization}/operations/{id}`.",
+                },
+                "metadata": {**metadata, "description": "What it writes, and since when."},
+                "done": {"type": "boolean", "description": "It has ended."},
+                "response": {
+                    **reference("OperationResponse"),
+                    "description": "What was stored; absent until it is done, and with an error.",
+                },
+                "error": {
+                    **reference("Problem"),
+                    "description": "Why nothing was written; absent unless it failed.",
+                },
+            },
+            "required": ["name", "metadata", "done"],
+        },
+        "ListOperationsResponse": {
+            "type": "object",
+            "description": "A page of operations.",
+            "properties": {
+                "operations": {
+                    "type": "array",
+                    "items": reference("Operation"),
+                    "description": "The latest first.",
+                },
+                "nextPageToken": {"type": "string", "description": "Empty on the last page."},
+            },
+            "required": ["operations", "nextPageToken"],
+        },
+    }
+
+
+def health_schemas() -> dict[str, Schema]:
+    """Describe the answer to questions after health."""
+    return {
+        "Health": {
+            "type": "object",
+            "description": "The gateway is well.",
+            "properties": {"status": {"type": "string", "description": "`ok` or `ready`."}},
+            "required": ["status"],
+        }
+    }
+
+
+def health_paths() -> dict[str, Schema]:
+    """Describe the questions after the gateway's health."""
+
+    def operation(name: str, summary: str, description: str, *refusals: HTTPStatus) -> Schema:
+        responses: Schema = {
+            "200": {
+                "description": "Yes.",
+                "headers": header_references([REQUEST_ID]),
+                "content": _content("Health", name),
+            }
+        }
+        for refusal in (HTTPStatus.METHOD_NOT_ALLOWED, *refusals):
+            responses[str(refusal.value)] = {
+                "$ref": f"#/components/responses/{response_name(refusal)}"
+            }
+        responses["default"] = {"$ref": "#/components/responses/Problem"}
+        return {
+            "get": {
+                "operationId": name,
+                "tags": ["Health"],
+                "summary": summary,
+                "description": description,
+                "parameters": [{"$ref": "#/components/parameters/RequestId"}],
+                "responses": responses,
+            }
+        }
+
+    return {
+        "/healthz": operation(
+            "IsAlive",
+            "Tells that the gateway runs.",
+            "It asks nothing else, so it is good while the service or the database is away.",
+        ),
+        "/readyz": operation(
+            "IsReady",
+            "Tells whether the gateway and what it depends on can answer.",
+            "It asks the service, which asks the database: what routes requests goes by this.",
+            HTTPStatus.SERVICE_UNAVAILABLE,
+        ),
+    }

@@ -1,0 +1,211 @@
+"""JSON Schemas of messages: what is taken, and what is given."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from appointments.v1 import rules_pb2
+from google.api import field_behavior_pb2
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.status_pb2 import Status
+
+from gateway.transcoding.json_reader import INTEGER_AS_TEXT, is_output_only
+
+Schema = dict[str, Any]
+
+NO_CONTROL_CHARACTERS = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$"
+_SPACED_TIME = (
+    "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01]) "
+    "([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$"
+)
+# Every 64-bit integer of the API is a revision. What an answer says can be given to any
+# request as it is. A body may hold a number as well, as proto3 JSON has it.
+_REVISION: Schema = {"type": "string", "format": "int64", "pattern": "^[0-9]{1,19}$"}
+TIME_GIVEN: Schema = {"type": "string", "format": "date-time"}
+TIME_TAKEN: Schema = {
+    "anyOf": [
+        {"type": "string", "format": "date-time", "description": "RFC 3339, with an offset."},
+        {"type": "string", "pattern": _SPACED_TIME, "description": "Without an offset: UTC."},
+    ],
+}
+# Not described any deeper: a schema that refers to itself is more than most generators
+# of clients take.
+_FREE_JSON: Schema = {
+    "type": "object",
+    "description": "Any JSON object, without the NUL character in its names and strings.",
+    "additionalProperties": True,
+}
+
+
+class Schemas:
+    """Makes the schemas, and keeps those of messages and enums to be referred to.
+
+    A message that is both taken and given has two: what is taken is closed
+    (`additionalProperties`) and lenient in its forms, what is given has every field
+    that is always there among the required ones. Objects and enums have names of their
+    own: what generators of clients make up for those without may be another's.
+    """
+
+    def __init__(self, comments: Mapping[str, str]) -> None:
+        self._comments = comments
+        self.components: dict[str, Schema] = {}
+
+    def taken(self, message: Descriptor, *, without: Collection[str] = ()) -> Schema:
+        """Refer to the schema of a message in a request, whose path holds some of its fields."""
+        name = _component_name(message)
+        name = name if "Request" in name else f"{name}Input"
+        return self._message(message, name, True, without=without)
+
+    def given(self, message: Descriptor) -> Schema:
+        """Refer to the schema of a message in an answer."""
+        return self._message(message, _component_name(message), False)
+
+    def parameter(self, field: FieldDescriptor) -> Schema:
+        """Give the schema of a field as a path variable or query parameter."""
+        is_revision = field.type == FieldDescriptor.TYPE_INT64
+        schema = dict(_REVISION) if is_revision else self._value(field, True)
+        return {"type": "array", "items": schema} if field.is_repeated else schema
+
+    def described(self, field: FieldDescriptor, parameter: Schema) -> Schema:
+        """Add what the protos say of a field to its parameter."""
+        description = self._comments.get(field.full_name)
+        return {**parameter, "description": description} if description else parameter
+
+    def _message(
+        self, message: Descriptor, name: str, taken: bool, *, without: Collection[str] = ()
+    ) -> Schema:
+        if name not in self.components:
+            schema: Schema = {"type": "object"}
+            self.components[name] = schema
+            if message.full_name in self._comments:
+                schema["description"] = self._comments[message.full_name]
+            fields = [
+                field
+                for field in message.fields
+                if field.name not in without and (taken or not _is_input_only(field))
+            ]
+            schema["properties"] = {field.json_name: self._field(field, taken) for field in fields}
+            required = [
+                field.json_name
+                for field in fields
+                if _is_required(field) or not (taken or _may_be_absent(field))
+            ]
+            if required:
+                schema["required"] = required
+            if taken:
+                schema["additionalProperties"] = False
+        return {"$ref": f"#/components/schemas/{name}"}
+
+    def _field(self, field: FieldDescriptor, taken: bool) -> Schema:
+        schema = self._value(field, taken)
+        if field.is_repeated:
+            schema = {"type": "array", "items": schema}
+            rules = field.GetOptions().Extensions[rules_pb2.rules]
+            if _is_required(field):
+                schema["minItems"] = 1  # an empty list is as good as none
+            if rules.max_items:
+                schema["maxItems"] = rules.max_items
+        description = self._comments.get(field.full_name, "")
+        if taken and is_output_only(field):
+            # Not marked read-only: what was read may be sent back as it is.
+            description = f"{description} Ignored: only the service sets it.".strip()
+        if _is_input_only(field):
+            schema = {**schema, "writeOnly": True}
+        return {**schema, "description": description} if description else schema
+
+    def _value(self, field: FieldDescriptor, taken: bool) -> Schema:
+        if field.enum_type is not None:
+            return self.enumeration(field.enum_type)
+        if field.message_type is not None:
+            return self._message_value(field.message_type, taken)
+        return _scalar(field, taken)
+
+    def _message_value(self, message: Descriptor, taken: bool) -> Schema:
+        match message.full_name:
+            case Timestamp.DESCRIPTOR.full_name:
+                return dict(TIME_TAKEN if taken else TIME_GIVEN)
+            case Struct.DESCRIPTOR.full_name:
+                self.components["JsonObject"] = _FREE_JSON
+                return {"$ref": "#/components/schemas/JsonObject"}
+            case Status.DESCRIPTOR.full_name:
+                return {"$ref": "#/components/schemas/Problem"}
+        return self.taken(message) if taken else self.given(message)
+
+    def enumeration(self, enum: EnumDescriptor) -> Schema:
+        """Refer to the schema of an enum."""
+        name = _component_name(enum)
+        if name not in self.components:
+            # Zero is what is not said (AIP-126): no answer holds it.
+            values = [value for value in enum.values if value.number != 0]
+            meanings = [
+                f"- `{value.name}`: {comment}"
+                for value in values
+                if (comment := self._comments.get(f"{enum.full_name}.{value.name}"))
+            ]
+            lines = [self._comments.get(enum.full_name, ""), *meanings]
+            self.components[name] = {
+                "type": "string",
+                "enum": [value.name for value in values],
+                "description": "\n".join(line for line in lines if line),
+            }
+        return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _component_name(descriptor: Descriptor | EnumDescriptor) -> str:
+    outer = descriptor.containing_type
+    if outer is None:
+        return descriptor.name
+    name = _component_name(outer)
+    return name if name.endswith(descriptor.name) else name + descriptor.name
+
+
+def _is_required(field: FieldDescriptor) -> bool:
+    return field_behavior_pb2.REQUIRED in _behavior(field)
+
+
+def _may_be_absent(field: FieldDescriptor) -> bool:
+    """Tell whether an answer may lack this field; without presence it is always printed."""
+    return field.has_presence and field_behavior_pb2.NON_EMPTY_DEFAULT not in _behavior(field)
+
+
+def _is_input_only(field: FieldDescriptor) -> bool:
+    """Tell whether no answer has this field (AIP-203)."""
+    return field_behavior_pb2.INPUT_ONLY in _behavior(field)
+
+
+def _behavior(field: FieldDescriptor) -> Collection[int]:
+    behavior: Collection[int] = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+    return behavior
+
+
+def _scalar(field: FieldDescriptor, taken: bool) -> Schema:
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return {"type": "boolean"}
+    if field.type == FieldDescriptor.TYPE_INT32:
+        return {"type": "integer", "format": "int32", **_limits(field)}
+    if field.type == FieldDescriptor.TYPE_INT64:
+        return {"anyOf": [_REVISION, {"type": "integer"}]} if taken else dict(_REVISION)
+    if taken and field.full_name in INTEGER_AS_TEXT:
+        return {"anyOf": [_text(field), {"type": "integer"}]}
+    if taken and is_output_only(field):
+        return {"type": "string"}  # what is ignored keeps to no rules
+    return _text(field)
+
+
+def _text(field: FieldDescriptor) -> Schema:
+    return {"type": "string", "pattern": NO_CONTROL_CHARACTERS, **_limits(field)}
+
+
+def _limits(field: FieldDescriptor) -> Schema:
+    rules = field.GetOptions().Extensions[rules_pb2.rules]
+    limits: Schema = {}
+    if rules.min_length:
+        limits["minLength"] = rules.min_length
+    if rules.max_length:
+        limits["maxLength"] = rules.max_length
+    if rules.HasField("minimum"):
+        limits["minimum"] = rules.minimum
+    if rules.HasField("maximum"):
+        limits["maximum"] = rules.maximum
+    return limits

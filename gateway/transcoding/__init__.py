@@ -1,0 +1,1 @@
+"""HTTP requests to messages: routes, path, query and JSON body."""

@@ -1,0 +1,140 @@
+"""HTTP requests to input messages: path, query, headers and body to their fields."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiohttp.web import BaseRequest
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from gateway.http.conditions import IF_MATCH, read_tags
+from gateway.http.exchange import Exchange
+from gateway.http.problems import Errors, FieldError, invalid_fields
+from gateway.http.router import decode_percent
+from gateway.transcoding.bindings import (
+    INPUT_HEADERS,
+    array_refusal,
+    conditions_of,
+    header_fields,
+    places_of,
+    query_fields,
+)
+from gateway.transcoding.json_reader import MessageReader, query_reader
+from gateway.transcoding.query import QueryParameter, read_query
+from gateway.transcoding.routes import Route
+from gateway.transcoding.strict_json import parse_json
+
+
+class InputReader:
+    """Reads the requests of one route into its input messages."""
+
+    def __init__(self, route: Route, batch: Route | None = None) -> None:
+        """Prepare the route; `batch` is the one that takes several of what this one takes."""
+        fields = route.rpc.input_type.fields_by_name
+        self._new: Callable[..., Message] = GetMessageClass(route.rpc.input_type)
+        self._body = route.body
+        message = route.body_message
+        in_path = frozenset(route.variables) if route.body == "*" else frozenset[str]()
+        self._query_places, body_places = places_of(route, batch)
+        self._body_reader = (
+            MessageReader(message, without=in_path, places=body_places)
+            if message is not None
+            else None
+        )
+        self._no_array = array_refusal(route, batch)
+        self._variables = {
+            name: (fields[name].json_name, query_reader(fields[name])) for name in route.variables
+        }
+        self._parameters = {
+            field.json_name: QueryParameter.of(field) for field in query_fields(route)
+        }
+        headers = header_fields(route).values()
+        self._headers = tuple((header, header.read) for header in headers if header.read)
+        self._conditions = conditions_of(route)
+        self._refused_headers = (
+            tuple(header.name for header in INPUT_HEADERS if header not in headers)
+            if route.writes
+            else ()
+        )
+
+    @property
+    def takes_body(self) -> bool:
+        return self._body_reader is not None
+
+    def read(self, exchange: Exchange, body: bytes) -> Message:
+        """Build the input message, and read the conditions on an etag into the exchange.
+
+        Raises `ProblemError`: MALFORMED_REQUEST if the body is not JSON at all, else
+        INVALID_FIELD with every fault of path, query, headers and body.
+        """
+        errors: Errors = []
+        fields: dict[str, Any] = {}
+        message: Message | None = None
+        self._read_variables(exchange.variables, fields, errors)
+        read_query(exchange.query, self._parameters, fields, errors, self._query_places)
+        self._read_headers(exchange.request, fields, errors)
+        self._read_conditions(exchange, errors)
+        if self._body_reader is not None:
+            value = parse_json(body)
+            if type(value) is list:
+                errors.append(FieldError("", self._no_array))
+            else:
+                message = self._body_reader.read(value, "", errors)
+        if errors:
+            raise invalid_fields(errors)
+        if message is not None and self._body == "*":
+            for name, value in fields.items():
+                setattr(message, name, value)
+            return message
+        if message is not None:
+            fields[self._body] = message
+        return self._new(**fields)
+
+    def _read_variables(
+        self, variables: Mapping[str, str], fields: dict[str, Any], errors: Errors
+    ) -> None:
+        for name, raw in variables.items():
+            json_name, read = self._variables[name]
+            try:
+                fields[name] = read(decode_percent(raw), json_name, errors)
+            except ValueError as error:
+                errors.append(FieldError(json_name, str(error)))
+
+    def _read_headers(self, request: BaseRequest, fields: dict[str, Any], errors: Errors) -> None:
+        for header, read in self._headers:
+            values = request.headers.getall(header.name, ())
+            if not values:
+                continue
+            if len(values) > 1:
+                errors.append(FieldError(header.name, "must be there only once"))
+                continue
+            value = values[0]
+            if not (value.isascii() and value.isprintable()):
+                errors.append(FieldError(header.name, "must be printable ASCII"))
+                continue
+            try:
+                fields[header.field] = read(value)
+            except ValueError as error:
+                errors.append(FieldError(header.name, str(error)))
+        # A condition that is passed over would be a write that the caller did not mean. A
+        # read without an etag ignores it.
+        errors.extend(
+            FieldError(name, "is not taken by this method")
+            for name in self._refused_headers
+            if name in request.headers
+        )
+
+    def _read_conditions(self, exchange: Exchange, errors: Errors) -> None:
+        for name in self._conditions:
+            values = exchange.request.headers.getall(name, ())
+            if not values:
+                continue
+            try:
+                tags = read_tags(values)
+            except ValueError as error:
+                errors.append(FieldError(name, str(error)))
+                continue
+            if name == IF_MATCH:
+                exchange.if_match = tags
+            else:
+                exchange.if_none_match = tags

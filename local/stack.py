@@ -1,0 +1,155 @@
+"""PostgreSQL, the service, a worker and the gateway together, on this machine."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from errno import EADDRINUSE
+
+import psutil
+
+from local.postgres import EmbeddedPostgres, check_database, migrate
+from local.programs import Program, StartError
+from runtime.listening import CannotListen, bracketed, listen_on, listening_socket
+
+DATABASE = "appointments"
+
+EVERY_HOST = "0.0.0.0"  # noqa: S104
+# Where what listens everywhere is reached from here.
+LOOPBACK = {"": "127.0.0.1", EVERY_HOST: "127.0.0.1", "::": "127.0.0.1", "[::]": "127.0.0.1"}
+
+# Settings for programs that must not get in anybody's way.
+ANY_PORT = {
+    "GRPC_HOST": "127.0.0.1",
+    "GRPC_PORT": "0",
+    "METRICS_PORT": "0",
+    "GATEWAY_HOST": "127.0.0.1",
+    "GATEWAY_PORT": "0",
+    "GATEWAY_METRICS_PORT": "0",
+    "WORKER_METRICS_PORT": "0",
+}
+
+# What a child process gets from the shell besides its settings.
+_PASSED_ON = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """What runs, once all of it is ready."""
+
+    database_url: str
+    service: Program
+    worker: Program
+    gateway: Program
+
+
+@contextmanager
+def running(
+    *,
+    postgres: EmbeddedPostgres | None,
+    settings: Mapping[str, str],
+    on_step: Callable[[str], None] = lambda _: None,
+    on_lines: Callable[[str, list[str]], None] = lambda _name, _lines: None,
+    on_exit: Callable[[Program], None] | None = None,
+) -> Iterator[Stack]:
+    """Start everything, and stop it in the opposite order when the block ends.
+
+    Without `postgres` the server of `settings["DATABASE_URL"]` is used. StartError, with
+    nothing left running, if any part does not start or does not stop cleanly.
+    """
+    environment = {**base_environment(), **settings}
+    check_ports(environment)
+    with ExitStack() as stack:
+        if postgres is None:
+            check_database(environment["DATABASE_URL"])
+        else:
+            on_step(
+                f"creating a database in {postgres.directory}"
+                if postgres.new
+                else f"starting the database in {postgres.directory}"
+            )
+            stack.enter_context(postgres)
+            environment["DATABASE_URL"] = postgres.create_database(DATABASE)
+        on_step("applying the migrations")
+        migrate(environment["DATABASE_URL"])
+
+        def start(name: str, *arguments: str) -> Program:
+            part = arguments[0] if arguments else name
+            on_step(f"starting the {part}")
+            program = Program(
+                name,
+                environment,
+                *arguments,
+                on_lines=lambda lines: on_lines(part, lines),
+                on_exit=on_exit,
+            )
+            stack.callback(_stop, program)
+            return program.wait_until_listening()
+
+        service = start("service")
+        host = environment.get("GRPC_HOST", "")
+        host = LOOPBACK.get(host, host)
+        environment["SERVICE_ADDRESS"] = f"{bracketed(host)}:{service.port}"
+        worker = start("service", "worker")
+        gateway = start("gateway")
+        yield Stack(
+            database_url=environment["DATABASE_URL"],
+            service=service,
+            worker=worker,
+            gateway=gateway,
+        )
+
+
+def base_environment() -> dict[str, str]:
+    """What every child process gets, whatever else the shell has set."""
+    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+
+
+def check_ports(environment: Mapping[str, str]) -> None:
+    """StartError if one of the ports is taken, before anything has been started."""
+    for host_name, port_name, default in (
+        ("GRPC_HOST", "GRPC_PORT", "50051"),
+        ("GATEWAY_HOST", "GATEWAY_PORT", "3000"),
+        ("GRPC_HOST", "METRICS_PORT", "9464"),
+        ("GATEWAY_HOST", "GATEWAY_METRICS_PORT", "9465"),
+        ("GRPC_HOST", "WORKER_METRICS_PORT", "9466"),
+    ):
+        text = environment.get(port_name, default)
+        if not text:  # not served at all, or not allowed: for the program to say
+            continue
+        if not text.isdecimal() or int(text) > 65535:
+            raise StartError(f"{port_name} is not a port: {text}")
+        try:
+            host = environment.get(host_name) or EVERY_HOST
+            listen_on(host, int(text), _listen, settings=f"{host_name}, {port_name}")
+        except CannotListen as error:
+            if not isinstance(error.__cause__, OSError) or error.__cause__.errno != EADDRINUSE:
+                raise StartError(str(error)) from None
+            owner = _owner(int(text))
+            raise StartError(f"port {text} is in use{owner}: free it, or set {port_name}") from None
+
+
+def _listen(address: str, port: int) -> tuple[None, int]:
+    """Listen and stop at once; OSError if it cannot be done."""
+    listening_socket(address, port).close()
+    return None, port
+
+
+def _stop(program: Program) -> None:
+    ended_before = program.process.poll() is not None
+    code = program.stop()
+    if code != 0 and not ended_before:
+        raise StartError(f"{program.name} did not stop cleanly: {program.last_words()}")
+
+
+def _owner(port: int) -> str:
+    """Who listens there, as far as we may see it."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status != psutil.CONN_LISTEN or not connection.laddr:
+                continue
+            if connection.laddr.port == port:
+                return f" by process {connection.pid}" if connection.pid else ""
+    except psutil.AccessDenied:
+        pass
+    return ""

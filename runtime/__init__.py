@@ -1,0 +1,1 @@
+"""What both programs are run by: logs, listening, settings, repeated attempts."""

@@ -1,0 +1,1 @@
+"""The operation queue in PostgreSQL, and its worker."""

@@ -1,0 +1,28 @@
+"""The queue in PostgreSQL: the table queued_operations, applied by the functions beside it."""
+
+from collections.abc import Sequence
+
+import orjson
+
+from service.operations.operation import Operation, queued_form
+from service.postgres.database import Database
+
+_APPEND = """
+    INSERT INTO queued_operations (organization_id, operation_id, accepted_at, write)
+    SELECT organization_id, operation_id, accepted_at, write
+    FROM json_to_recordset(%s::json)
+    AS r (organization_id text, operation_id uuid, accepted_at timestamptz, write json)
+"""
+
+
+class PostgresQueue:
+    """Appends operations; a row each, all in one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def append(self, operations: Sequence[Operation]) -> Sequence[None]:
+        """Raises DatabaseUnavailable, Overloaded."""
+        rows = [queued_form(operation) for operation in operations]
+        await self._database.fetch(_APPEND, (orjson.dumps(rows).decode(),))
+        return [None] * len(operations)

@@ -1,0 +1,1 @@
+"""The operation queue in RabbitMQ, and its worker."""

@@ -1,0 +1,1 @@
+"""PostgreSQL: connections, sessions, rows, and the state of the schema."""

@@ -1,0 +1,1 @@
+"""Reads, from the primary or replicas, and the live stream of changes."""

@@ -1,0 +1,174 @@
+"""Read replicas: asked where an older state will do; no read waits long for one."""
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, LiteralString, NoReturn, Self
+
+import psycopg
+import structlog
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from runtime.attempts import keep
+from runtime.listening import bracketed
+from service.errors import Overloaded, ServiceError
+from service.metrics import Metrics
+from service.postgres.database import Database
+from service.postgres.rows import Row
+from service.postgres.schema import check_replica
+from service.postgres.session import DatabaseUnfit, Timeouts
+
+# Seconds that a replica which failed is left alone for, again and again until it answers.
+PAUSE = 2.0
+# Seconds to wait for a connection to a replica: the primary has one.
+CONNECTION_TIMEOUT = 0.1
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Replica:
+    name: str
+    database: Database
+    # Set while it is not to be asked: at first, and from a failure on until it answers again.
+    failed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Replicas:
+    """The hosts of a connection string, asked in turn, each with connections of its own.
+
+    One that fails, or has not answered within `patience` seconds, is left alone until it
+    answers again, which is tried without a caller: few reads ever wait for it, and none
+    fails. A read that is slow, or that recovery cancels, counts as a failure too.
+    """
+
+    def __init__(
+        self, url: str, *, connections: int, max_waiting: int, patience: float, metrics: Metrics
+    ) -> None:
+        self._patience = patience
+        self._reads = metrics.replica_reads
+        self._errors = metrics.unexpected_errors
+        self._stack = AsyncExitStack()
+        self._urls = by_host(url)
+        self._timeouts = Timeouts(connection=CONNECTION_TIMEOUT, lock=patience, statement=patience)
+        self._replicas = deque(
+            _Replica(
+                name=name,
+                database=Database(
+                    conninfo,
+                    name=f"replica {name}",
+                    connections=connections,
+                    max_waiting=max_waiting,
+                    timeouts=self._timeouts,
+                    replica=True,
+                    metrics=metrics,
+                ),
+            )
+            for name, conninfo in self._urls.items()
+        )
+
+    async def check(self) -> None:
+        """Raise DatabaseUnfit if one that answers now cannot be worked with."""
+        for name, url in self._urls.items():
+            try:
+                await check_replica(url, self._timeouts)
+            except DatabaseUnfit as error:
+                raise DatabaseUnfit(f"the replica {name} of DATABASE_READ_URL: {error}") from error
+
+    async def __aenter__(self) -> Self:
+        """Start connecting; does not wait for any of them."""
+        for replica in self._replicas:
+            await self._stack.enter_async_context(replica.database)
+            replica.failed.set()
+            watch = asyncio.create_task(
+                keep("watch replica", partial(self._watch, replica), self._errors)
+            )
+            self._stack.callback(watch.cancel)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def fetch(
+        self, statement: LiteralString, parameters: Mapping[str, Any], *, revision: int
+    ) -> list[Row] | None:
+        """Return the rows from a replica that has a revision; None if the primary must answer.
+
+        The first column of a row is the revision that the replica has.
+        """
+        give_up = asyncio.get_running_loop().time() + self._patience
+        self._replicas.rotate(-1)
+        for replica in [replica for replica in self._replicas if not replica.failed.is_set()]:
+            try:
+                async with asyncio.timeout_at(give_up):
+                    rows = await replica.database.fetch(statement, parameters)
+            except Overloaded:
+                self._count(replica, "busy")
+            except TimeoutError:
+                self._leave_alone(replica, "no answer in time")
+                return None
+            except (ServiceError, psycopg.Error) as error:
+                self._leave_alone(replica, str(error.__cause__ or error))
+            else:
+                found: int = rows[0][0]
+                self._count(replica, "answered" if found >= revision else "behind")
+                # What one has not replayed yet the others may lack too; the primary does not.
+                return rows if found >= revision else None
+        return None
+
+    def _leave_alone(self, replica: _Replica, error: str) -> None:
+        self._count(replica, "failed")
+        if not replica.failed.is_set():
+            replica.failed.set()
+            log.warning("replica failed", replica=replica.name, error=error)
+
+    def _count(self, replica: _Replica, result: str) -> None:
+        self._reads.labels(replica.name, result).inc()
+
+    async def _watch(self, replica: _Replica) -> NoReturn:
+        """Let a replica be asked as soon as it answers, and again after each failure."""
+        while True:
+            if await self._answers(replica):
+                replica.failed.clear()
+                log.info("replica answers", replica=replica.name)
+                await replica.failed.wait()
+            await asyncio.sleep(PAUSE)
+
+    async def _answers(self, replica: _Replica) -> bool:
+        try:
+            async with asyncio.timeout(self._patience):
+                await replica.database.fetch("SELECT 1")
+        except (ServiceError, TimeoutError):
+            return False
+        return True
+
+
+def by_host(url: str) -> dict[str, str]:
+    """Split a connection string into one for each of its hosts, by host and port.
+
+    Raises psycopg.ProgrammingError, and ValueError for ports that do not match the hosts.
+    An empty one has no hosts.
+    """
+    if not url:
+        return {}
+    given = conninfo_to_dict(url)
+    hosts, addresses, ports = (
+        str(given.get(name) or "").split(",") for name in ("host", "hostaddr", "port")
+    )
+    count = max(len(hosts), len(addresses))
+    if len(ports) == 1:
+        ports *= count
+    found = {}
+    for host, address, port in zip(
+        hosts if hosts != [""] else hosts * count,
+        addresses if addresses != [""] else addresses * count,
+        ports,
+        strict=True,
+    ):
+        name = ":".join(filter(None, [bracketed(host or address or "localhost"), port]))
+        one = {"host": host or None, "hostaddr": address or None, "port": port or None}
+        found[name] = make_conninfo("", **{**given, **one})
+    return found

@@ -1,0 +1,1 @@
+"""gRPC: how a call arrives, is checked and answered, and the RPCs themselves."""

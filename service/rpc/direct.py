@@ -1,0 +1,105 @@
+"""The door of ordinary callers: each call is a gRPC call of its own."""
+
+from functools import partial
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.rpc.status_pb2 import Status
+
+from service.rpc.handler import (
+    ACTOR,
+    ACTOR_BYTES,
+    REQUEST_ID,
+    Call,
+    Handle,
+    Stream,
+    actor_of,
+    request_id_of,
+)
+from service.rpc.reception import Context, Reception, cancelled_if_over, refuse
+
+
+def direct_handlers(
+    service: ServiceDescriptor, handle: Handle, stream: Stream, reception: Reception
+) -> grpc.GenericRpcHandler:
+    """Serve the methods of a service that take one request.
+
+    Bytes go in and out: `handle` reads them, or `stream` where responses are a stream.
+    gRPC takes all methods for streams of requests, which for a caller is the same: it
+    would wait for a single request before it calls us, for ever.
+    """
+    return grpc.method_handlers_generic_handler(
+        service.full_name,
+        {
+            method.name: grpc.stream_stream_rpc_method_handler(
+                _streaming(method.name, stream, reception)
+            )
+            if method.server_streaming
+            else grpc.stream_unary_rpc_method_handler(_unary(method.name, handle, reception))
+            for method in service.methods
+        },
+    )
+
+
+def _unary(
+    method: str,
+    handle: Handle,
+    reception: Reception,
+) -> Any:  # noqa: ANN401  # as grpc's stubs have it
+    async def answer(_: object, context: Context) -> bytes:
+        call = _call(context)
+        with reception.place():
+            result = await handle(method, partial(reception.receive, context), call)
+        if isinstance(result, Status):
+            await refuse(context, result, _trailing_metadata(call))
+        context.set_trailing_metadata(_trailing_metadata(call))
+        return result
+
+    return answer
+
+
+def _streaming(
+    method: str,
+    stream: Stream,
+    reception: Reception,
+) -> Any:  # noqa: ANN401  # as grpc's stubs have it
+    async def answer(_: object, context: Context) -> None:
+        begun = False
+
+        async def send(response: bytes) -> None:
+            nonlocal begun
+            with cancelled_if_over():
+                if not begun:
+                    # By itself: a status cannot follow metadata whose message was given up.
+                    await context.send_initial_metadata(())
+                    begun = True
+                await context.write(response)
+
+        call = _call(context)
+        with reception.place():
+            failure = await stream(method, partial(reception.receive, context), call, send)
+        if failure is not None:
+            await refuse(context, failure, _trailing_metadata(call))
+        context.set_trailing_metadata(_trailing_metadata(call))
+
+    return answer
+
+
+def _call(context: Context) -> Call:
+    metadata = context.invocation_metadata() or ()
+    request_ids = [value for key, value in metadata if key == REQUEST_ID]
+    actor, fault = actor_of([value for key, value in metadata if key in {ACTOR, ACTOR_BYTES}])
+    return Call(
+        request_id=request_id_of(str(request_ids[0]) if len(request_ids) == 1 else ""),
+        actor=actor,
+        actor_fault=fault,
+        timeout=context.time_remaining(),
+    )
+
+
+def _trailing_metadata(call: Call) -> tuple[tuple[str, str | bytes], ...]:
+    request_id = (REQUEST_ID, call.request_id)
+    if call.organization_revision is None:
+        return (request_id,)
+    return request_id, ("organization-revision", str(call.organization_revision))

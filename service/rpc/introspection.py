@@ -1,0 +1,33 @@
+"""Channelz: what tools ask this process about its sockets."""
+
+from contextlib import AsyncExitStack
+
+import grpc
+from grpc_channelz.v1 import channelz_pb2
+from grpc_channelz.v1._async import ChannelzServicer
+
+from service.rpc.listening import bind
+from service.rpc.reception import SERVER_OPTIONS, received_handlers
+from service.rpc.reflection import with_reflection
+
+CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"]
+
+
+async def serve_channelz(
+    port: int | None, stack: AsyncExitStack, *, max_bytes: int, request_timeout: float
+) -> int | None:
+    """Serve channelz on loopback only, with reflection. Returns the port."""
+    if port is None:
+        return None
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *SERVER_OPTIONS])
+    server.add_generic_rpc_handlers(
+        received_handlers(
+            with_reflection({CHANNELZ: ChannelzServicer()}),
+            max_bytes=max_bytes,
+            timeout=request_timeout,
+        )
+    )
+    bound = bind(server, "localhost", port, settings="CHANNELZ_PORT")
+    await server.start()
+    stack.push_async_callback(server.stop, None)
+    return bound

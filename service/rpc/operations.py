@@ -1,0 +1,140 @@
+"""The RPCs of operations: google.longrunning.Operations, and accepting writes."""
+
+from uuid import UUID
+
+from appointments.v1 import appointment_service_pb2 as rpc
+from google.longrunning import operations_pb2
+from google.protobuf.any_pb2 import Any
+
+from service import messages
+from service.domain import WriteResult
+from service.errors import InvalidFields
+from service.operations import operation as names
+from service.operations.accepter import Accepter
+from service.operations.operation import OperationState, new_operation
+from service.operations.results import FILTERS, OperationResults
+from service.rpc import page_tokens
+from service.rpc.handler import Call
+from service.rpc.status import status_of
+
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1000
+
+# Of a call's time left, what is kept for the answer. In seconds.
+ANSWERING = 0.5
+
+
+class OperationsServicer:
+    """`timeout` bounds every call, in seconds."""
+
+    def __init__(self, results: OperationResults, *, timeout: float) -> None:
+        self._results = results
+        self._timeout = timeout
+
+    async def GetOperation(
+        self, request: operations_pb2.GetOperationRequest, call: Call
+    ) -> operations_pb2.Operation:
+        call.organization_id, operation_id = names.read_name(request.name)
+        return _answer(call, await self._results.get(call.organization_id, operation_id))
+
+    async def WaitOperation(
+        self, request: operations_pb2.WaitOperationRequest, call: Call
+    ) -> operations_pb2.Operation:
+        call.organization_id, operation_id = names.read_name(request.name)
+        patience = min(call.timeout or self._timeout, self._timeout) - ANSWERING
+        if request.HasField("timeout"):
+            wanted = request.timeout.seconds + request.timeout.nanos / 1e9
+            if wanted < 0:
+                raise InvalidFields([("timeout", "must not be negative")])
+            patience = min(patience, wanted)
+        state = await self._results.wait(call.organization_id, operation_id, at_most=patience)
+        return _answer(call, state)
+
+    async def ListOperations(
+        self, request: operations_pb2.ListOperationsRequest, call: Call
+    ) -> operations_pb2.ListOperationsResponse:
+        organization_id = call.organization_id = names.read_parent(request.name)
+        request.name = names.parent_name(organization_id)  # the same for every page token
+        violations = []
+        if request.filter not in FILTERS:
+            known = ", ".join(filter(None, FILTERS))
+            violations.append(("filter", f"must be empty or one of {known}"))
+        if not 0 <= request.page_size <= MAX_PAGE_SIZE:
+            violations.append(("page_size", f"must be 0 to {MAX_PAGE_SIZE:,}"))
+        if violations:
+            raise InvalidFields(violations)
+        before = None
+        if request.page_token:
+            [before] = page_tokens.decode(request, request.page_token, (UUID,))
+        limit = request.page_size or DEFAULT_PAGE_SIZE
+        found = await self._results.list(
+            organization_id, filter=request.filter, before=before, limit=limit + 1
+        )
+        response = operations_pb2.ListOperationsResponse(
+            operations=[operation_message(state) for state in found[:limit]]
+        )
+        if len(found) > limit:
+            response.next_page_token = page_tokens.encode(request, [str(found[limit - 1].id)])
+        return response
+
+
+async def submit(
+    accepter: Accepter, request: rpc.SubmitAppointmentRequest, call: Call
+) -> operations_pb2.Operation:
+    """Accept a write. Raises InvalidFields, and what the accepter raises."""
+    kind = request.WhichOneof("write")
+    if kind is None:
+        raise InvalidFields([("write", "is required: upsert or cancel")])
+    wanted = request.upsert if kind == "upsert" else request.cancel
+    call.organization_id = messages.organization_of(
+        request.upsert.appointment if kind == "upsert" else request.cancel
+    )
+    violations = []
+    if wanted.validate_only:
+        violations.append(("validate_only", "is of no use in an operation; make the call itself"))
+    try:
+        write = (
+            messages.upsert(request.upsert, validate_only=False, actor=call.actor)
+            if kind == "upsert"
+            else messages.cancel(request.cancel, actor=call.actor)
+        )
+    except InvalidFields as error:
+        violations += error.violations
+    if violations:
+        raise InvalidFields([(f"{kind}.{field}", detail) for field, detail in violations])
+    operation = new_operation(call.organization_id, write)
+    await accepter.accept(operation)
+    return operation_message(
+        OperationState(
+            organization_id=operation.organization_id,
+            id=operation.id,
+            appointment_id=write.id,
+            accepted_at=operation.accepted_at,
+        )
+    )
+
+
+def _answer(call: Call, state: OperationState) -> operations_pb2.Operation:
+    if state.result is not None:
+        call.organization_revision = state.result.organization_revision
+    return operation_message(state)
+
+
+def operation_message(state: OperationState) -> operations_pb2.Operation:
+    metadata = rpc.OperationMetadata(
+        organization_id=state.organization_id,
+        appointment_id=state.appointment_id,
+        accepted_at=messages.timestamp(state.accepted_at),
+    )
+    message = operations_pb2.Operation(name=state.name, done=state.result is not None)
+    if state.finished_at is not None:
+        metadata.finished_at.CopyFrom(messages.timestamp(state.finished_at))
+    if isinstance(state.result, WriteResult):
+        metadata.outcome = messages.OUTCOMES[state.result.outcome]
+        message.response.Pack(messages.appointment(state.result.appointment))
+    elif state.result is not None:
+        message.error.CopyFrom(status_of(state.result))
+    packed = Any()
+    packed.Pack(metadata)
+    message.metadata.CopyFrom(packed)
+    return message

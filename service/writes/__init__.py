@@ -1,0 +1,1 @@
+"""Synchronous writes: group commit by organization, applied by one SQL function."""
