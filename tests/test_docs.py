@@ -35,6 +35,7 @@ NOT_RUN = {
     "LOG_LEVEL=warning make run": "tests/test_run.py",
     "make migrate": "tests/test_migrations.py",
     "make protos": "make lint, which runs it and compares",
+    "make lint": ".ci/run",
     "make help": "tests/test_docs.py",
     "python -m service": "tests/conftest.py",
     "python -m service worker": "tests/conftest.py",
