@@ -5,40 +5,36 @@ import sys
 import uvloop
 from pydantic import ValidationError
 
-from gateway.app import run
+from gateway.app import serving
 from gateway.settings import Settings
 from runtime.listening import CannotListen
-from runtime.logs import configure_logs, lifecycle_logger
+from runtime.logs import configure_logs
+from runtime.program import run_until_stopped
 from runtime.settings import faults
-from runtime.supervised import Supervised
-from runtime.supervisor import CannotStart, supervise
 
 
 def main() -> None:
     """Run until a signal; what keeps it from starting is one line and exit code 1."""
     try:
-        supervised = Supervised.current()
-        settings = Settings(**supervised.settings) if supervised else Settings()
+        settings = Settings()
         configure_logs(settings.log_level, settings.log_format)
-        if supervised or settings.processes == 1:
-            uvloop.run(run(settings, supervised))
-        else:
-            supervise(
-                "gateway",
-                processes=settings.processes,
-                host=settings.gateway_host,
-                port=settings.gateway_port,
-                metrics_port=settings.gateway_metrics_port,
-                names=("GATEWAY_HOST", "GATEWAY_PORT", "GATEWAY_METRICS_PORT"),
-                settings=lambda port: {"gateway_port": port, "gateway_metrics_port": None},
-                log=lifecycle_logger(),
-            )
+        uvloop.run(_serve(settings))
     except ValidationError as error:
         sys.exit(f"error: {'; '.join(faults(error))}")
     except CannotListen as error:
         sys.exit(f"error: {error}")
-    except CannotStart as error:
-        sys.exit(f"error: {error}" if str(error) else 1)
+
+
+async def _serve(settings: Settings) -> None:
+    await run_until_stopped(
+        serving(settings),
+        lambda listening: {
+            "address": settings.gateway_host,
+            "port": listening.port,
+            "metrics_port": listening.metrics_port,
+            "service": settings.service_address,
+        },
+    )
 
 
 if __name__ == "__main__":

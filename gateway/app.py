@@ -1,14 +1,10 @@
-"""Puts the gateway together, and runs it until it is told to stop."""
+"""The wiring: settings in, a running gateway out, and its orderly end."""
 
 import asyncio
-import gc
-import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from aiohttp.web import ServerRunner, SockSite
 from appointments.v1 import appointment_service_pb2, webhook_service_pb2
@@ -39,10 +35,7 @@ from gateway.transcoding.routes import batch_of, location_template, routes_of
 from gateway.upstream.client import ServiceCaller
 from gateway.upstream.relay import Relay
 from gateway.upstream.watch import Watch
-from runtime.attempts import keep
 from runtime.listening import listen_on, listening_socket, serve_metrics
-from runtime.logs import lifecycle_logger, log_event_loop
-from runtime.supervised import Supervised, share_gauges
 
 # The first is the one whose health says whether the gateway is ready.
 SERVICES: tuple[ServiceDescriptor, ...] = (
@@ -167,7 +160,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         metrics = Metrics(lambda: in_flight.count + waiting.count, lambda: streams.count)
         channels: list[aio.Channel] = []
         relays: list[Relay] = []
-        for _ in range(settings.service_connections or settings.processes):
+        for _ in range(settings.service_connections):
             channel = aio.insecure_channel(settings.service_address, options=_CHANNEL_OPTIONS)
             closing.push_async_callback(channel.close)
             channels.append(channel)
@@ -188,15 +181,6 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
                 settings="GATEWAY_HOST, GATEWAY_METRICS_PORT",
             )
             closing.push_async_callback(asyncio.to_thread, stop_metrics)
-        if settings.processes > 1:
-            sharing = asyncio.create_task(
-                keep(
-                    "share gauges",
-                    partial(share_gauges, metrics.in_flight, metrics.streams),
-                    metrics.unexpected_errors,
-                )
-            )
-            closing.callback(sharing.cancel)
         bodies = BodyReader(
             max_bytes=settings.gateway_max_body_bytes, timeout=settings.gateway_body_timeout
         )
@@ -224,39 +208,14 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         sockets, port = listen_on(
             settings.gateway_host,
             settings.gateway_port,
-            lambda address, port: _socket(address, port, shared=settings.processes > 1),
+            _socket,
             settings="GATEWAY_HOST, GATEWAY_PORT",
         )
         for each in sockets:
             await SockSite(runner, each, backlog=_CONNECTION_BACKLOG).start()
-        # What there is now stays: no collection needs to look through it again, and what a
-        # request leaves behind is rarely a cycle.
-        gc.freeze()
-        gc.set_threshold(10_000, 20, 20)
         yield Listening(port=port, metrics_port=metrics_port, in_flight=in_flight)
 
 
-async def run(settings: Settings, supervised: Supervised | None) -> None:
-    """Serve until SIGTERM or SIGINT. Raises `CannotListen` as `serving` does."""
-    loop = asyncio.get_running_loop()
-    log_event_loop()
-    stop = asyncio.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
-    tell: Callable[..., Any] = supervised.tell if supervised else lifecycle_logger().info
-    async with serving(settings) as listening:
-        tell(
-            "listening",
-            address=settings.gateway_host,
-            port=listening.port,
-            metrics_port=listening.metrics_port,
-            service=settings.service_address,
-        )
-        await stop.wait()
-        tell("stopping", in_flight=listening.in_flight.count)
-    tell("stopped")
-
-
-def _socket(address: str, port: int, *, shared: bool) -> tuple[socket.socket, int]:
-    listening = listening_socket(address, port, backlog=_CONNECTION_BACKLOG, reuse_port=shared)
+def _socket(address: str, port: int) -> tuple[socket.socket, int]:
+    listening = listening_socket(address, port, backlog=_CONNECTION_BACKLOG)
     return listening, listening.getsockname()[1]

@@ -32,14 +32,12 @@ class Metrics:
         self.in_flight = Gauge(
             "gateway_calls_in_flight",
             "Calls to the service under way.",
-            multiprocess_mode="livesum",  # of several processes, those that live are added up
             registry=self.registry,
         )
         self.in_flight.set_function(in_flight)
         self.streams = Gauge(
             "gateway_event_streams",
             "Event streams that are open.",
-            multiprocess_mode="livesum",
             registry=self.registry,
         )
         self.streams.set_function(streams)

@@ -23,8 +23,8 @@ class Settings(BaseSettings):
     gateway_port: Port = 3000
     service_address: str = "localhost:50051"
     """Host and port, or a name as gRPC has them, such as `dns:///service:50051`."""
-    service_connections: Annotated[int, Field(ge=1)] | None = None
-    """None: as many as there are processes. A connection reaches one process of the service."""
+    service_connections: Annotated[int, Field(ge=1)] = 1
+    """As many as the service has addresses: each uses one of them at a time."""
     gateway_metrics_port: Port | None = 9465
     """Empty: no metrics are served."""
     gateway_timeout: Seconds = 10
@@ -51,8 +51,6 @@ class Settings(BaseSettings):
     and for a reader that takes nothing."""
     gateway_shutdown_grace: Annotated[float, Field(ge=0, le=3600)] = 15
     """Longest that requests in flight may go on after SIGTERM."""
-    processes: Annotated[int, Field(ge=1)] = 1
-    """Processes on one port; every limit counts for each by itself."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 

@@ -1,1 +1,1 @@
-"""What both programs are run by: logs, listening, settings, repeated attempts."""
+"""What both programs are run by: start and end, logs, settings, listening, repeated attempts."""

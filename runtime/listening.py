@@ -64,9 +64,7 @@ def listen_on(
     return listeners, port
 
 
-def listening_socket(
-    address: str, port: int, *, backlog: int = 128, reuse_port: bool = False
-) -> socket.socket:
+def listening_socket(address: str, port: int, *, backlog: int = 128) -> socket.socket:
     """Return a socket that listens on a numeric address. Raises OSError."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     resolved = socket.getaddrinfo(address, port, family, socket.SOCK_STREAM)[0][4]
@@ -74,7 +72,6 @@ def listening_socket(
         resolved,
         family=family,
         backlog=backlog,
-        reuse_port=reuse_port,
         dualstack_ipv6=address == "::" and socket.has_dualstack_ipv6(),
     )
 

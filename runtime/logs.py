@@ -82,7 +82,7 @@ class _Output:
     """Standard output, to which the lines of one turn of the event loop go together.
 
     Writing costs more than all else about a line. What is written at once is what a pipe
-    takes whole, so that the lines of several processes do not mix.
+    takes whole, so that the lines of several programs do not mix.
     """
 
     def __init__(self) -> None:

@@ -101,30 +101,25 @@ class Metrics:
             ["loop"],
             registry=self.registry,
         )
-        # livesum: of several processes, those that live are added up.
         self.queued_writes = Gauge(
             "appointments_queued_writes",
             "Writes that wait for the batch before them",
-            multiprocess_mode="livesum",
             registry=self.registry,
         )
         self.watchers = Gauge(
             "appointments_watchers",
             "Calls of WatchAppointments under way",
-            multiprocess_mode="livesum",
             registry=self.registry,
         )
         self.pool_connections = Gauge(
             "appointments_pool_connections",
             "Connections of a pool, by state: busy or idle",
             ["pool", "state"],
-            multiprocess_mode="livesum",
             registry=self.registry,
         )
         self.pool_waiting = Gauge(
             "appointments_pool_waiting",
             "Requests that wait for a connection of a pool",
             ["pool"],
-            multiprocess_mode="livesum",
             registry=self.registry,
         )

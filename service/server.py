@@ -1,7 +1,6 @@
 """The wiring: settings in, a running server out, and its orderly end."""
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from grpc_health.v1 import health, health_pb2
 
 from runtime.attempts import keep
 from runtime.listening import serve_metrics
-from runtime.supervised import share_gauges
 from service.amqp import Broker
 from service.metrics import Metrics
 from service.operations.accepter import Accepter, OperationQueue
@@ -204,21 +202,6 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             )
         )
         stack.callback(readiness.cancel)
-        if settings.processes > 1:
-            gauges = (
-                metrics.queued_writes,
-                metrics.watchers,
-                metrics.pool_connections,
-                metrics.pool_waiting,
-            )
-            sharing = asyncio.create_task(
-                keep("share gauges", partial(share_gauges, *gauges), metrics.unexpected_errors)
-            )
-            stack.callback(sharing.cancel)
-        # What there is now stays: no collection needs to look through it again, and what a
-        # request leaves behind is rarely a cycle.
-        gc.freeze()
-        gc.set_threshold(10_000, 20, 20)
         yield Ports(grpc=port, metrics=metrics_port, channelz=channelz_port)
 
 
@@ -269,9 +252,8 @@ def _server(settings: Settings) -> grpc.aio.Server:
     return grpc.aio.server(
         options=[
             *SERVER_OPTIONS,
-            # A process of its own must fail to start on a port in use, not share it
-            # silently; several processes share the one that their supervisor holds for them.
-            ("grpc.so_reuseport", int(settings.processes > 1)),
+            # On a port in use it must fail to start, not share it silently.
+            ("grpc.so_reuseport", 0),
             # Then its caller makes another, to whatever process or address there is by then;
             # calls under way are finished on the old one.
             ("grpc.max_connection_age_ms", int(settings.grpc_connection_age * 1000)),

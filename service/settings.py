@@ -54,7 +54,6 @@ class Settings(BaseSettings):
     grpc_connection_age: Seconds = 30.0
     metrics_port: Port | None = 9464
     channelz_port: Port | None = None
-    processes: Count = 1
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 
@@ -130,12 +129,6 @@ class Settings(BaseSettings):
                 "must be a connection string of libpq, with one port, or one for each host"
             ) from None
         return url
-
-    @model_validator(mode="after")
-    def _channelz_shows_one_process(self) -> Self:
-        if self.channelz_port is not None and self.processes > 1:
-            raise ValueError("CHANNELZ_PORT shows one process: it needs PROCESSES=1")
-        return self
 
     @model_validator(mode="after")
     def _rabbitmq_is_known(self) -> Self:

@@ -39,7 +39,6 @@ SPELLINGS = {
     ),
 }
 spelled = pytest.mark.parametrize("host", SPELLINGS)
-several = pytest.mark.parametrize("processes", ["1", "2"])
 
 
 def listen(address: str, port: int) -> tuple[socket.socket, int]:
@@ -71,11 +70,8 @@ def check_reached(host: str, port: int, check: Callable[[str], object]) -> None:
 
 
 @spelled
-@several
-def test_the_service_and_its_metrics(
-    start_service: StartProgram, host: str, processes: str
-) -> None:
-    service = start_service(GRPC_HOST=host, PROCESSES=processes)
+def test_the_service_and_its_metrics(start_service: StartProgram, host: str) -> None:
+    service = start_service(GRPC_HOST=host)
     check_reached(host, service.port, lambda way: check_health(f"{way}:{service.port}"))
     check_reached(
         host,
@@ -85,11 +81,10 @@ def test_the_service_and_its_metrics(
 
 
 @spelled
-@several
 def test_the_gateway_and_its_metrics(
-    service: Program, start_gateway: StartProgram, host: str, processes: str
+    service: Program, start_gateway: StartProgram, host: str
 ) -> None:
-    gateway = start_gateway(SERVICE_ADDRESS=service.address, GATEWAY_HOST=host, PROCESSES=processes)
+    gateway = start_gateway(SERVICE_ADDRESS=service.address, GATEWAY_HOST=host)
     for port, path in ((gateway.port, "/api/changes"), (gateway.metrics_port, "/metrics")):
         check_reached(host, port, partial(http_status, port=port, path=path))
 
@@ -197,7 +192,6 @@ class TestWhyNot:
     )
 
     @pytest.mark.parametrize(("host", "reason"), FAILURES[:3])
-    @several
     def test_of_every_program(
         self,
         start_service: StartProgram,
@@ -205,22 +199,20 @@ class TestWhyNot:
         start_gateway: StartProgram,
         host: str,
         reason: str,
-        processes: str,
     ) -> None:
         starts: tuple[tuple[StartProgram, str, str, dict[str, str]], ...] = (
             (start_service, "GRPC_HOST", "GRPC_PORT", {"METRICS_PORT": ""}),
             (start_service, "GRPC_HOST", "METRICS_PORT", {}),
             (start_worker, "GRPC_HOST", "WORKER_METRICS_PORT", {}),
             (start_gateway, "GATEWAY_HOST", "GATEWAY_PORT", {"GATEWAY_METRICS_PORT": ""}),
-            (start_gateway, "GATEWAY_HOST", "GATEWAY_METRICS_PORT", {"PROCESSES": "1"}),
+            (start_gateway, "GATEWAY_HOST", "GATEWAY_METRICS_PORT", {}),
         )
         for start, host_name, port_name, settings in starts:
             with pytest.raises(StartError) as told:
-                start(**{"PROCESSES": processes, host_name: host, **settings})
+                start(**{host_name: host, **settings})
             assert "cannot listen on" in str(told.value)
             assert reason in str(told.value)
-            if processes == "1":
-                assert f"({host_name}, {port_name})" in str(told.value)
+            assert f"({host_name}, {port_name})" in str(told.value)
             assert "exit code 1" in str(told.value)
 
     @pytest.mark.parametrize(("host", "reason"), FAILURES)

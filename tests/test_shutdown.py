@@ -1,5 +1,6 @@
 """The end of a service, orderly or not, under load."""
 
+import json
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ def test_sigterm_under_load_fails_no_call_that_was_accepted(
     with Load(service.address, organization) as load:
         until(lambda: len(load.accepted) > 500)
         service.process.send_signal(signal.SIGTERM)
+        service.process.send_signal(signal.SIGINT)  # a second one changes nothing
         assert service.process.wait(timeout=20) == 0
         load.stop()
     org = Organization(stub, organization)
@@ -32,6 +34,8 @@ def test_sigterm_under_load_fails_no_call_that_was_accepted(
     codes = {code for _, code in load.failed}
     assert codes <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     org.check_history()
+    events = [json.loads(line)["event"] for line in service.log_lines()]
+    assert [event for event in events if event != "request"] == ["listening", "stopping", "stopped"]
 
 
 def test_sigint_ends_it_with_code_0_too(start_service: StartProgram) -> None:
