@@ -5,17 +5,14 @@ from typing import Annotated, Literal, Self
 
 import psycopg
 from pydantic import BeforeValidator, Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 
+from runtime.settings import Count, Port, ProgramSettings, Seconds
 from service.amqp import is_amqp_url
 from service.postgres.session import Timeouts
 from service.reads.replicas import by_host
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-Count = Annotated[int, Field(ge=1)]
-# Times are in seconds.
-Seconds = Annotated[float, Field(ge=0.001, le=3600)]
-# Up to a hundred days.
+# Seconds, up to a hundred days.
 LongSeconds = Annotated[float, Field(ge=0.001, le=8_640_000)]
 
 
@@ -29,13 +26,8 @@ def _networks(value: object) -> object:
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)]
 
 
-class Settings(BaseSettings):
-    """Settings of the service; each is the environment variable of its name in capitals.
-
-    An empty value is none: it switches off what has none.
-    """
-
-    model_config = SettingsConfigDict(frozen=True, env_parse_none_str="")
+class Settings(ProgramSettings):
+    """Settings of the service and its workers. Times are in seconds, sizes in bytes."""
 
     # The database.
     database_url: str = Field(min_length=1)
@@ -54,8 +46,6 @@ class Settings(BaseSettings):
     grpc_connection_age: Seconds = 30.0
     metrics_port: Port | None = 9464
     channelz_port: Port | None = None
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["json", "text"] = "json"
 
     # Calls.
     request_timeout: Seconds = 30.0
@@ -69,13 +59,9 @@ class Settings(BaseSettings):
     # A whole batch of 1,000 must find room.
     max_queued_writes: Annotated[int, Field(ge=1000)] = 4096
     max_queued_reads: Count = 512
-    # Room for the answer of a batch in the 4 MiB that a client takes by default.
-    max_message_bytes: Annotated[int, Field(ge=1024)] = 3 * 1024 * 1024
 
-    # Watching: how often is asked what has changed, and how long a database that is away,
-    # or a watcher that takes nothing, is waited for.
+    # Watching: how often is asked what has changed.
     watch_poll_interval: Seconds = 0.2
-    watch_patience: Seconds = 30.0
     max_watchers: Count = 1000
 
     # Workers.
