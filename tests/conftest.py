@@ -6,33 +6,33 @@ organizations. A test that stops or breaks something starts its own, with the fa
 
 import logging
 import os
-import secrets
 import shutil
 import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
-import psycopg
 import pytest
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
-from psycopg import sql
 
 from local.postgres import NOT_DURABLE, EmbeddedPostgres, migrate
 from local.programs import Program
 from local.rabbitmq import RabbitMQ, server_script
 from local.stack import ANY_PORT, DATABASE, base_environment
 from tests.api import Organization
+from tests.databases import Clusters, Databases, new_database
 from tests.place import Place
 
 StartProgram = Callable[..., Program]
 OwnPostgres = Callable[..., EmbeddedPostgres]
 CreateDatabase = Callable[[], str]
 
+SHARED_DIRECTORY = pytest.StashKey[Path]()
 LINES_SHOWN = 40
 # What asyncio, and our programs' logs, say of a failure that nobody awaited.
 UNNOTICED = (
@@ -44,6 +44,21 @@ UNNOTICED = (
 
 # Every program that is running now or ended within the current test.
 _programs: list[Program] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the directory that all processes of this run share; the first of them removes it."""
+    given = getattr(config, "workerinput", {}).get("shared_directory")
+    directory = Path(given or tempfile.mkdtemp(prefix="appointments-"))
+    config.stash[SHARED_DIRECTORY] = directory
+    if not given:
+        config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of xdist where that directory is."""
+    node.workerinput["shared_directory"] = str(node.config.stash[SHARED_DIRECTORY])
 
 
 def pytest_report_header() -> str:
@@ -135,30 +150,39 @@ def temporary_directory() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def database_url(temporary_directory: Path) -> Iterator[str]:
-    """A migrated database of the suite's own: embedded, or new on TEST_DATABASE_URL."""
+def clusters(pytestconfig: pytest.Config) -> Clusters:
+    """Data directories to copy, which every process of the run shares."""
+    return Clusters(pytestconfig.stash[SHARED_DIRECTORY])
+
+
+@pytest.fixture(scope="session")
+def databases(temporary_directory: Path, clusters: Clusters) -> Iterator[Databases]:
+    """Databases on a server of the suite's own, or on that of TEST_DATABASE_URL."""
     with ExitStack() as stack:
         server = os.environ.get("TEST_DATABASE_URL")
         if server:
-            url = stack.enter_context(_database_on(server))
+            template, url = stack.enter_context(new_database(server))
+            migrate(url)
         else:
             postgres = EmbeddedPostgres(temporary_directory / "postgres", NOT_DURABLE)
-            url = stack.enter_context(postgres).create_database(DATABASE)
-        migrate(url)
+            clusters.copy_to(postgres.directory, migrated=True)
+            server = stack.enter_context(postgres).url()
+            template = DATABASE
+        yield Databases(server, template)
+
+
+@pytest.fixture(scope="session")
+def database_url(databases: Databases) -> Iterator[str]:
+    """A migrated database that every test shares which does not need one of its own."""
+    with databases.copied() as url:
         yield url
 
 
 @pytest.fixture(scope="module")
-def create_database(database_url: str) -> Iterator[CreateDatabase]:
+def create_database(databases: Databases) -> Iterator[CreateDatabase]:
     """Make migrated databases of the test's own on the suite's server."""
     with ExitStack() as stack:
-
-        def create() -> str:
-            url = stack.enter_context(_database_on(database_url))
-            migrate(url)
-            return url
-
-        yield create
+        yield lambda: stack.enter_context(databases.copied())
 
 
 @pytest.fixture(scope="session")
@@ -228,7 +252,7 @@ def start_gateway(request: pytest.FixtureRequest) -> Iterator[StartProgram]:
 
 
 @pytest.fixture
-def own_postgres() -> Iterator[OwnPostgres]:
+def own_postgres(clusters: Clusters) -> Iterator[OwnPostgres]:
     """Start a server of the test's own, which it may stop and start again.
 
     `own_postgres()` has a migrated database, `own_postgres(migrated=False)` an empty one:
@@ -239,11 +263,9 @@ def own_postgres() -> Iterator[OwnPostgres]:
         def start(*, migrated: bool = True, **settings: str) -> EmbeddedPostgres:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="appointments-"))
             server = EmbeddedPostgres(Path(directory) / "postgres", {**NOT_DURABLE, **settings})
+            clusters.copy_to(server.directory, migrated=migrated)
             stack.callback(server.stop, immediate=True)
             server.start()
-            url = server.create_database(DATABASE)
-            if migrated:
-                migrate(url)
             return server
 
         yield start
@@ -299,16 +321,3 @@ def _start(stack: ExitStack, module: str, settings: dict[str, str], *arguments: 
     _programs.append(program)
     stack.callback(program.stop)
     return program.wait_until_listening()
-
-
-@contextmanager
-def _database_on(server: str) -> Iterator[str]:
-    """A database on a server of somebody else's, dropped in the end."""
-    name = f"appointments_test_{secrets.token_hex(6)}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        try:
-            yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
-        finally:
-            drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-            connection.execute(drop)
