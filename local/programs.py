@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -59,7 +59,14 @@ class Program:
         self._errors: deque[str] = deque(maxlen=100)
         self._listening: dict[str, Any] | None = None
         self._ended = False
-        self.process = subprocess.Popen(
+        self.process = self._spawn(module, arguments, environment)
+        self._reader = threading.Thread(target=self._read, name=f"{self.name}-output", daemon=True)
+        self._reader.start()
+
+    def _spawn(
+        self, module: str, arguments: Sequence[str], environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             tethered([sys.executable, "-m", module, *arguments], on_death=signal.SIGTERM),
             cwd=ROOT,
             env={**environment, "PYTHONUNBUFFERED": "1"},
@@ -69,8 +76,6 @@ class Program:
             pipesize=PIPE_SIZE,
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=self._read, name=f"{self.name}-output", daemon=True)
-        self._reader.start()
 
     @property
     def port(self) -> int:

@@ -7,11 +7,12 @@ organizations. A test that stops or breaks something starts its own, with the fa
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ from local.rabbitmq import RabbitMQ, server_script
 from local.stack import ANY_PORT, DATABASE, base_environment
 from tests.api import Organization
 from tests.databases import Clusters, Databases, new_database
+from tests.forking import ForkServer
 from tests.place import Place
 
 StartProgram = Callable[..., Program]
@@ -189,37 +191,50 @@ def create_database(databases: Databases) -> Iterator[CreateDatabase]:
 def service(database_url: str) -> Iterator[Program]:
     """`python -m service` on free ports, for every test that does not harm it."""
     with ExitStack() as stack:
-        yield _start(stack, "service", {**ANY_PORT, "DATABASE_URL": database_url})
+        yield listening(stack, new_process("service", {"DATABASE_URL": database_url}))
 
 
 @pytest.fixture(scope="session")
 def gateway(service: Program) -> Iterator[Program]:
     """`python -m gateway` on free ports, in front of `service`."""
     with ExitStack() as stack:
-        yield _start(stack, "gateway", {**ANY_PORT, "SERVICE_ADDRESS": service.address})
-
-
-@pytest.fixture
-def start_service(database_url: str) -> Iterator[StartProgram]:
-    """Start another service, `start_service(LOG_LEVEL="debug")`; it ends with the test."""
-    with ExitStack() as stack:
-        settings = {**ANY_PORT, "DATABASE_URL": database_url}
-        yield lambda **env: _start(stack, "service", {**settings, **env})
+        yield listening(stack, new_process("gateway", {"SERVICE_ADDRESS": service.address}))
 
 
 @pytest.fixture(scope="session")
 def worker(database_url: str) -> Iterator[Program]:
     """`python -m service worker` beside `service`, for every test that does not harm it."""
     with ExitStack() as stack:
-        yield _start(stack, "service", {**ANY_PORT, "DATABASE_URL": database_url}, "worker")
+        yield listening(stack, new_process("service", {"DATABASE_URL": database_url}, "worker"))
+
+
+@pytest.fixture(scope="session")
+def fork() -> Iterator[StartProgram]:
+    """Start a program as `new_process` does, in a tenth of the time. See forking.py."""
+    if sys.platform != "linux":
+        yield new_process
+        return
+    with closing(ForkServer()) as server:
+        environment = {**base_environment(), **ANY_PORT}
+        yield lambda module, settings, *arguments: server.program(
+            module, {**environment, **settings}, *arguments
+        )
 
 
 @pytest.fixture
-def start_worker(database_url: str) -> Iterator[StartProgram]:
+def start_service(database_url: str, fork: StartProgram) -> Iterator[StartProgram]:
+    """Start another service, `start_service(LOG_LEVEL="debug")`; it ends with the test."""
+    with ExitStack() as stack:
+        settings = {"DATABASE_URL": database_url}
+        yield lambda **env: listening(stack, fork("service", {**settings, **env}))
+
+
+@pytest.fixture
+def start_worker(database_url: str, fork: StartProgram) -> Iterator[StartProgram]:
     """Start another worker; it ends with the test."""
     with ExitStack() as stack:
-        settings = {**ANY_PORT, "DATABASE_URL": database_url}
-        yield lambda **env: _start(stack, "service", {**settings, **env}, "worker")
+        settings = {"DATABASE_URL": database_url}
+        yield lambda **env: listening(stack, fork("service", {**settings, **env}, "worker"))
 
 
 @pytest.fixture
@@ -239,13 +254,13 @@ def start_beside(place: Place, start_worker: StartProgram) -> Callable[..., Prog
 
 
 @pytest.fixture
-def start_gateway(request: pytest.FixtureRequest) -> Iterator[StartProgram]:
+def start_gateway(request: pytest.FixtureRequest, fork: StartProgram) -> Iterator[StartProgram]:
     """Start another gateway, in front of `service` unless given a SERVICE_ADDRESS."""
 
     def start(**env: str) -> Program:
         if "SERVICE_ADDRESS" not in env:
             env["SERVICE_ADDRESS"] = request.getfixturevalue("service").address
-        return _start(stack, "gateway", {**ANY_PORT, **env})
+        return listening(stack, fork("gateway", env))
 
     with ExitStack() as stack:
         yield start
@@ -316,8 +331,13 @@ def org(stub: AppointmentServiceStub, organization: str) -> Organization:
     return Organization(stub, organization)
 
 
-def _start(stack: ExitStack, module: str, settings: dict[str, str], *arguments: str) -> Program:
-    program = Program(module, {**base_environment(), **settings}, *arguments)
+def listening(stack: ExitStack, program: Program) -> Program:
+    """The program once it listens; it ends with the stack, and its log is in reports."""
     _programs.append(program)
     stack.callback(program.stop)
     return program.wait_until_listening()
+
+
+def new_process(module: str, settings: dict[str, str], *arguments: str) -> Program:
+    """Run `python -m module` with these settings, on free ports unless they say others."""
+    return Program(module, {**base_environment(), **ANY_PORT, **settings}, *arguments)

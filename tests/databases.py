@@ -12,8 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from scripts.postgres import NOT_DURABLE, EmbeddedPostgres, migrate
-from scripts.stack import DATABASE
+from local.postgres import NOT_DURABLE, EmbeddedPostgres, migrate
+from local.stack import DATABASE
 
 
 class Clusters:

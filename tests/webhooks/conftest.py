@@ -8,9 +8,8 @@ import pytest
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
 from local.programs import Program
-from local.stack import ANY_PORT
 from tests.api import Organization
-from tests.conftest import CreateDatabase, StartProgram, _start
+from tests.conftest import CreateDatabase, StartProgram, listening
 from tests.receiver import LOOPBACK, Receiver
 from tests.rest_client import Client
 from tests.webhooks.hooked import QUICK, Hooked
@@ -23,17 +22,16 @@ def url(create_database: CreateDatabase) -> str:
 
 
 @pytest.fixture(scope="module")
-def programs(url: str) -> Iterator[tuple[Program, Program]]:
+def programs(url: str, fork: StartProgram) -> Iterator[tuple[Program, Program]]:
     """A service that allows webhooks on loopback, and its gateway."""
     with ExitStack() as stack:
         settings = {
-            **ANY_PORT,
             "DATABASE_URL": url,
             "WEBHOOK_ALLOWED_NETWORKS": LOOPBACK,
             "WEBHOOK_SECRET_OVERLAP": "3",
         }
-        service = _start(stack, "service", settings)
-        gateway = _start(stack, "gateway", {**ANY_PORT, "SERVICE_ADDRESS": service.address})
+        service = listening(stack, fork("service", settings))
+        gateway = listening(stack, fork("gateway", {"SERVICE_ADDRESS": service.address}))
         yield service, gateway
 
 
