@@ -14,7 +14,7 @@ from google.longrunning import operations_pb2
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2
 
-from runtime.attempts import keep
+from runtime.backoff import run_forever
 from runtime.listening import serve_metrics
 from service.amqp import Broker
 from service.metrics import Metrics
@@ -32,7 +32,7 @@ from service.reads.watch import Watch
 from service.rpc.appointments import AppointmentServicer
 from service.rpc.direct import direct_handlers
 from service.rpc.handler import CallHandler
-from service.rpc.health import keep_readiness, tell
+from service.rpc.health import set_serving, watch_readiness
 from service.rpc.introspection import serve_channelz
 from service.rpc.listening import bind
 from service.rpc.operations import OperationsServicer
@@ -176,8 +176,10 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         port = bind(server, settings.grpc_host, settings.grpc_port, settings="GRPC_HOST, GRPC_PORT")
 
         in_need = [*services, RELAY]
-        await tell(health_servicer, in_need, serving=False)  # until the database has answered
-        await tell(health_servicer, others.keys() - in_need, serving=True)
+        await set_serving(
+            health_servicer, in_need, serving=False
+        )  # until the database has answered
+        await set_serving(health_servicer, others.keys() - in_need, serving=True)
         for database in (writes, reads, replicas):
             await stack.enter_async_context(database)
         stack.push_async_callback(committer.drain)
@@ -189,14 +191,14 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         stack.callback(calls.end_streams)
         stack.push_async_callback(health_servicer.enter_graceful_shutdown)
         readiness = asyncio.create_task(
-            keep(
-                "keep readiness",
+            run_forever(
+                "watch readiness",
                 partial(
-                    keep_readiness,
+                    watch_readiness,
                     in_need,
                     health_servicer,
                     reads,
-                    patience=settings.connection_timeout,
+                    probe_timeout=settings.connection_timeout,
                 ),
                 metrics.unexpected_errors,
             )

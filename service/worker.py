@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
-from runtime.attempts import keep
+from runtime.backoff import run_forever
 from runtime.listening import serve_metrics
 from service.amqp import Broker
 from service.events.publisher import EventPublisher
@@ -63,7 +63,7 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
         if settings.amqp_url is not None:
             duties |= _rabbitmq_duties(settings, settings.amqp_url, database, metrics, stack)
         tasks = [
-            asyncio.create_task(keep(name, duty, metrics.unexpected_errors))
+            asyncio.create_task(run_forever(name, duty, metrics.unexpected_errors))
             for name, duty in duties.items()
         ]
         stack.push_async_callback(_end, tasks)

@@ -15,7 +15,7 @@ from appointments.v1 import appointment_service_pb2
 from grpc_health.v1 import health
 from structlog.testing import capture_logs
 
-from runtime.attempts import FIRST_DELAY, LONGEST_DELAY, Attempts, keep
+from runtime.backoff import FIRST_DELAY, LONGEST_DELAY, Backoff, run_forever
 from runtime.logs import log_event_loop
 from service.amqp import Broker
 from service.domain import Cancel
@@ -31,7 +31,7 @@ from service.postgres.purge import Purge
 from service.reads.moments import Moments
 from service.reads.store import ReadStore
 from service.reads.watch import Watch
-from service.rpc.health import keep_readiness
+from service.rpc.health import watch_readiness
 from service.writes.committer import Committer
 from service.writes.store import WriteStore
 
@@ -106,7 +106,7 @@ def operations_in_rabbitmq(database: Any, metrics: Metrics) -> Work:
 def readiness(database: Any, _: Metrics) -> Work:
     service = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentService"]
     servicer = health.aio.HealthServicer()
-    return partial(keep_readiness, [service], servicer, database, patience=1.0)
+    return partial(watch_readiness, [service], servicer, database, probe_timeout=1.0)
 
 
 def publisher(database: Any, metrics: Metrics) -> Work:
@@ -139,7 +139,7 @@ async def test_a_loop_that_fails_waits_and_says_so(
     broken: Broken, metrics: Metrics, loop: Callable[[Any, Metrics], Work]
 ) -> None:
     work = loop(broken, metrics)
-    errors = await errors_of(lambda: keep("test", work, metrics.unexpected_errors))
+    errors = await errors_of(lambda: run_forever("test", work, metrics.unexpected_errors))
     assert 2 <= len(broken.times) <= MOST_ATTEMPTS
     assert len(broken.times) - 1 <= len(errors) == counted(metrics)
     assert all(isinstance(each["exc_info"], KeyError) for each in errors)
@@ -171,12 +171,12 @@ async def test_watchers_that_come_again_wait_for_the_next_look(
 
 
 async def test_the_waits_grow_to_a_bound_and_begin_anew(metrics: Metrics) -> None:
-    attempts = Attempts("test", metrics.unexpected_errors)
-    waits = [attempts.failed(KeyError()) for _ in range(10)]
+    backoff = Backoff("test", metrics.unexpected_errors)
+    waits = [backoff.failed(KeyError()) for _ in range(10)]
     longest = [min(FIRST_DELAY * 2.0**number, LONGEST_DELAY) for number in range(10)]
     assert all(most / 2 <= wait <= most for wait, most in zip(waits, longest, strict=True))
-    attempts.succeeded()
-    assert attempts.failed(KeyError()) <= FIRST_DELAY
+    backoff.succeeded()
+    assert backoff.failed(KeyError()) <= FIRST_DELAY
     assert counted(metrics) == 11
 
 
@@ -186,7 +186,7 @@ async def test_a_duty_that_ends_by_itself_is_taken_up_again(metrics: Metrics) ->
     async def ends() -> None:
         times.append(monotonic())
 
-    errors = await errors_of(lambda: keep("test", ends, metrics.unexpected_errors))
+    errors = await errors_of(lambda: run_forever("test", ends, metrics.unexpected_errors))
     assert 2 <= len(times) <= MOST_ATTEMPTS
     assert [str(each["exc_info"]) for each in errors] == ["test ended by itself"] * len(errors)
 

@@ -15,7 +15,7 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode, aio
 from prometheus_client import Counter
 
-from runtime.attempts import tell
+from runtime.backoff import log_unexpected
 
 MAX_MESSAGE_BYTES = 1024 * 1024
 """A message with more than one call stays below it."""
@@ -153,7 +153,7 @@ class _Stream:
                 calls=len(self._unanswered),
             )
         except Exception as error:  # noqa: BLE001  the next call opens another
-            tell("relay calls", error, self._errors)
+            log_unexpected("relay calls", error, self._errors)
         finally:
             self.open = False
             self._stream.cancel()
@@ -184,7 +184,7 @@ class _Stream:
         except (aio.AioRpcError, asyncio.InvalidStateError):
             return  # the stream has ended; reading tells how
         except Exception as error:  # noqa: BLE001  the next call opens another
-            tell("relay calls", error, self._errors)
+            log_unexpected("relay calls", error, self._errors)
             self._stream.cancel()
         finally:
             self.open = False

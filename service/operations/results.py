@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import LiteralString
 from uuid import UUID
 
-from runtime.attempts import Attempts
+from runtime.backoff import Backoff
 from service.domain import Outcome, WriteResult
 from service.errors import OperationFailed, OperationNotFound, ServiceError
 from service.metrics import Metrics
@@ -94,7 +94,7 @@ class OperationResults:
         # Whom to tell, by organization and operation.
         self._waiting: dict[tuple[str, UUID], set[asyncio.Event]] = {}
         self._watching: asyncio.Task[None] | None = None
-        self._attempts = Attempts("watch operations", metrics.unexpected_errors)
+        self._backoff = Backoff("watch operations", metrics.unexpected_errors)
         self._ending = False
 
     async def get(self, organization_id: str, id: UUID) -> OperationState:
@@ -167,9 +167,9 @@ class OperationResults:
                 except ServiceError:
                     continue
                 except Exception as error:  # noqa: BLE001  those who come later wait too
-                    await asyncio.sleep(self._attempts.failed(error))
+                    await asyncio.sleep(self._backoff.failed(error))
                 else:
-                    self._attempts.succeeded()
+                    self._backoff.succeeded()
         finally:
             self._watching = None
 

@@ -12,7 +12,7 @@ import psycopg
 import structlog
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from runtime.attempts import keep
+from runtime.backoff import run_forever
 from runtime.listening import bracketed
 from service.errors import Overloaded, ServiceError
 from service.metrics import Metrics
@@ -84,7 +84,7 @@ class Replicas:
             await self._stack.enter_async_context(replica.database)
             replica.failed.set()
             watch = asyncio.create_task(
-                keep("watch replica", partial(self._watch, replica), self._errors)
+                run_forever("watch replica", partial(self._watch, replica), self._errors)
             )
             self._stack.callback(watch.cancel)
         return self

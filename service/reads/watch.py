@@ -12,7 +12,7 @@ from time import monotonic
 
 from appointments.v1 import appointment_service_pb2 as rpc
 
-from runtime.attempts import Attempts
+from runtime.backoff import Backoff
 from service import messages
 from service.errors import DatabaseUnavailable, InvalidFields, Overloaded
 from service.metrics import Metrics
@@ -66,7 +66,7 @@ class Watch:
         metrics.watchers.set_function(lambda: self._watchers)
         self._organizations: dict[str, _Organization] = {}
         self._polling: asyncio.Task[None] | None = None
-        self._attempts = Attempts("watch organizations", metrics.unexpected_errors)
+        self._backoff = Backoff("watch organizations", metrics.unexpected_errors)
         self._pause = interval
         self._reading: dict[tuple[str, int], asyncio.Task[Changes]] = {}
         self._turns = asyncio.Semaphore(READS_AT_ONCE)
@@ -139,9 +139,9 @@ class Watch:
             except Exception as error:  # noqa: BLE001  # each watcher is to learn of it
                 self._give_up(error)
                 # Those that come again at once wait as well.
-                self._pause = self._attempts.failed(error)
+                self._pause = self._backoff.failed(error)
             else:
-                self._attempts.succeeded()
+                self._backoff.succeeded()
             answered = monotonic()
         self._polling = None
 

@@ -1,4 +1,4 @@
-"""Health by grpc.health.v1: whether the database answers."""
+"""The gRPC health service (grpc.health.v1): whether the database responds."""
 
 import asyncio
 from collections.abc import Collection
@@ -14,51 +14,50 @@ from service.postgres.database import Database
 # Seconds.
 INTERVAL = 1.0
 
-# What a database that is away or busy ends a probe with.
+# How a probe ends when the database is unavailable or busy.
 EXPECTED = (ServiceError, TimeoutError, asyncio.CancelledError)
 
 log = structlog.get_logger()
 
 
-async def tell(
+async def set_serving(
     servicer: health.aio.HealthServicer, services: Collection[ServiceDescriptor], *, serving: bool
 ) -> None:
-    """Tell whoever asks for one of the services whether it serves."""
+    """Set the health status of services."""
     statuses = health_pb2.HealthCheckResponse
     for service in services:
         await servicer.set(service.full_name, statuses.SERVING if serving else statuses.NOT_SERVING)
 
 
-async def keep_readiness(
+async def watch_readiness(
     services: Collection[ServiceDescriptor],
     servicer: health.aio.HealthServicer,
     database: Database,
     *,
-    patience: float,
+    probe_timeout: float,
 ) -> NoReturn:
-    """Keep the health of the services, which all need the database, true until cancelled.
+    """Update the health status of services that need the database, until cancelled.
 
-    The database is given `patience` (seconds) to answer. The health of "" (the process)
-    and of what needs no database is not touched: restarting does not bring one back.
+    A probe fails after `probe_timeout` (seconds). The status of "" (the process) and of services
+    that need no database does not change: a restart would not bring the database back.
 
-    Raises what the probe failed with, if it was not the database's being away or busy.
+    Raises the error of a failed probe unless the database was unavailable or busy.
     """
     ready: bool | None = None
     probe: asyncio.Task[Any] | None = None
     while True:
         was_ready = ready
-        # A server that hangs answers neither this nor its own timeouts, so the probe
-        # is not awaited for longer, and there is only ever one.
+        # The statement timeout of a server that hangs does not work either, so the wait has
+        # a timeout of its own. A probe that is still running is not started again.
         probe = probe or asyncio.create_task(database.fetch("SELECT 1"))
-        await asyncio.wait({probe}, timeout=patience)
-        failure: BaseException | None = TimeoutError("no answer in time")
+        await asyncio.wait({probe}, timeout=probe_timeout)
+        failure: BaseException | None = TimeoutError("the probe timed out")
         if probe.done():
             failure = asyncio.CancelledError() if probe.cancelled() else probe.exception()
             probe = None
-        # Busy is not away.
         ready = failure is None or isinstance(failure, Overloaded)
         if ready is not was_ready:
-            await tell(servicer, services, serving=ready)
+            await set_serving(servicer, services, serving=ready)
             if not ready:
                 log.warning("not ready", error=str(failure))
             elif was_ready is False:

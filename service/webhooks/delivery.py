@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import structlog
 
-from runtime.attempts import tell
+from runtime.backoff import log_unexpected
 from service.domain import HistoryEntry
 from service.errors import ServiceError
 from service.metrics import Metrics
@@ -166,7 +166,7 @@ class Deliverer:
 
     def _tell(self, error: Exception, claim: Claim) -> None:
         errors = self._metrics.unexpected_errors
-        tell(LOOP, error, errors, organization=claim.organization_id, webhook=claim.id)
+        log_unexpected(LOOP, error, errors, organization=claim.organization_id, webhook=claim.id)
 
     async def _send_all(self, sender: Sender, turn: "_Turn") -> None:
         end = monotonic() + TURN_SECONDS

@@ -10,7 +10,7 @@ import orjson
 import psycopg
 import structlog
 
-from runtime.attempts import Attempts
+from runtime.backoff import Backoff
 from service.errors import LockTimeout, Overloaded, ServiceError
 from service.metrics import Metrics
 from service.operations.operation import MAX_ATTEMPTS
@@ -99,7 +99,7 @@ class PostgresQueueWorker:
         self._going_alone = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._in_trouble = False
-        self._attempts = Attempts(LOOP, metrics.unexpected_errors)
+        self._backoff = Backoff(LOOP, metrics.unexpected_errors)
 
     async def count(self) -> NoReturn:
         """Tell Prometheus how many operations wait, until cancelled."""
@@ -135,11 +135,11 @@ class PostgresQueueWorker:
                 leases = await self._apply(leases)
             except Exception as error:  # noqa: BLE001  the other lanes go on
                 leases = []  # they end by themselves
-                await self._pause(self._attempts.failed(error))
+                await self._pause(self._backoff.failed(error))
         try:
             await self._give_back(leases)
         except Exception as error:  # noqa: BLE001  they end by themselves
-            self._attempts.failed(error)
+            self._backoff.failed(error)
 
     async def _find_work(self, leases: list[_Lease]) -> list[_Lease]:
         """Lease organizations besides those that go on; without any, wait for some."""
@@ -211,7 +211,7 @@ class PostgresQueueWorker:
             await self._leave(leases, error)
             return [], []
         self._in_trouble = False
-        self._attempts.succeeded()
+        self._backoff.succeeded()
         kept: list[_Lease] = []
         busy: list[_Lease] = []
         applied = 0
@@ -277,7 +277,7 @@ class PostgresQueueWorker:
 
     async def _pause_in_trouble(self, error: Exception) -> None:
         if not isinstance(error, ServiceError):
-            await self._pause(self._attempts.failed(error))
+            await self._pause(self._backoff.failed(error))
             return
         if not self._in_trouble:
             log.warning("operations not applied", error=str(error))

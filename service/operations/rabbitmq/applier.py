@@ -14,7 +14,7 @@ import orjson
 import psycopg
 import structlog
 
-from runtime.attempts import Attempts
+from runtime.backoff import Backoff
 from service.errors import LockTimeout, ServiceError
 from service.metrics import Metrics
 from service.operations.operation import MAX_ATTEMPTS
@@ -52,7 +52,7 @@ class OperationApplier:
 
     def __init__(self, database: Database, metrics: Metrics) -> None:
         self._database = database
-        self._attempts = Attempts(LOOP, metrics.unexpected_errors)
+        self._backoff = Backoff(LOOP, metrics.unexpected_errors)
         # One call at a time waits for a lock: the connections are for those that need not.
         self._waiting = asyncio.Lock()
 
@@ -64,7 +64,7 @@ class OperationApplier:
             except (ServiceError, psycopg.Error) as error:
                 await self._pause(error)
             else:
-                self._attempts.succeeded()
+                self._backoff.succeeded()
                 return
 
     async def apply(self, operations: Sequence[QueuedOperation]) -> list[QueuedOperation]:
@@ -150,12 +150,12 @@ class OperationApplier:
                     )
                 await self._pause(error)
             else:
-                self._attempts.succeeded()
+                self._backoff.succeeded()
                 return []
 
     async def _pause(self, error: Exception) -> None:
         expected = isinstance(error, ServiceError)
-        await asyncio.sleep(RETRY_DELAY if expected else self._attempts.failed(error))
+        await asyncio.sleep(RETRY_DELAY if expected else self._backoff.failed(error))
 
     async def _call(
         self, by_organization: Mapping[str, Sequence[QueuedOperation]], *, wait: bool
