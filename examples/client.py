@@ -2,14 +2,16 @@
 
 Needs only the stubs: `pip install ./protos`, then `python examples/client.py
 localhost:50051`. Everything the service refuses with comes as typed details, so there
-is no text to parse.
+is no text to parse. test_client.py tests it without a server.
 """
 
-# ruff: noqa: T201  it is here to print
-
+import random
 import sys
+import time
 import uuid
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 import grpc
 from appointments.v1.appointment_pb2 import Appointment, HistoryEntry, Outcome, TimeRangeConflict
@@ -23,9 +25,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-# Every call has a deadline; a write that ran into it is safe to send again, because it
-# has an id (or an idempotency key) of the caller's.
+# In seconds. Every call has a deadline; a write that ran into it is safe to send again,
+# because it has an idempotency key.
 DEADLINE = 10
+PATIENCE = 30
+FIRST_WAIT = 0.1
 
 
 def main(address: str) -> None:
@@ -65,26 +69,60 @@ def appointment(
     return made
 
 
-def book(stub: AppointmentServiceStub, wanted: Appointment) -> str:
-    """Upsert, and say what came of it."""
-    try:
-        answer = stub.UpsertAppointment(
-            UpsertAppointmentRequest(appointment=wanted), timeout=DEADLINE
-        )
-    except grpc.RpcError as error:
-        return f"refused, {refusal(error)}"
-    return f"{Outcome.Name(answer.outcome)} {describe(answer.appointment)}"
+def book(
+    stub: AppointmentServiceStub,
+    wanted: Appointment,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], float] = time.monotonic,
+) -> str:
+    """Upsert, and say what came of it.
+
+    While the service cannot answer, send the same request again, with growing pauses, for at
+    most about `PATIENCE` seconds. The random part keeps callers that failed together from
+    coming back together.
+    """
+    request = UpsertAppointmentRequest(appointment=wanted, idempotency_key=str(uuid.uuid4()))
+    give_up = now() + PATIENCE
+    wait = FIRST_WAIT
+    while True:
+        try:
+            answer = stub.UpsertAppointment(request, timeout=DEADLINE)
+        except grpc.RpcError as error:
+            pause = max(wait, retry_delay(error)) * random.uniform(1, 1.5)  # noqa: S311
+            if not is_temporary(error) or now() + pause > give_up:
+                return f"refused, {refusal(error)}"
+            sleep(pause)
+            wait *= 2
+        else:
+            return f"{Outcome.Name(answer.outcome)} {describe(answer.appointment)}"
+
+
+def is_temporary(error: grpc.RpcError) -> bool:
+    """Say whether the same request may succeed later."""
+    unanswered = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    return error.code() in unanswered or retry_delay(error) > 0
+
+
+def retry_delay(error: grpc.RpcError) -> float:
+    """Return the seconds after which the service asks to be called again, or 0."""
+    retry = RetryInfo()
+    if any(detail.Unpack(retry) for detail in status_of(error).details):
+        return float(retry.retry_delay.ToTimedelta().total_seconds())
+    return 0
+
+
+def status_of(error: grpc.RpcError) -> Status:
+    """Decode `google.rpc.Status`, which carries the details, from the trailing metadata."""
+    trailers = cast("Iterable[tuple[str, bytes]]", error.trailing_metadata() or ())
+    return Status.FromString(dict(trailers).get("grpc-status-details-bin", b""))
 
 
 def refusal(error: grpc.RpcError) -> str:
-    """Decode `google.rpc.Status`, which carries the details, from the trailing metadata."""
-    status = Status()
-    for item in error.trailing_metadata():
-        if item.key == "grpc-status-details-bin":
-            status.ParseFromString(item.value)
+    """Say why, from the details."""
     info, conflict, bad, retry = ErrorInfo(), TimeRangeConflict(), BadRequest(), RetryInfo()
     parts = [error.code().name]
-    for detail in status.details:
+    for detail in status_of(error).details:
         if detail.Unpack(info):
             parts.append(info.reason)
         elif detail.Unpack(conflict):
