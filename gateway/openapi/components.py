@@ -20,14 +20,14 @@ PARAMETERS: dict[str, Schema] = {
     "RequestId": {
         "name": REQUEST_ID,
         "in": "header",
-        "description": "Given back in the answer and in the logs, if it is 1 to 128 printable "
-        "ASCII characters without spaces; else, or without it, a new one is made.",
+        "description": "Returned in the response and written to the logs, if it is 1 to 128 "
+        "printable ASCII characters without spaces. Otherwise a new one is generated.",
         "schema": TEXT,
     },
     "Actor": {
         "name": ACTOR,
         "in": "header",
-        "description": "Who makes the change, recorded in the history; not verified. In UTF-8.",
+        "description": "Who makes the change, in UTF-8. Recorded in the history, not verified.",
         "schema": {
             "type": "string",
             "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f]*$",
@@ -37,16 +37,17 @@ PARAMETERS: dict[str, Schema] = {
     "Prefer": {
         "name": PREFER,
         "in": "header",
-        "description": "`respond-async`: accept the write and answer 202 with an operation that"
-        " ends as the write does. `respond-async, wait=5`: only if it does not end within so"
-        f" many seconds, at most {MAX_WAIT:g}. Anything else is ignored (RFC 7240).",
+        "description": "`respond-async`: accept the write and return 202 with an operation, which"
+        " ends with the result of the write. `respond-async, wait=5`: return 202 only if the"
+        f" result is not available within five seconds; at most {MAX_WAIT:g}. Any other value is"
+        " ignored (RFC 7240).",
         "schema": TEXT,
     },
 }
 HEADERS: dict[str, Schema] = {
-    REQUEST_ID: {"description": "Names this request in the logs.", "schema": TEXT},
+    REQUEST_ID: {"description": "Identifies this request in the logs.", "schema": TEXT},
     REVISION: {
-        "description": "The organization's revision, if the database decided this answer.",
+        "description": "The organization's revision, if the database decided this response.",
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
     },
     "ETag": {
@@ -54,22 +55,22 @@ HEADERS: dict[str, Schema] = {
         "schema": TEXT,
     },
     "Location": {
-        "description": "Where what was stored, or the operation, is read; not with `validateOnly`.",
+        "description": "The URL of the stored object or the operation; not with `validateOnly`.",
         "schema": {"type": "string", "format": "uri-reference"},
     },
     OUTCOME: {
-        "description": "What the write did.",
+        "description": "The result of the write.",
         "schema": {"$ref": "#/components/schemas/Outcome"},
     },
     PREFERENCE_APPLIED: {
-        "description": "`respond-async`, or `wait=5` if the end came within the time to wait.",
+        "description": "`respond-async`, or `wait=5` if the result was available in that time.",
         "schema": TEXT,
     },
     "Retry-After": {
-        "description": "Whole seconds after which trying again may help.",
+        "description": "Whole seconds after which a retry may succeed.",
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
     },
-    "Allow": {"description": "The methods that this path takes.", "schema": TEXT},
+    "Allow": {"description": "The methods that this path supports.", "schema": TEXT},
 }
 _PROBLEM_HEADERS: dict[HTTPStatus, tuple[str, ...]] = {
     HTTPStatus.METHOD_NOT_ALLOWED: ("Allow",),
@@ -135,57 +136,57 @@ def problem_schemas(schemas: Schemas) -> dict[str, Schema]:
         "ErrorCode": {
             "type": "string",
             "enum": [reason.value for reason in Reason],
-            "description": f"Why the request is refused: stable, for programs to go by.\n"
+            "description": f"Why the request is refused; a stable value for programs.\n"
             f"{_meanings()}",
         },
         "FieldError": {
             "type": "object",
-            "description": "One fault of a request.",
+            "description": "One invalid part of a request.",
             "properties": {
                 "field": {
                     "type": "string",
-                    "description": "Where, such as `start` or `requests[3].appointment.title`.",
+                    "description": "The field, such as `start` or `requests[3].appointment.title`.",
                 },
-                "detail": {"type": "string", "description": "What must be otherwise."},
+                "detail": {"type": "string", "description": "What is wrong with it."},
             },
             "required": ["field", "detail"],
         },
         "Problem": {
             "type": "object",
-            "description": "Every error, as RFC 9457 has it.",
+            "description": "An error (RFC 9457).",
             "properties": {
                 "type": {
                     "type": "string",
                     "format": "uri-reference",
-                    "description": "`about:blank`: `code` tells more than an address would.",
+                    "description": "Always `about:blank`; use `code` instead.",
                 },
                 "title": {"type": "string", "description": "The status in words."},
                 "status": {
                     "type": "integer",
                     "format": "int32",
-                    "description": "The HTTP status; inside an answer, the one that the write"
-                    " alone would have had.",
+                    "description": "The HTTP status. Inside a response: the status that the write"
+                    " would have had alone.",
                 },
-                "detail": {"type": "string", "description": "What to mend, for people."},
+                "detail": {"type": "string", "description": "What to change, for people."},
                 "code": reference("ErrorCode"),
                 "errors": {
                     "type": "array",
                     "items": reference("FieldError"),
-                    "description": "With `INVALID_FIELD`: every fault of the request.",
+                    "description": "With `INVALID_FIELD`: every invalid part of the request.",
                 },
                 "conflicts": {
                     "type": "array",
                     "items": schemas.given(conflict),
-                    "description": "With `TIME_RANGE_CONFLICT`: what occupies the range, the"
-                    " first 20 by start.",
+                    "description": "With `TIME_RANGE_CONFLICT`: the appointments that occupy the"
+                    " range, the first 20 by start.",
                 },
                 "moreConflicts": {
                     "type": "boolean",
-                    "description": "There are more than are listed.",
+                    "description": "There are more conflicts than listed.",
                 },
                 "requestId": {
                     "type": "string",
-                    "description": f"As in the header `{REQUEST_ID}`; absent inside an answer.",
+                    "description": f"As in the header `{REQUEST_ID}`; absent inside a response.",
                 },
             },
             "required": ["type", "title", "status", "detail", "code"],

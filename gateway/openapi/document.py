@@ -47,9 +47,9 @@ _ENTITY_TAGS: Schema = {
     "pattern": f"^([*]|{_TAG}(, *{_TAG}){{0,{MAX_TAGS - 1}}})$",
 }
 _READ_CONDITIONS: dict[str, str] = {
-    IF_MATCH: "Answer only if the appointment has one of these etags (412 otherwise).",
-    IF_NONE_MATCH: "Answer 304 without a body if the appointment has one of these etags, weak"
-    " ones (`W/`) included.",
+    IF_MATCH: "Return the appointment only if it has one of these etags, 412 otherwise.",
+    IF_NONE_MATCH: "Return 304 without a body if the appointment has one of these etags,"
+    " including weak ones (`W/`).",
 }
 _INPUT_HEADER_SCHEMAS: dict[str, Schema] = {
     IF_MATCH: _ENTITY_TAGS,
@@ -64,33 +64,34 @@ _INPUT_HEADER_SCHEMAS: dict[str, Schema] = {
 _LAST_EVENT_ID: Schema = {
     "name": LAST_EVENT_ID,
     "in": "header",
-    "description": "Of a stream: the `id` of the last event seen, to go on after it, whatever "
-    "`afterRevision` says. An `EventSource` sends it by itself.",
+    "description": "For a stream: the `id` of the last event received, to continue after it. "
+    "Takes precedence over `afterRevision`. An `EventSource` sends it automatically.",
     "schema": {"type": "string", "pattern": f"^{EVENT_ID}$"},
 }
 _EVENTS: Schema = {
     "schema": {
         "type": "string",
-        "description": "Server-sent events without end: first every change after "
-        "`afterRevision`, then each further one, less than a second after it was written. "
-        "The event is `created`, `updated` or `cancelled` (listen to these: `onmessage` stays "
-        "silent), its `id` the revision, its `data` the entry as JSON. The event `reset`, its "
-        "`data` the latest `revision`, says that `Last-Event-ID` is beyond it, after a restore "
-        "of the database; all that there is follows. `retry` says when to come back after the "
-        "end of the stream. There is a comment while nothing changes or the service is away, "
-        "and one at the end that says why. Takes `organizationId` and `afterRevision` only.",
+        "description": "An unlimited stream of server-sent events: first every change after "
+        "`afterRevision`, then each new one, less than a second after it was written. The event "
+        "is `created`, `updated` or `cancelled` (add listeners for these, since `onmessage` "
+        "receives none), its `id` the revision, its `data` the entry as JSON. The event `reset`, "
+        "with the latest `revision` as `data`, means that `Last-Event-ID` is beyond it because "
+        "the database was restored; everything that is stored follows. `retry` is the delay "
+        "before reconnecting after the end of the stream. Comments are sent while nothing "
+        "changes or the service is unavailable, and one at the end gives the reason. Only "
+        "`organizationId` and `afterRevision` are accepted.",
     }
 }
 # The document is served by the gateway that it describes.
-_SERVERS = [{"url": "/", "description": "Where this document comes from."}]
-_CONTACT = {"name": "Whoever runs this gateway"}
+_SERVERS = [{"url": "/", "description": "The server of this document."}]
+_CONTACT = {"name": "The operator of this gateway"}
 _LICENSE = {"name": "All rights reserved", "identifier": "LicenseRef-All-rights-reserved"}
 _CONVENTIONS = (
-    "Unknown fields and query parameters are refused, never passed over. A 64-bit integer "
-    "is a string in JSON. A time is RFC 3339 with an offset, or `YYYY-MM-DD HH:MM[:SS]` in "
-    "UTC; it comes back in UTC. Conditions are evaluated where an answer has an `ETag`; without "
-    "one a read ignores them and a write refuses them. Every error is a problem of RFC 9457, "
-    "for programs to go by its `code`."
+    "Unknown fields and query parameters are errors. A 64-bit integer is a string in JSON. A "
+    "time is RFC 3339 with an offset, or `YYYY-MM-DD HH:MM[:SS]` in UTC; responses use UTC. "
+    "Conditional requests apply where a response has an `ETag`; elsewhere reads ignore the "
+    "conditions and writes refuse them. Every error is a problem (RFC 9457) with a stable "
+    "`code` for programs."
 )
 
 
@@ -166,12 +167,12 @@ def _tag_name(service: ServiceDescriptor) -> str:
 
 def _operation(route: Route, schemas: Schemas, comment: str, *, creates: bool) -> Schema:
     # The first sentence, as plain text, says OpenAPI; and all else.
-    summary, description = _SENTENCE_END.split(comment, maxsplit=1)
+    summary, *rest = _SENTENCE_END.split(comment, maxsplit=1)
     operation: Schema = {
         "operationId": route.rpc.name,
         "tags": [_tag_name(route.rpc.containing_service)],
         "summary": " ".join(summary.split()).replace("`", ""),
-        "description": description,
+        "description": "".join(rest),
         "parameters": list(_parameters(route, schemas)),
     }
     message = route.body_message
@@ -255,7 +256,7 @@ def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
         responses["201"] = success(HTTPStatus.CREATED, "Created.")
     if submission_kind(route.rpc.input_type):
         responses["202"] = {
-            "description": "Accepted: it ends soon, once.",
+            "description": "Accepted; it will be applied once.",
             "headers": header_references([REQUEST_ID, "Location", PREFERENCE_APPLIED]),
             "content": {
                 "application/json": {
@@ -266,7 +267,7 @@ def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
         }
     if IF_NONE_MATCH in conditions_of(route):
         responses["304"] = {
-            "description": "It has one of the etags of `If-None-Match`.",
+            "description": "The appointment has one of the etags in `If-None-Match`.",
             "headers": header_references(headers),
         }
     for status in sorted(_refusals(route)):

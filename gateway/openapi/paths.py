@@ -13,8 +13,8 @@ from gateway.openapi.schemas import Schema, Schemas
 from gateway.upstream.client import REVISION
 
 PAGE_TAGS = [
-    {"name": "Operations", "description": "Writes that were accepted, to be applied soon."},
-    {"name": "Health", "description": "Whether the gateway runs, and whether it can answer."},
+    {"name": "Operations", "description": "Asynchronous writes: accepted, then applied."},
+    {"name": "Health", "description": "Whether the gateway is alive, and whether it is ready."},
 ]
 
 
@@ -77,27 +77,27 @@ def operation_paths() -> dict[str, Schema]:
     wait = query(
         "wait",
         {"type": "string", "pattern": "^([0-9]|1[0-9]|20)s?$"},
-        f"Seconds to wait for its end, at most {MAX_WAIT:g}, such as `10s`.",
+        f"Seconds to wait for the result, at most {MAX_WAIT:g}, such as `10s`.",
     )
     page = [
         query(
             "filter",
             {"type": "string", "enum": ["", "done=true", "done=false", "error:*"]},
-            "Which operations; absent: all.",
+            "Only these operations; absent: all.",
         ),
         query(
             "pageSize",
             {"type": "integer", "minimum": 0, "maximum": 1000},
-            "Most operations in the answer; 0 or absent: 100.",
+            "Maximum number of operations in the response; 0 or absent: 100.",
         ),
-        query("pageToken", TEXT, "`nextPageToken` of the page before, with the same filter."),
+        query("pageToken", TEXT, "`nextPageToken` of the previous page, with the same filter."),
     ]
     return {
         OPERATION_PATH: operation(
             "GetOperation",
-            "Tells where an operation stands.",
-            "With `wait` the answer comes as soon as it is done, or after that time. An operation"
-            " that is done is kept for some time, a week unless configured otherwise.",
+            "Returns the state of an operation.",
+            "With `wait`, the response is sent as soon as the operation is done, or after that"
+            " time. Finished operations are kept for a week unless configured otherwise.",
             [identifier, wait],
             "Operation",
             HTTPStatus.NOT_FOUND,
@@ -105,7 +105,7 @@ def operation_paths() -> dict[str, Schema]:
         OPERATIONS_PATH: operation(
             "ListOperations",
             "Lists the operations of one organization, the latest first.",
-            "Those that are done are left out once they are no longer kept.",
+            "Finished operations are listed for as long as they are kept.",
             page,
             "ListOperationsResponse",
         ),
@@ -135,22 +135,25 @@ def operation_schemas(schemas: Schemas) -> dict[str, Schema]:
         },
         "Operation": {
             "type": "object",
-            "description": "A write that was accepted. Once it is `done` it has either a"
-            " `response` or an `error`, the one that the write at once would have had.",
+            "description": "An asynchronous write. Once it is `done`, it has either a `response`,"
+            " or the `error` that a synchronous write would have returned.",
             "properties": {
                 "name": {
                     "type": "string",
                     "description": "`organizations/{organization}/operations/{id}`.",
                 },
-                "metadata": {**metadata, "description": "What it writes, and since when."},
-                "done": {"type": "boolean", "description": "It has ended."},
+                "metadata": {
+                    **metadata,
+                    "description": "What it writes, and when it was accepted.",
+                },
+                "done": {"type": "boolean", "description": "Whether it is finished."},
                 "response": {
                     **reference("OperationResponse"),
-                    "description": "What was stored; absent until it is done, and with an error.",
+                    "description": "The stored appointment, once the write has succeeded.",
                 },
                 "error": {
                     **reference("Problem"),
-                    "description": "Why nothing was written; absent unless it failed.",
+                    "description": "Why nothing was written; only if it failed.",
                 },
             },
             "required": ["name", "metadata", "done"],
@@ -176,7 +179,7 @@ def health_schemas() -> dict[str, Schema]:
     return {
         "Health": {
             "type": "object",
-            "description": "The gateway is well.",
+            "description": "A positive health check.",
             "properties": {"status": {"type": "string", "description": "`ok` or `ready`."}},
             "required": ["status"],
         }
@@ -189,7 +192,7 @@ def health_paths() -> dict[str, Schema]:
     def operation(name: str, summary: str, description: str, *refusals: HTTPStatus) -> Schema:
         responses: Schema = {
             "200": {
-                "description": "Yes.",
+                "description": "Healthy.",
                 "headers": header_references([REQUEST_ID]),
                 "content": _content("Health", name),
             }
@@ -213,13 +216,13 @@ def health_paths() -> dict[str, Schema]:
     return {
         "/healthz": operation(
             "IsAlive",
-            "Tells that the gateway runs.",
-            "It asks nothing else, so it is good while the service or the database is away.",
+            "Checks that the gateway is alive.",
+            "Does not check the service or the database.",
         ),
         "/readyz": operation(
             "IsReady",
-            "Tells whether the gateway and what it depends on can answer.",
-            "It asks the service, which asks the database: what routes requests goes by this.",
+            "Checks that the gateway, the service and the database can answer requests.",
+            "Use it to decide whether to route requests to this gateway.",
             HTTPStatus.SERVICE_UNAVAILABLE,
         ),
     }

@@ -33,7 +33,7 @@ TIME_TAKEN: Schema = {
 # of clients take.
 _FREE_JSON: Schema = {
     "type": "object",
-    "description": "Any JSON object, without the NUL character in its names and strings.",
+    "description": "Any JSON object without the NUL character.",
     "additionalProperties": True,
 }
 
@@ -109,7 +109,7 @@ class Schemas:
         description = self._comments.get(field.full_name, "")
         if taken and is_output_only(field):
             # Not marked read-only: what was read may be sent back as it is.
-            description = f"{description} Ignored: only the service sets it.".strip()
+            description = f"{description} Ignored in requests; set by the service.".strip()
         if _is_input_only(field):
             schema = {**schema, "writeOnly": True}
         return {**schema, "description": description} if description else schema

@@ -31,30 +31,30 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     CREATED: _Outcome.ValueType  # 1
     """The id was new."""
     UPDATED: _Outcome.ValueType  # 2
-    """The stored content was replaced, or a cancelled appointment brought back."""
+    """The stored content was replaced, or a cancelled appointment made active again."""
     UNCHANGED: _Outcome.ValueType  # 3
-    """The same content is stored already, or a cancel found it cancelled: there is no
-    new version.
+    """The same content is already stored, or a cancelled appointment was cancelled again.
+    There is no new version.
     """
     STALE: _Outcome.ValueType  # 4
-    """Older than what is stored, by `updated_at`: nothing was changed."""
+    """Older than the stored content, by `updated_at`. Nothing was changed."""
     CANCELLED: _Outcome.ValueType  # 5
     """The appointment was cancelled."""
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
-    """What a write did."""
+    """The result of a write."""
 
 OUTCOME_UNSPECIFIED: Outcome.ValueType  # 0
 CREATED: Outcome.ValueType  # 1
 """The id was new."""
 UPDATED: Outcome.ValueType  # 2
-"""The stored content was replaced, or a cancelled appointment brought back."""
+"""The stored content was replaced, or a cancelled appointment made active again."""
 UNCHANGED: Outcome.ValueType  # 3
-"""The same content is stored already, or a cancel found it cancelled: there is no
-new version.
+"""The same content is already stored, or a cancelled appointment was cancelled again.
+There is no new version.
 """
 STALE: Outcome.ValueType  # 4
-"""Older than what is stored, by `updated_at`: nothing was changed."""
+"""Older than the stored content, by `updated_at`. Nothing was changed."""
 CANCELLED: Outcome.ValueType  # 5
 """The appointment was cancelled."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
@@ -66,8 +66,8 @@ class Appointment(_message.Message):
     and resource never overlap; ranges that only touch do not overlap.
 
     Strings are UTF-8 without control characters. Organizations, resources and ids are
-    compared byte for byte: `Ä` as one character and as `A` with a combining mark are two,
-    and a space at the end counts. Times have microseconds; finer digits are dropped.
+    compared byte for byte: `Ä` as one character differs from `A` with a combining mark, and
+    trailing spaces count. Times have microseconds; finer digits are dropped.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -82,7 +82,7 @@ class Appointment(_message.Message):
         ACTIVE: Appointment._State.ValueType  # 1
         """Occupies its range."""
         CANCELLED: Appointment._State.ValueType  # 2
-        """Occupies nothing; an upsert brings it back."""
+        """Occupies nothing; an upsert makes it active again."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Whether an appointment occupies its range."""
@@ -91,7 +91,7 @@ class Appointment(_message.Message):
     ACTIVE: Appointment.State.ValueType  # 1
     """Occupies its range."""
     CANCELLED: Appointment.State.ValueType  # 2
-    """Occupies nothing; an upsert brings it back."""
+    """Occupies nothing; an upsert makes it active again."""
 
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     RESOURCE_ID_FIELD_NUMBER: _builtins.int
@@ -109,52 +109,52 @@ class Appointment(_message.Message):
     organization_id: _builtins.str
     """The tenant. Nothing crosses organizations. Absent: `default`."""
     resource_id: _builtins.str
-    """What the appointment occupies: a person, a room. Empty: the organization's one
-    unnamed resource.
+    """What the appointment occupies, such as a person or a room. Empty: the organization's
+    single unnamed resource.
     """
     id: _builtins.str
-    """The caller's own id. Absent: the service makes a UUIDv7, a new one each time; only
-    with an idempotency key is the same write, sent again, the same appointment. Through
-    REST an integer is read as its decimal text.
+    """The caller's own id. Absent: the service generates a UUIDv7, a new one each time, so
+    repeating such a write is safe only with an idempotency key. Through REST an integer is
+    read as its decimal text.
     """
     title: _builtins.str
-    """What people call it."""
+    """A name for people."""
     state: Global___Appointment.State.ValueType
     """`ACTIVE`, or `CANCELLED` after a cancel."""
     version: _builtins.int
-    """Counts the changes of this appointment, from 1."""
+    """Number of changes of this appointment, starting at 1."""
     revision: _builtins.int
     """The organization's revision at the latest change of this appointment."""
     etag: _builtins.str
-    """Opaque, changes with every version. In a write: the etag that must still be the
-    stored one (AIP-154), so what was read can be changed and sent back.
+    """Opaque; changes with every version. In a write, it must match the stored etag
+    (AIP-154), so that a response can be changed and sent back.
     """
     @_builtins.property
     def start(self) -> _timestamp_pb2.Timestamp:
-        """First instant that is occupied, in the years 1 to 9999."""
+        """First occupied instant, in the years 1 to 9999."""
 
     @_builtins.property
     def end(self) -> _timestamp_pb2.Timestamp:
-        """First instant that is free again: after `start`, at most 3,653 days after it."""
+        """First free instant after the range: later than `start`, by at most 3,653 days."""
 
     @_builtins.property
     def attributes(self) -> _struct_pb2.Struct:
-        """The caller's own JSON object, kept as it is: at most 16 KiB as JSON text, at
+        """The caller's own JSON object, stored unchanged: at most 16 KiB as JSON text, at
         most 30 levels deep, without the NUL character. Numbers are doubles. Absent: `{}`.
         """
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
-        """The caller's own bookkeeping. Absent: the time of the commit; an update without
-        it keeps what is stored.
+        """Set by the caller. Absent: the time of the commit; an update without it keeps the
+        stored value.
         """
 
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
-        """The caller's own bookkeeping, and the guard against late deliveries: a write
-        with an older `updated_at` than the stored content or its cancel was given, or an
-        upsert with the same while it is cancelled, is `STALE` and changes nothing. Absent:
-        the time of the commit, and no such guard.
+        """Set by the caller, to protect against writes that arrive late. A write is `STALE` and
+        changes nothing if its `updated_at` is older than the one given with the stored content
+        or its cancel. So is an upsert with the same `updated_at` while the appointment is
+        cancelled. Absent: the time of the commit, without this protection.
         """
 
     def __init__(
@@ -191,7 +191,7 @@ Global___Appointment: _TypeAlias = Appointment  # noqa: Y015
 
 @_typing.final
 class HistoryEntry(_message.Message):
-    """One change, as it was recorded. History is never changed and never deleted."""
+    """One recorded change. History is never changed and never deleted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -205,18 +205,18 @@ class HistoryEntry(_message.Message):
         CREATED: HistoryEntry._Change.ValueType  # 1
         """The id was new."""
         UPDATED: HistoryEntry._Change.ValueType  # 2
-        """The content was replaced, or a cancelled appointment brought back."""
+        """The content was replaced, or a cancelled appointment made active again."""
         CANCELLED: HistoryEntry._Change.ValueType  # 3
         """The appointment was cancelled."""
 
     class Change(_Change, metaclass=_ChangeEnumTypeWrapper):
-        """What a change did."""
+        """The kind of a change."""
 
     CHANGE_UNSPECIFIED: HistoryEntry.Change.ValueType  # 0
     CREATED: HistoryEntry.Change.ValueType  # 1
     """The id was new."""
     UPDATED: HistoryEntry.Change.ValueType  # 2
-    """The content was replaced, or a cancelled appointment brought back."""
+    """The content was replaced, or a cancelled appointment made active again."""
     CANCELLED: HistoryEntry.Change.ValueType  # 3
     """The appointment was cancelled."""
 
@@ -227,18 +227,20 @@ class HistoryEntry(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     APPOINTMENT_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The organization's revision that this change made: from 1, without gaps, in
-    commit order.
+    """The organization's revision of this change: starting at 1, without gaps, in commit
+    order.
     """
     change: Global___HistoryEntry.Change.ValueType
-    """What it did."""
+    """The kind of the change."""
     actor: _builtins.str
-    """Who made the change, as the caller named it (metadata `x-actor`); not verified."""
+    """Who made the change, as given by the caller (metadata `x-actor`); not verified."""
     idempotency_key: _builtins.str
-    """The key that the write carried, if any."""
+    """The idempotency key of the write, if it had one."""
     @_builtins.property
     def recorded_at(self) -> _timestamp_pb2.Timestamp:
-        """The database's time of the change; never decreases from one revision to the next."""
+        """When the change was made, by the database's clock. Never decreases from one revision
+        to the next.
+        """
 
     @_builtins.property
     def appointment(self) -> Global___Appointment:
@@ -264,15 +266,15 @@ Global___HistoryEntry: _TypeAlias = HistoryEntry  # noqa: Y015
 
 @_typing.final
 class TimeRangeConflict(_message.Message):
-    """Detail of an error with the reason `TIME_RANGE_CONFLICT`: what already occupies
-    the range.
+    """Detail of an error with the reason `TIME_RANGE_CONFLICT`: the appointments that already
+    occupy the range.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Conflict(_message.Message):
-        """An active appointment that occupies some of the range."""
+        """An active appointment that overlaps the range."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -283,14 +285,14 @@ class TimeRangeConflict(_message.Message):
         id: _builtins.str
         """Its id."""
         version: _builtins.int
-        """Its version when it was found in the way."""
+        """Its version when the conflict was found."""
         @_builtins.property
         def start(self) -> _timestamp_pb2.Timestamp:
-            """First instant that it occupies."""
+            """First occupied instant."""
 
         @_builtins.property
         def end(self) -> _timestamp_pb2.Timestamp:
-            """First instant that is free again."""
+            """First free instant after the range."""
 
         def __init__(
             self,
@@ -309,10 +311,10 @@ class TimeRangeConflict(_message.Message):
     CONFLICTS_FIELD_NUMBER: _builtins.int
     MORE_CONFLICTS_FIELD_NUMBER: _builtins.int
     more_conflicts: _builtins.bool
-    """There are more than are listed."""
+    """There are more conflicts than listed."""
     @_builtins.property
     def conflicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimeRangeConflict.Conflict]:
-        """The first 20 by start, or as many of them as find room in a gRPC error."""
+        """The first 20 by start, or as many of them as fit in a gRPC error."""
 
     def __init__(
         self,

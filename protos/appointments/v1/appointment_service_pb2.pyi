@@ -31,22 +31,22 @@ class UpsertAppointmentRequest(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """Write only if the stored appointment still has this etag; `*` matches any that
-    is stored. Through REST: `If-Match`.
+    """Write only if the stored appointment still has this etag; `*` matches any stored
+    appointment. Through REST: `If-Match`.
     """
     create_only: _builtins.bool
     """Write only if the id was never used, cancelled appointments included. Through
     REST: `If-None-Match: *`.
     """
     idempotency_key: _builtins.str
-    """Makes a retry safe: the same write under the same key returns what the first one
-    was answered, `UNCHANGED` and `STALE` included: outcome and appointment as they were
-    then. Another write under it is refused. Keys never expire; a write that was refused,
-    or made with `validate_only`, leaves none behind. Through REST: `Idempotency-Key`.
+    """Makes a retry safe: repeating the write with the same key returns the first result,
+    `UNCHANGED` and `STALE` included, with outcome and appointment as they were then. A
+    different write with the same key is refused. Keys never expire. Refused writes and
+    writes with `validate_only` store no key. Through REST: `Idempotency-Key`.
     """
     validate_only: _builtins.bool
-    """Decide and answer, write nothing. The appointment in the answer has no revision
-    and no etag then.
+    """Return what the write would do, and write nothing. The appointment in the response
+    then has no revision and no etag.
     """
     @_builtins.property
     def appointment(self) -> _appointment_pb2.Appointment: ...
@@ -108,13 +108,13 @@ class GetAppointmentRequest(_message.Message):
     as_of_revision: _builtins.int
     """Read the state right after this revision of the organization."""
     min_revision: _builtins.int
-    """The answer may come from a replica that has at least this revision. Absent: the
-    answer sees every write that was answered before.
+    """The response may come from a replica that has at least this revision. Absent: the
+    response includes every write that was answered before.
     """
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
-        """Read the state at this time, of what is recorded so far: for a time that is not
-        past yet the answer may still change. Not together with `as_of_revision`.
+        """Read the state at this time, as recorded so far: for a time that has not passed yet,
+        the response may still change. Cannot be combined with `as_of_revision`.
         """
 
     def __init__(
@@ -182,29 +182,31 @@ class ListAppointmentsRequest(_message.Message):
     organization_id: _builtins.str
     """Absent: `default`."""
     resource_id: _builtins.str
-    """Only this resource. Absent: all."""
+    """Only this resource. Absent: all resources."""
     include_cancelled: _builtins.bool
-    """Cancelled appointments too."""
+    """Include cancelled appointments."""
     page_size: _builtins.int
-    """Most appointments in the answer; 0 or absent: 100. A page may hold fewer."""
+    """Maximum number of appointments in the response; 0 or absent: 100. A page may have
+    fewer.
+    """
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the same filters."""
+    """`next_page_token` of the previous page, requested with the same filters."""
     min_revision: _builtins.int
-    """The answer may come from a replica that has at least this revision. Absent: the
-    answer sees every write that was answered before.
+    """The response may come from a replica that has at least this revision. Absent: the
+    response includes every write that was answered before.
     """
     as_of_revision: _builtins.int
     """Read the state right after this revision of the organization."""
     @_builtins.property
     def to(self) -> _timestamp_pb2.Timestamp:
-        """Only appointments that start before this time. The same as `from`: those that run
-        at that time, whose start is not after it and whose end is.
+        """Only appointments that start before this time. If equal to `from`: appointments that
+        are running at that time, with a start not after it and an end after it.
         """
 
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
-        """Read the state at this time, of what is recorded so far: for a time that is not
-        past yet the answer may still change. Not together with `as_of_revision`.
+        """Read the state at this time, as recorded so far: for a time that has not passed yet,
+        the response may still change. Cannot be combined with `as_of_revision`.
         """
 
     def __init__(
@@ -290,22 +292,22 @@ class CancelAppointmentRequest(_message.Message):
     id: _builtins.str
     """The id of the appointment."""
     etag: _builtins.str
-    """Cancel only if the stored appointment still has this etag; `*` matches any.
-    Through REST: `If-Match`.
+    """Cancel only if the stored appointment still has this etag; `*` matches any stored
+    appointment. Through REST: `If-Match`.
     """
     idempotency_key: _builtins.str
     """As in `UpsertAppointmentRequest`."""
     validate_only: _builtins.bool
-    """Decide and answer, write nothing. The appointment in the answer has no revision
-    and no etag then.
+    """Return what the write would do, and write nothing. The appointment in the response
+    then has no revision and no etag.
     """
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
-        """When the caller decided to cancel, against late deliveries. Older than the
-        `updated_at` that the stored content or its cancel was given: `STALE`, and nothing
-        is cancelled. Else it is remembered, and not shown: an upsert with an `updated_at`
-        that is not later is `STALE` from then on, also where it was cancelled already.
-        Absent: it is cancelled whatever the stored content was given.
+        """When the caller decided to cancel, to protect against writes that arrive late. If it is
+        older than the `updated_at` given with the stored content or its cancel, the cancel is
+        `STALE` and changes nothing. Otherwise it is stored, but not shown: from then on an
+        upsert is `STALE` unless its `updated_at` is later. This also holds if the appointment
+        was already cancelled. Absent: the appointment is cancelled without this comparison.
         """
 
     def __init__(
@@ -368,12 +370,12 @@ class ListAppointmentHistoryRequest(_message.Message):
     id: _builtins.str
     """The id of the appointment."""
     page_size: _builtins.int
-    """Most entries in the answer; 0 or absent: 100. A page may hold fewer."""
+    """Maximum number of entries in the response; 0 or absent: 100. A page may have fewer."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the same filters."""
+    """`next_page_token` of the previous page, requested with the same filters."""
     min_revision: _builtins.int
-    """The answer may come from a replica that has at least this revision. Absent: the
-    answer sees every write that was answered before.
+    """The response may come from a replica that has at least this revision. Absent: the
+    response includes every write that was answered before.
     """
     def __init__(
         self,
@@ -441,12 +443,12 @@ class ListChangesRequest(_message.Message):
     after_revision: _builtins.int
     """Only changes after this revision; 0 or absent: from the first."""
     page_size: _builtins.int
-    """Most entries in the answer; 0 or absent: 100. A page may hold fewer."""
+    """Maximum number of entries in the response; 0 or absent: 100. A page may have fewer."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the same filters."""
+    """`next_page_token` of the previous page, requested with the same filters."""
     min_revision: _builtins.int
-    """The answer may come from a replica that has at least this revision. Absent: the
-    answer sees every write that was answered before.
+    """The response may come from a replica that has at least this revision. Absent: the
+    response includes every write that was answered before.
     """
     def __init__(
         self,
@@ -482,7 +484,7 @@ class ListChangesResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty when there is nothing further yet; go on later with the last entry's
+    """Empty if there are no further changes yet; continue later with the last entry's
     revision as `after_revision`.
     """
     revision: _builtins.int
@@ -515,8 +517,8 @@ class WatchAppointmentsRequest(_message.Message):
     organization_id: _builtins.str
     """Absent: `default`."""
     after_revision: _builtins.int
-    """Only changes after this revision; 0 or absent: from the first. Not beyond the
-    organization's latest.
+    """Only changes after this revision; 0 or absent: from the first. Must not be beyond the
+    organization's latest revision.
     """
     def __init__(
         self,
@@ -541,11 +543,11 @@ class WatchAppointmentsResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Every change up to this revision has been sent: `after_revision` to go on with."""
+    """Every change up to this revision has been sent: the `after_revision` to continue with."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_appointment_pb2.HistoryEntry]:
-        """Each one's revision follows that of the one before it. None in the first message
-        if there are none yet.
+        """In revision order, without gaps. Empty in the first message if there are no changes
+        yet.
         """
 
     def __init__(
@@ -570,7 +572,7 @@ class BatchUpsertAppointmentsRequest(_message.Message):
 
     @_typing.final
     class Item(_message.Message):
-        """One of them, with the conditions of its write."""
+        """One upsert of a batch, with its conditions."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -586,7 +588,7 @@ class BatchUpsertAppointmentsRequest(_message.Message):
         """As in `UpsertAppointmentRequest`."""
         @_builtins.property
         def appointment(self) -> _appointment_pb2.Appointment:
-            """What to store."""
+            """The appointment to store."""
 
         def __init__(
             self,
@@ -605,10 +607,10 @@ class BatchUpsertAppointmentsRequest(_message.Message):
     REQUESTS_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Decide and answer, write nothing; each item as if it came alone."""
+    """Return what each item would do if it were sent alone, and write nothing."""
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchUpsertAppointmentsRequest.Item]:
-        """All of one organization."""
+        """All for one organization."""
 
     def __init__(
         self,
@@ -626,13 +628,13 @@ Global___BatchUpsertAppointmentsRequest: _TypeAlias = BatchUpsertAppointmentsReq
 
 @_typing.final
 class BatchUpsertAppointmentsResponse(_message.Message):
-    """What became of a batch."""
+    """The results of a batch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Result(_message.Message):
-        """What became of one request: an appointment with its outcome, or an error."""
+        """The result of one request: an appointment with its outcome, or an error."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -647,7 +649,7 @@ class BatchUpsertAppointmentsResponse(_message.Message):
 
         @_builtins.property
         def error(self) -> _status_pb2.Status:
-            """The error that the write alone would have been answered with."""
+            """The error that the same write would have returned alone."""
 
         def __init__(
             self,
@@ -710,8 +712,9 @@ Global___SubmitAppointmentRequest: _TypeAlias = SubmitAppointmentRequest  # noqa
 
 @_typing.final
 class OperationMetadata(_message.Message):
-    """`metadata` of an operation, whose `response` is the `Appointment` as stored after it. Its
-    name is `organizations/{organization}/operations/{id}`, the organization percent-encoded.
+    """`metadata` of an operation. The operation's `response` is the `Appointment` as stored
+    after it. Its name is `organizations/{organization}/operations/{id}`, with the organization
+    percent-encoded.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -724,7 +727,7 @@ class OperationMetadata(_message.Message):
     organization_id: _builtins.str
     """The organization of the write."""
     appointment_id: _builtins.str
-    """As given, or as made for a write without an id."""
+    """As given, or as generated for a write without an id."""
     outcome: _appointment_pb2.Outcome.ValueType
     """Absent until it is done, and with an error."""
     @_builtins.property

@@ -29,21 +29,21 @@ if _version_not_supported:
 class AppointmentServiceStub(object):
     """Appointments that never overlap inside an organization and resource.
 
-    Writes of one organization happen one after another. A write answered with
-    success is durable; a write refused leaves nothing behind. Every change gets the
+    Writes of one organization run one after another. A write that is answered with
+    success is durable; a refused write changes nothing. Every change gets the
     organization's next revision, without gaps, in commit order.
 
-    Every answer that the database decided, refusals included, carries the
-    organization's revision in the trailing metadata `organization-revision`.
+    Every response that the database decided, errors included, has the organization's
+    revision in the trailing metadata `organization-revision`.
 
-    Errors carry `google.rpc` details: always an `ErrorInfo` with domain
-    `appointments.v1` and a stable `reason`, with `INVALID_FIELD` a `BadRequest` that
-    names every field at fault, with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`, and
-    a `RetryInfo` where trying again may help.
+    Errors have `google.rpc` details: always an `ErrorInfo` with domain `appointments.v1`
+    and a stable `reason`; with `INVALID_FIELD` a `BadRequest` that lists every invalid
+    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; and a `RetryInfo` if a retry
+    may succeed.
 
-    Metadata taken: `x-request-id` (given back in the trailing metadata and in the
-    logs; made when absent) and `x-actor` (recorded in the history, at most 256
-    characters; in UTF-8 as `x-actor-bin` instead). An actor named twice is refused.
+    Request metadata: `x-request-id` (returned in the trailing metadata and written to the
+    logs; generated if absent) and `x-actor` (recorded in the history, at most 256
+    characters; use `x-actor-bin` for UTF-8). More than one actor is an error.
     """
 
     def __init__(self, channel):
@@ -102,21 +102,21 @@ class AppointmentServiceStub(object):
 class AppointmentServiceServicer(object):
     """Appointments that never overlap inside an organization and resource.
 
-    Writes of one organization happen one after another. A write answered with
-    success is durable; a write refused leaves nothing behind. Every change gets the
+    Writes of one organization run one after another. A write that is answered with
+    success is durable; a refused write changes nothing. Every change gets the
     organization's next revision, without gaps, in commit order.
 
-    Every answer that the database decided, refusals included, carries the
-    organization's revision in the trailing metadata `organization-revision`.
+    Every response that the database decided, errors included, has the organization's
+    revision in the trailing metadata `organization-revision`.
 
-    Errors carry `google.rpc` details: always an `ErrorInfo` with domain
-    `appointments.v1` and a stable `reason`, with `INVALID_FIELD` a `BadRequest` that
-    names every field at fault, with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`, and
-    a `RetryInfo` where trying again may help.
+    Errors have `google.rpc` details: always an `ErrorInfo` with domain `appointments.v1`
+    and a stable `reason`; with `INVALID_FIELD` a `BadRequest` that lists every invalid
+    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; and a `RetryInfo` if a retry
+    may succeed.
 
-    Metadata taken: `x-request-id` (given back in the trailing metadata and in the
-    logs; made when absent) and `x-actor` (recorded in the history, at most 256
-    characters; in UTF-8 as `x-actor-bin` instead). An actor named twice is refused.
+    Request metadata: `x-request-id` (returned in the trailing metadata and written to the
+    logs; generated if absent) and `x-actor` (recorded in the history, at most 256
+    characters; use `x-actor-bin` for UTF-8). More than one actor is an error.
     """
 
     def UpsertAppointment(self, request, context):
@@ -131,16 +131,17 @@ class AppointmentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetAppointment(self, request, context):
-        """Reads one appointment, cancelled ones included. It comes as it is now or, with
-        `as_of_revision` or `as_of_time`, as it was.
+        """Reads one appointment, also if it is cancelled. Returns its current state or, with
+        `as_of_revision` or `as_of_time`, a past one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAppointments(self, request, context):
-        """Lists appointments of one organization by start, then id. Cancelled ones only if
-        they are asked for; with `as_of_revision` or `as_of_time` as they were.
+        """Lists appointments of one organization, ordered by start, then id. Cancelled ones are
+        included only with `include_cancelled`. With `as_of_revision` or `as_of_time` it lists a
+        past state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,33 +159,33 @@ class AppointmentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListAppointmentHistory(self, request, context):
-        """Lists every change of one appointment, oldest first. Each entry holds the
-        appointment as it was after that change.
+        """Lists every change of one appointment, oldest first. Each entry contains the
+        appointment as it was after the change.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListChanges(self, request, context):
-        """Lists the changes of a whole organization in revision order. Reading it from
-        revision 0 and keeping the latest entry of each id gives exactly the stored
-        state.
+        """Lists the changes of a whole organization in revision order. Reading from revision 0
+        and keeping the latest entry of each id gives exactly the stored state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchAppointments(self, request, context):
-        """Sends the changes of a whole organization in revision order, without gaps and
-        without repetition: first everything after `after_revision`, then every further
-        change, less than a second after it was written.
+        """Streams the changes of a whole organization in revision order, without gaps and
+        without repetition: first everything after `after_revision`, then every new change,
+        less than a second after it was written.
 
-        The first message comes at once, without entries if there are none yet. The
-        stream goes on until the caller ends it, for about an hour at most. It ends with
+        The first message is sent immediately, without entries if there are none yet. The
+        stream continues until the caller ends it, for about an hour at most. It ends with
         `UNAVAILABLE` when the service stops (`SERVICE_STOPPING`), when the database is
-        away for long (`DATABASE_UNAVAILABLE`) or when nothing is read for as long
-        (`SLOW_READER`). In all these cases call again with the last revision seen. It
-        ends with `INVALID_ARGUMENT` when the database is set back to before that revision.
+        unavailable for too long (`DATABASE_UNAVAILABLE`), or when the client reads nothing
+        for too long (`SLOW_READER`). In these cases call again with the last revision
+        received. It ends with `INVALID_ARGUMENT` when the database is restored to a state
+        before that revision.
 
         Through REST: `GET /api/changes` with `Accept: text/event-stream`.
         """
@@ -193,25 +194,24 @@ class AppointmentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchUpsertAppointments(self, request, context):
-        """Upserts up to 1,000 appointments of one organization, in order, each seeing
-        those before it. Each is decided by itself: some may be refused while others
-        are written.
+        """Upserts up to 1,000 appointments of one organization, in order; each one sees those
+        before it. Each is decided on its own: some may be refused while others are written.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SubmitAppointment(self, request, context):
-        """Accepts one write, which is applied soon: an operation that is answered is durable and
-        ends, once, with the result or the error that the synchronous call would have had.
+        """Accepts one asynchronous write. The returned operation is durable. It is applied once,
+        and ends with the result or error that the synchronous call would have returned.
 
-        The fields' rules are checked before it is accepted, all else when it is applied.
-        Operations of one organization are applied in the order in which they were accepted;
-        synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
+        The rules on fields are checked before the write is accepted, everything else when it is
+        applied. Operations of one organization are applied in the order in which they were
+        accepted; synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
         appointments with `Prefer: respond-async`.
 
-        Where it stands tell `GetOperation` and `WaitOperation` of
-        `google.longrunning.Operations`.
+        `GetOperation` and `WaitOperation` of `google.longrunning.Operations` return the state
+        of the operation.
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         """
@@ -278,21 +278,21 @@ def add_AppointmentServiceServicer_to_server(servicer, server):
 class AppointmentService(object):
     """Appointments that never overlap inside an organization and resource.
 
-    Writes of one organization happen one after another. A write answered with
-    success is durable; a write refused leaves nothing behind. Every change gets the
+    Writes of one organization run one after another. A write that is answered with
+    success is durable; a refused write changes nothing. Every change gets the
     organization's next revision, without gaps, in commit order.
 
-    Every answer that the database decided, refusals included, carries the
-    organization's revision in the trailing metadata `organization-revision`.
+    Every response that the database decided, errors included, has the organization's
+    revision in the trailing metadata `organization-revision`.
 
-    Errors carry `google.rpc` details: always an `ErrorInfo` with domain
-    `appointments.v1` and a stable `reason`, with `INVALID_FIELD` a `BadRequest` that
-    names every field at fault, with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`, and
-    a `RetryInfo` where trying again may help.
+    Errors have `google.rpc` details: always an `ErrorInfo` with domain `appointments.v1`
+    and a stable `reason`; with `INVALID_FIELD` a `BadRequest` that lists every invalid
+    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; and a `RetryInfo` if a retry
+    may succeed.
 
-    Metadata taken: `x-request-id` (given back in the trailing metadata and in the
-    logs; made when absent) and `x-actor` (recorded in the history, at most 256
-    characters; in UTF-8 as `x-actor-bin` instead). An actor named twice is refused.
+    Request metadata: `x-request-id` (returned in the trailing metadata and written to the
+    logs; generated if absent) and `x-actor` (recorded in the history, at most 256
+    characters; use `x-actor-bin` for UTF-8). More than one actor is an error.
     """
 
     @staticmethod

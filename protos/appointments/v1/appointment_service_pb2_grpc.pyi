@@ -30,21 +30,21 @@ GRPC_VERSION: str
 class AppointmentServiceStub:
     """Appointments that never overlap inside an organization and resource.
 
-    Writes of one organization happen one after another. A write answered with
-    success is durable; a write refused leaves nothing behind. Every change gets the
+    Writes of one organization run one after another. A write that is answered with
+    success is durable; a refused write changes nothing. Every change gets the
     organization's next revision, without gaps, in commit order.
 
-    Every answer that the database decided, refusals included, carries the
-    organization's revision in the trailing metadata `organization-revision`.
+    Every response that the database decided, errors included, has the organization's
+    revision in the trailing metadata `organization-revision`.
 
-    Errors carry `google.rpc` details: always an `ErrorInfo` with domain
-    `appointments.v1` and a stable `reason`, with `INVALID_FIELD` a `BadRequest` that
-    names every field at fault, with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`, and
-    a `RetryInfo` where trying again may help.
+    Errors have `google.rpc` details: always an `ErrorInfo` with domain `appointments.v1`
+    and a stable `reason`; with `INVALID_FIELD` a `BadRequest` that lists every invalid
+    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; and a `RetryInfo` if a retry
+    may succeed.
 
-    Metadata taken: `x-request-id` (given back in the trailing metadata and in the
-    logs; made when absent) and `x-actor` (recorded in the history, at most 256
-    characters; in UTF-8 as `x-actor-bin` instead). An actor named twice is refused.
+    Request metadata: `x-request-id` (returned in the trailing metadata and written to the
+    logs; generated if absent) and `x-actor` (recorded in the history, at most 256
+    characters; use `x-actor-bin` for UTF-8). More than one actor is an error.
     """
 
     @_typing.overload
@@ -59,12 +59,13 @@ class AppointmentServiceStub:
     active appointments of the resource.
     """
     GetAppointment: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.GetAppointmentRequest, _appointment_service_pb2.GetAppointmentResponse]
-    """Reads one appointment, cancelled ones included. It comes as it is now or, with
-    `as_of_revision` or `as_of_time`, as it was.
+    """Reads one appointment, also if it is cancelled. Returns its current state or, with
+    `as_of_revision` or `as_of_time`, a past one.
     """
     ListAppointments: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.ListAppointmentsRequest, _appointment_service_pb2.ListAppointmentsResponse]
-    """Lists appointments of one organization by start, then id. Cancelled ones only if
-    they are asked for; with `as_of_revision` or `as_of_time` as they were.
+    """Lists appointments of one organization, ordered by start, then id. Cancelled ones are
+    included only with `include_cancelled`. With `as_of_revision` or `as_of_time` it lists a
+    past state.
     """
     CancelAppointment: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.CancelAppointmentRequest, _appointment_service_pb2.CancelAppointmentResponse]
     """Cancels an appointment: frees its range and keeps everything else. Cancelling
@@ -74,44 +75,43 @@ class AppointmentServiceStub:
     etag; `STALE` by `updated_at`; `UNCHANGED`.
     """
     ListAppointmentHistory: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.ListAppointmentHistoryRequest, _appointment_service_pb2.ListAppointmentHistoryResponse]
-    """Lists every change of one appointment, oldest first. Each entry holds the
-    appointment as it was after that change.
+    """Lists every change of one appointment, oldest first. Each entry contains the
+    appointment as it was after the change.
     """
     ListChanges: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.ListChangesRequest, _appointment_service_pb2.ListChangesResponse]
-    """Lists the changes of a whole organization in revision order. Reading it from
-    revision 0 and keeping the latest entry of each id gives exactly the stored
-    state.
+    """Lists the changes of a whole organization in revision order. Reading from revision 0
+    and keeping the latest entry of each id gives exactly the stored state.
     """
     WatchAppointments: _grpc.UnaryStreamMultiCallable[_appointment_service_pb2.WatchAppointmentsRequest, _appointment_service_pb2.WatchAppointmentsResponse]
-    """Sends the changes of a whole organization in revision order, without gaps and
-    without repetition: first everything after `after_revision`, then every further
-    change, less than a second after it was written.
+    """Streams the changes of a whole organization in revision order, without gaps and
+    without repetition: first everything after `after_revision`, then every new change,
+    less than a second after it was written.
 
-    The first message comes at once, without entries if there are none yet. The
-    stream goes on until the caller ends it, for about an hour at most. It ends with
+    The first message is sent immediately, without entries if there are none yet. The
+    stream continues until the caller ends it, for about an hour at most. It ends with
     `UNAVAILABLE` when the service stops (`SERVICE_STOPPING`), when the database is
-    away for long (`DATABASE_UNAVAILABLE`) or when nothing is read for as long
-    (`SLOW_READER`). In all these cases call again with the last revision seen. It
-    ends with `INVALID_ARGUMENT` when the database is set back to before that revision.
+    unavailable for too long (`DATABASE_UNAVAILABLE`), or when the client reads nothing
+    for too long (`SLOW_READER`). In these cases call again with the last revision
+    received. It ends with `INVALID_ARGUMENT` when the database is restored to a state
+    before that revision.
 
     Through REST: `GET /api/changes` with `Accept: text/event-stream`.
     """
     BatchUpsertAppointments: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.BatchUpsertAppointmentsRequest, _appointment_service_pb2.BatchUpsertAppointmentsResponse]
-    """Upserts up to 1,000 appointments of one organization, in order, each seeing
-    those before it. Each is decided by itself: some may be refused while others
-    are written.
+    """Upserts up to 1,000 appointments of one organization, in order; each one sees those
+    before it. Each is decided on its own: some may be refused while others are written.
     """
     SubmitAppointment: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.SubmitAppointmentRequest, _operations_pb2.Operation]
-    """Accepts one write, which is applied soon: an operation that is answered is durable and
-    ends, once, with the result or the error that the synchronous call would have had.
+    """Accepts one asynchronous write. The returned operation is durable. It is applied once,
+    and ends with the result or error that the synchronous call would have returned.
 
-    The fields' rules are checked before it is accepted, all else when it is applied.
-    Operations of one organization are applied in the order in which they were accepted;
-    synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
+    The rules on fields are checked before the write is accepted, everything else when it is
+    applied. Operations of one organization are applied in the order in which they were
+    accepted; synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
     appointments with `Prefer: respond-async`.
 
-    Where it stands tell `GetOperation` and `WaitOperation` of
-    `google.longrunning.Operations`.
+    `GetOperation` and `WaitOperation` of `google.longrunning.Operations` return the state
+    of the operation.
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     """
@@ -120,21 +120,21 @@ class AppointmentServiceStub:
 class AppointmentServiceAsyncStub(AppointmentServiceStub):
     """Appointments that never overlap inside an organization and resource.
 
-    Writes of one organization happen one after another. A write answered with
-    success is durable; a write refused leaves nothing behind. Every change gets the
+    Writes of one organization run one after another. A write that is answered with
+    success is durable; a refused write changes nothing. Every change gets the
     organization's next revision, without gaps, in commit order.
 
-    Every answer that the database decided, refusals included, carries the
-    organization's revision in the trailing metadata `organization-revision`.
+    Every response that the database decided, errors included, has the organization's
+    revision in the trailing metadata `organization-revision`.
 
-    Errors carry `google.rpc` details: always an `ErrorInfo` with domain
-    `appointments.v1` and a stable `reason`, with `INVALID_FIELD` a `BadRequest` that
-    names every field at fault, with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`, and
-    a `RetryInfo` where trying again may help.
+    Errors have `google.rpc` details: always an `ErrorInfo` with domain `appointments.v1`
+    and a stable `reason`; with `INVALID_FIELD` a `BadRequest` that lists every invalid
+    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; and a `RetryInfo` if a retry
+    may succeed.
 
-    Metadata taken: `x-request-id` (given back in the trailing metadata and in the
-    logs; made when absent) and `x-actor` (recorded in the history, at most 256
-    characters; in UTF-8 as `x-actor-bin` instead). An actor named twice is refused.
+    Request metadata: `x-request-id` (returned in the trailing metadata and written to the
+    logs; generated if absent) and `x-actor` (recorded in the history, at most 256
+    characters; use `x-actor-bin` for UTF-8). More than one actor is an error.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -146,12 +146,13 @@ class AppointmentServiceAsyncStub(AppointmentServiceStub):
     active appointments of the resource.
     """
     GetAppointment: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.GetAppointmentRequest, _appointment_service_pb2.GetAppointmentResponse]  # type: ignore[assignment]
-    """Reads one appointment, cancelled ones included. It comes as it is now or, with
-    `as_of_revision` or `as_of_time`, as it was.
+    """Reads one appointment, also if it is cancelled. Returns its current state or, with
+    `as_of_revision` or `as_of_time`, a past one.
     """
     ListAppointments: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.ListAppointmentsRequest, _appointment_service_pb2.ListAppointmentsResponse]  # type: ignore[assignment]
-    """Lists appointments of one organization by start, then id. Cancelled ones only if
-    they are asked for; with `as_of_revision` or `as_of_time` as they were.
+    """Lists appointments of one organization, ordered by start, then id. Cancelled ones are
+    included only with `include_cancelled`. With `as_of_revision` or `as_of_time` it lists a
+    past state.
     """
     CancelAppointment: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.CancelAppointmentRequest, _appointment_service_pb2.CancelAppointmentResponse]  # type: ignore[assignment]
     """Cancels an appointment: frees its range and keeps everything else. Cancelling
@@ -161,44 +162,43 @@ class AppointmentServiceAsyncStub(AppointmentServiceStub):
     etag; `STALE` by `updated_at`; `UNCHANGED`.
     """
     ListAppointmentHistory: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.ListAppointmentHistoryRequest, _appointment_service_pb2.ListAppointmentHistoryResponse]  # type: ignore[assignment]
-    """Lists every change of one appointment, oldest first. Each entry holds the
-    appointment as it was after that change.
+    """Lists every change of one appointment, oldest first. Each entry contains the
+    appointment as it was after the change.
     """
     ListChanges: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.ListChangesRequest, _appointment_service_pb2.ListChangesResponse]  # type: ignore[assignment]
-    """Lists the changes of a whole organization in revision order. Reading it from
-    revision 0 and keeping the latest entry of each id gives exactly the stored
-    state.
+    """Lists the changes of a whole organization in revision order. Reading from revision 0
+    and keeping the latest entry of each id gives exactly the stored state.
     """
     WatchAppointments: _aio.UnaryStreamMultiCallable[_appointment_service_pb2.WatchAppointmentsRequest, _appointment_service_pb2.WatchAppointmentsResponse]  # type: ignore[assignment]
-    """Sends the changes of a whole organization in revision order, without gaps and
-    without repetition: first everything after `after_revision`, then every further
-    change, less than a second after it was written.
+    """Streams the changes of a whole organization in revision order, without gaps and
+    without repetition: first everything after `after_revision`, then every new change,
+    less than a second after it was written.
 
-    The first message comes at once, without entries if there are none yet. The
-    stream goes on until the caller ends it, for about an hour at most. It ends with
+    The first message is sent immediately, without entries if there are none yet. The
+    stream continues until the caller ends it, for about an hour at most. It ends with
     `UNAVAILABLE` when the service stops (`SERVICE_STOPPING`), when the database is
-    away for long (`DATABASE_UNAVAILABLE`) or when nothing is read for as long
-    (`SLOW_READER`). In all these cases call again with the last revision seen. It
-    ends with `INVALID_ARGUMENT` when the database is set back to before that revision.
+    unavailable for too long (`DATABASE_UNAVAILABLE`), or when the client reads nothing
+    for too long (`SLOW_READER`). In these cases call again with the last revision
+    received. It ends with `INVALID_ARGUMENT` when the database is restored to a state
+    before that revision.
 
     Through REST: `GET /api/changes` with `Accept: text/event-stream`.
     """
     BatchUpsertAppointments: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.BatchUpsertAppointmentsRequest, _appointment_service_pb2.BatchUpsertAppointmentsResponse]  # type: ignore[assignment]
-    """Upserts up to 1,000 appointments of one organization, in order, each seeing
-    those before it. Each is decided by itself: some may be refused while others
-    are written.
+    """Upserts up to 1,000 appointments of one organization, in order; each one sees those
+    before it. Each is decided on its own: some may be refused while others are written.
     """
     SubmitAppointment: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.SubmitAppointmentRequest, _operations_pb2.Operation]  # type: ignore[assignment]
-    """Accepts one write, which is applied soon: an operation that is answered is durable and
-    ends, once, with the result or the error that the synchronous call would have had.
+    """Accepts one asynchronous write. The returned operation is durable. It is applied once,
+    and ends with the result or error that the synchronous call would have returned.
 
-    The fields' rules are checked before it is accepted, all else when it is applied.
-    Operations of one organization are applied in the order in which they were accepted;
-    synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
+    The rules on fields are checked before the write is accepted, everything else when it is
+    applied. Operations of one organization are applied in the order in which they were
+    accepted; synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
     appointments with `Prefer: respond-async`.
 
-    Where it stands tell `GetOperation` and `WaitOperation` of
-    `google.longrunning.Operations`.
+    `GetOperation` and `WaitOperation` of `google.longrunning.Operations` return the state
+    of the operation.
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     """
@@ -206,21 +206,21 @@ class AppointmentServiceAsyncStub(AppointmentServiceStub):
 class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Appointments that never overlap inside an organization and resource.
 
-    Writes of one organization happen one after another. A write answered with
-    success is durable; a write refused leaves nothing behind. Every change gets the
+    Writes of one organization run one after another. A write that is answered with
+    success is durable; a refused write changes nothing. Every change gets the
     organization's next revision, without gaps, in commit order.
 
-    Every answer that the database decided, refusals included, carries the
-    organization's revision in the trailing metadata `organization-revision`.
+    Every response that the database decided, errors included, has the organization's
+    revision in the trailing metadata `organization-revision`.
 
-    Errors carry `google.rpc` details: always an `ErrorInfo` with domain
-    `appointments.v1` and a stable `reason`, with `INVALID_FIELD` a `BadRequest` that
-    names every field at fault, with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`, and
-    a `RetryInfo` where trying again may help.
+    Errors have `google.rpc` details: always an `ErrorInfo` with domain `appointments.v1`
+    and a stable `reason`; with `INVALID_FIELD` a `BadRequest` that lists every invalid
+    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; and a `RetryInfo` if a retry
+    may succeed.
 
-    Metadata taken: `x-request-id` (given back in the trailing metadata and in the
-    logs; made when absent) and `x-actor` (recorded in the history, at most 256
-    characters; in UTF-8 as `x-actor-bin` instead). An actor named twice is refused.
+    Request metadata: `x-request-id` (returned in the trailing metadata and written to the
+    logs; generated if absent) and `x-actor` (recorded in the history, at most 256
+    characters; use `x-actor-bin` for UTF-8). More than one actor is an error.
     """
 
     @_abc_1.abstractmethod
@@ -242,8 +242,8 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _appointment_service_pb2.GetAppointmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_appointment_service_pb2.GetAppointmentResponse, _abc.Awaitable[_appointment_service_pb2.GetAppointmentResponse]]:
-        """Reads one appointment, cancelled ones included. It comes as it is now or, with
-        `as_of_revision` or `as_of_time`, as it was.
+        """Reads one appointment, also if it is cancelled. Returns its current state or, with
+        `as_of_revision` or `as_of_time`, a past one.
         """
 
     @_abc_1.abstractmethod
@@ -252,8 +252,9 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _appointment_service_pb2.ListAppointmentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_appointment_service_pb2.ListAppointmentsResponse, _abc.Awaitable[_appointment_service_pb2.ListAppointmentsResponse]]:
-        """Lists appointments of one organization by start, then id. Cancelled ones only if
-        they are asked for; with `as_of_revision` or `as_of_time` as they were.
+        """Lists appointments of one organization, ordered by start, then id. Cancelled ones are
+        included only with `include_cancelled`. With `as_of_revision` or `as_of_time` it lists a
+        past state.
         """
 
     @_abc_1.abstractmethod
@@ -275,8 +276,8 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _appointment_service_pb2.ListAppointmentHistoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_appointment_service_pb2.ListAppointmentHistoryResponse, _abc.Awaitable[_appointment_service_pb2.ListAppointmentHistoryResponse]]:
-        """Lists every change of one appointment, oldest first. Each entry holds the
-        appointment as it was after that change.
+        """Lists every change of one appointment, oldest first. Each entry contains the
+        appointment as it was after the change.
         """
 
     @_abc_1.abstractmethod
@@ -285,9 +286,8 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _appointment_service_pb2.ListChangesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_appointment_service_pb2.ListChangesResponse, _abc.Awaitable[_appointment_service_pb2.ListChangesResponse]]:
-        """Lists the changes of a whole organization in revision order. Reading it from
-        revision 0 and keeping the latest entry of each id gives exactly the stored
-        state.
+        """Lists the changes of a whole organization in revision order. Reading from revision 0
+        and keeping the latest entry of each id gives exactly the stored state.
         """
 
     @_abc_1.abstractmethod
@@ -296,16 +296,17 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _appointment_service_pb2.WatchAppointmentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_appointment_service_pb2.WatchAppointmentsResponse], _abc.AsyncIterator[_appointment_service_pb2.WatchAppointmentsResponse]]:
-        """Sends the changes of a whole organization in revision order, without gaps and
-        without repetition: first everything after `after_revision`, then every further
-        change, less than a second after it was written.
+        """Streams the changes of a whole organization in revision order, without gaps and
+        without repetition: first everything after `after_revision`, then every new change,
+        less than a second after it was written.
 
-        The first message comes at once, without entries if there are none yet. The
-        stream goes on until the caller ends it, for about an hour at most. It ends with
+        The first message is sent immediately, without entries if there are none yet. The
+        stream continues until the caller ends it, for about an hour at most. It ends with
         `UNAVAILABLE` when the service stops (`SERVICE_STOPPING`), when the database is
-        away for long (`DATABASE_UNAVAILABLE`) or when nothing is read for as long
-        (`SLOW_READER`). In all these cases call again with the last revision seen. It
-        ends with `INVALID_ARGUMENT` when the database is set back to before that revision.
+        unavailable for too long (`DATABASE_UNAVAILABLE`), or when the client reads nothing
+        for too long (`SLOW_READER`). In these cases call again with the last revision
+        received. It ends with `INVALID_ARGUMENT` when the database is restored to a state
+        before that revision.
 
         Through REST: `GET /api/changes` with `Accept: text/event-stream`.
         """
@@ -316,9 +317,8 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _appointment_service_pb2.BatchUpsertAppointmentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_appointment_service_pb2.BatchUpsertAppointmentsResponse, _abc.Awaitable[_appointment_service_pb2.BatchUpsertAppointmentsResponse]]:
-        """Upserts up to 1,000 appointments of one organization, in order, each seeing
-        those before it. Each is decided by itself: some may be refused while others
-        are written.
+        """Upserts up to 1,000 appointments of one organization, in order; each one sees those
+        before it. Each is decided on its own: some may be refused while others are written.
         """
 
     @_abc_1.abstractmethod
@@ -327,16 +327,16 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _appointment_service_pb2.SubmitAppointmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
-        """Accepts one write, which is applied soon: an operation that is answered is durable and
-        ends, once, with the result or the error that the synchronous call would have had.
+        """Accepts one asynchronous write. The returned operation is durable. It is applied once,
+        and ends with the result or error that the synchronous call would have returned.
 
-        The fields' rules are checked before it is accepted, all else when it is applied.
-        Operations of one organization are applied in the order in which they were accepted;
-        synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
+        The rules on fields are checked before the write is accepted, everything else when it is
+        applied. Operations of one organization are applied in the order in which they were
+        accepted; synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
         appointments with `Prefer: respond-async`.
 
-        Where it stands tell `GetOperation` and `WaitOperation` of
-        `google.longrunning.Operations`.
+        `GetOperation` and `WaitOperation` of `google.longrunning.Operations` return the state
+        of the operation.
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         """

@@ -28,19 +28,18 @@ if _version_not_supported:
 class WebhookServiceStub(object):
     """Webhooks: every change of an organization, sent to URLs that it has registered.
 
-    Changes go to each webhook in the order of their revisions, one after another, each
-    at least once: the next only after the one before was answered with a 2xx status.
-    What a webhook sends is signed by the rules of Standard Webhooks: the headers
-    `webhook-id` (the same whenever the same change is sent to the same webhook, so that
-    a receiver can tell what it has already), `webhook-timestamp` and `webhook-signature`.
-    The body is `{"type", "timestamp", "data"}`: `appointment.created`,
-    `appointment.updated` or `appointment.cancelled`, the time of the change, and the
-    entry as `ListChanges` has it.
+    Each webhook gets every change at least once, in revision order and one at a time: the
+    next change is sent only after a 2xx response to the one before. Requests are signed
+    according to Standard Webhooks, with the headers `webhook-id`, `webhook-timestamp` and
+    `webhook-signature`. The `webhook-id` is the same whenever the same change is sent to the
+    same webhook, so that a receiver can detect repetitions. The body is
+    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated` or
+    `appointment.cancelled`; the time of the change; and the entry as in `ListChanges`.
 
-    Any other answer, a redirect or what is not HTTP included, is tried again after waits
-    that grow, for days; a `Retry-After` that can be read is heeded within bounds. Then the
-    webhook is disabled, at once after a 410. Nothing is lost by it: once enabled it goes on
-    where it was.
+    Any other response, including a redirect and one that is not HTTP, is retried for days
+    with growing delays; a valid `Retry-After` is respected within limits. Then the webhook is
+    disabled; after a 410 it is disabled immediately. No change is lost: once enabled, the
+    webhook continues where it was.
     """
 
     def __init__(self, channel):
@@ -94,79 +93,78 @@ class WebhookServiceStub(object):
 class WebhookServiceServicer(object):
     """Webhooks: every change of an organization, sent to URLs that it has registered.
 
-    Changes go to each webhook in the order of their revisions, one after another, each
-    at least once: the next only after the one before was answered with a 2xx status.
-    What a webhook sends is signed by the rules of Standard Webhooks: the headers
-    `webhook-id` (the same whenever the same change is sent to the same webhook, so that
-    a receiver can tell what it has already), `webhook-timestamp` and `webhook-signature`.
-    The body is `{"type", "timestamp", "data"}`: `appointment.created`,
-    `appointment.updated` or `appointment.cancelled`, the time of the change, and the
-    entry as `ListChanges` has it.
+    Each webhook gets every change at least once, in revision order and one at a time: the
+    next change is sent only after a 2xx response to the one before. Requests are signed
+    according to Standard Webhooks, with the headers `webhook-id`, `webhook-timestamp` and
+    `webhook-signature`. The `webhook-id` is the same whenever the same change is sent to the
+    same webhook, so that a receiver can detect repetitions. The body is
+    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated` or
+    `appointment.cancelled`; the time of the change; and the entry as in `ListChanges`.
 
-    Any other answer, a redirect or what is not HTTP included, is tried again after waits
-    that grow, for days; a `Retry-After` that can be read is heeded within bounds. Then the
-    webhook is disabled, at once after a 410. Nothing is lost by it: once enabled it goes on
-    where it was.
+    Any other response, including a redirect and one that is not HTTP, is retried for days
+    with growing delays; a valid `Retry-After` is respected within limits. Then the webhook is
+    disabled; after a 410 it is disabled immediately. No change is lost: once enabled, the
+    webhook continues where it was.
     """
 
     def CreateWebhook(self, request, context):
-        """Registers a URL for the organization's changes from now on, or from those after
-        `after_revision` on. The answer is the only one that has the secret.
+        """Registers a URL for the organization's changes, starting with the next one or after
+        `after_revision`. Only this response contains the secret.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetWebhook(self, request, context):
-        """Reads one webhook, and how far it is. Its secret is not in the answer.
+        """Reads one webhook and its progress. The secret is not returned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListWebhooks(self, request, context):
-        """Lists all webhooks of one organization, in the order in which they were created. They
-        all come at once, without their secrets.
+        """Lists all webhooks of one organization. They are returned in a single response, in the
+        order in which they were created, without their secrets.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateWebhook(self, request, context):
-        """Replaces all that a caller sets: a field that is left out is emptied; only a header's
-        value that is left out stays what it is. The webhook goes on where it was, at once if
-        it was waiting to try again; `disabled: false` enables it again.
+        """Replaces all settings. A field that is left out becomes empty, except that a header
+        without a value keeps its stored value. The webhook continues where it was, immediately
+        if it was waiting for a retry; `disabled: false` enables it again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteWebhook(self, request, context):
-        """Deletes a webhook. What is on its way may still arrive.
+        """Deletes a webhook. A request in flight may still arrive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateWebhookSecret(self, request, context):
-        """Gives a webhook a new secret, which is in the answer. The one before goes on signing
-        beside it, for a day unless configured otherwise; at most four old ones do.
+        """Creates a new secret for a webhook and returns it. The previous secret also signs, for
+        a day unless configured otherwise. At most four previous secrets do.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReplayWebhook(self, request, context):
-        """Sends every change after `after_revision` again, or passes over those up to it, and
-        enables the webhook. What is sent again has the `webhook-id` that it had.
+        """Moves a webhook to `after_revision`, and enables it. Earlier changes are skipped, and
+        later ones are sent, again if necessary. A repeated change has the same `webhook-id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListWebhookDeliveries(self, request, context):
-        """Lists what was sent and how it was answered, newest first. It is kept for two weeks
-        unless configured otherwise.
+        """Lists attempts and their results, newest first. They are kept for two weeks unless
+        configured otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -226,19 +224,18 @@ def add_WebhookServiceServicer_to_server(servicer, server):
 class WebhookService(object):
     """Webhooks: every change of an organization, sent to URLs that it has registered.
 
-    Changes go to each webhook in the order of their revisions, one after another, each
-    at least once: the next only after the one before was answered with a 2xx status.
-    What a webhook sends is signed by the rules of Standard Webhooks: the headers
-    `webhook-id` (the same whenever the same change is sent to the same webhook, so that
-    a receiver can tell what it has already), `webhook-timestamp` and `webhook-signature`.
-    The body is `{"type", "timestamp", "data"}`: `appointment.created`,
-    `appointment.updated` or `appointment.cancelled`, the time of the change, and the
-    entry as `ListChanges` has it.
+    Each webhook gets every change at least once, in revision order and one at a time: the
+    next change is sent only after a 2xx response to the one before. Requests are signed
+    according to Standard Webhooks, with the headers `webhook-id`, `webhook-timestamp` and
+    `webhook-signature`. The `webhook-id` is the same whenever the same change is sent to the
+    same webhook, so that a receiver can detect repetitions. The body is
+    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated` or
+    `appointment.cancelled`; the time of the change; and the entry as in `ListChanges`.
 
-    Any other answer, a redirect or what is not HTTP included, is tried again after waits
-    that grow, for days; a `Retry-After` that can be read is heeded within bounds. Then the
-    webhook is disabled, at once after a 410. Nothing is lost by it: once enabled it goes on
-    where it was.
+    Any other response, including a redirect and one that is not HTTP, is retried for days
+    with growing delays; a valid `Retry-After` is respected within limits. Then the webhook is
+    disabled; after a 410 it is disabled immediately. No change is lost: once enabled, the
+    webhook continues where it was.
     """
 
     @staticmethod

@@ -29,19 +29,18 @@ GRPC_VERSION: str
 class WebhookServiceStub:
     """Webhooks: every change of an organization, sent to URLs that it has registered.
 
-    Changes go to each webhook in the order of their revisions, one after another, each
-    at least once: the next only after the one before was answered with a 2xx status.
-    What a webhook sends is signed by the rules of Standard Webhooks: the headers
-    `webhook-id` (the same whenever the same change is sent to the same webhook, so that
-    a receiver can tell what it has already), `webhook-timestamp` and `webhook-signature`.
-    The body is `{"type", "timestamp", "data"}`: `appointment.created`,
-    `appointment.updated` or `appointment.cancelled`, the time of the change, and the
-    entry as `ListChanges` has it.
+    Each webhook gets every change at least once, in revision order and one at a time: the
+    next change is sent only after a 2xx response to the one before. Requests are signed
+    according to Standard Webhooks, with the headers `webhook-id`, `webhook-timestamp` and
+    `webhook-signature`. The `webhook-id` is the same whenever the same change is sent to the
+    same webhook, so that a receiver can detect repetitions. The body is
+    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated` or
+    `appointment.cancelled`; the time of the change; and the entry as in `ListChanges`.
 
-    Any other answer, a redirect or what is not HTTP included, is tried again after waits
-    that grow, for days; a `Retry-After` that can be read is heeded within bounds. Then the
-    webhook is disabled, at once after a 410. Nothing is lost by it: once enabled it goes on
-    where it was.
+    Any other response, including a redirect and one that is not HTTP, is retried for days
+    with growing delays; a valid `Retry-After` is respected within limits. Then the webhook is
+    disabled; after a 410 it is disabled immediately. No change is lost: once enabled, the
+    webhook continues where it was.
     """
 
     @_typing.overload
@@ -49,101 +48,99 @@ class WebhookServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WebhookServiceAsyncStub: ...
     CreateWebhook: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.CreateWebhookRequest, _webhook_service_pb2.CreateWebhookResponse]
-    """Registers a URL for the organization's changes from now on, or from those after
-    `after_revision` on. The answer is the only one that has the secret.
+    """Registers a URL for the organization's changes, starting with the next one or after
+    `after_revision`. Only this response contains the secret.
     """
     GetWebhook: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.GetWebhookRequest, _webhook_service_pb2.GetWebhookResponse]
-    """Reads one webhook, and how far it is. Its secret is not in the answer."""
+    """Reads one webhook and its progress. The secret is not returned."""
     ListWebhooks: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.ListWebhooksRequest, _webhook_service_pb2.ListWebhooksResponse]
-    """Lists all webhooks of one organization, in the order in which they were created. They
-    all come at once, without their secrets.
+    """Lists all webhooks of one organization. They are returned in a single response, in the
+    order in which they were created, without their secrets.
     """
     UpdateWebhook: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.UpdateWebhookRequest, _webhook_service_pb2.UpdateWebhookResponse]
-    """Replaces all that a caller sets: a field that is left out is emptied; only a header's
-    value that is left out stays what it is. The webhook goes on where it was, at once if
-    it was waiting to try again; `disabled: false` enables it again.
+    """Replaces all settings. A field that is left out becomes empty, except that a header
+    without a value keeps its stored value. The webhook continues where it was, immediately
+    if it was waiting for a retry; `disabled: false` enables it again.
     """
     DeleteWebhook: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.DeleteWebhookRequest, _webhook_service_pb2.DeleteWebhookResponse]
-    """Deletes a webhook. What is on its way may still arrive."""
+    """Deletes a webhook. A request in flight may still arrive."""
     RotateWebhookSecret: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.RotateWebhookSecretRequest, _webhook_service_pb2.RotateWebhookSecretResponse]
-    """Gives a webhook a new secret, which is in the answer. The one before goes on signing
-    beside it, for a day unless configured otherwise; at most four old ones do.
+    """Creates a new secret for a webhook and returns it. The previous secret also signs, for
+    a day unless configured otherwise. At most four previous secrets do.
     """
     ReplayWebhook: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.ReplayWebhookRequest, _webhook_service_pb2.ReplayWebhookResponse]
-    """Sends every change after `after_revision` again, or passes over those up to it, and
-    enables the webhook. What is sent again has the `webhook-id` that it had.
+    """Moves a webhook to `after_revision`, and enables it. Earlier changes are skipped, and
+    later ones are sent, again if necessary. A repeated change has the same `webhook-id`.
     """
     ListWebhookDeliveries: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.ListWebhookDeliveriesRequest, _webhook_service_pb2.ListWebhookDeliveriesResponse]
-    """Lists what was sent and how it was answered, newest first. It is kept for two weeks
-    unless configured otherwise.
+    """Lists attempts and their results, newest first. They are kept for two weeks unless
+    configured otherwise.
     """
 
 @_typing.type_check_only
 class WebhookServiceAsyncStub(WebhookServiceStub):
     """Webhooks: every change of an organization, sent to URLs that it has registered.
 
-    Changes go to each webhook in the order of their revisions, one after another, each
-    at least once: the next only after the one before was answered with a 2xx status.
-    What a webhook sends is signed by the rules of Standard Webhooks: the headers
-    `webhook-id` (the same whenever the same change is sent to the same webhook, so that
-    a receiver can tell what it has already), `webhook-timestamp` and `webhook-signature`.
-    The body is `{"type", "timestamp", "data"}`: `appointment.created`,
-    `appointment.updated` or `appointment.cancelled`, the time of the change, and the
-    entry as `ListChanges` has it.
+    Each webhook gets every change at least once, in revision order and one at a time: the
+    next change is sent only after a 2xx response to the one before. Requests are signed
+    according to Standard Webhooks, with the headers `webhook-id`, `webhook-timestamp` and
+    `webhook-signature`. The `webhook-id` is the same whenever the same change is sent to the
+    same webhook, so that a receiver can detect repetitions. The body is
+    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated` or
+    `appointment.cancelled`; the time of the change; and the entry as in `ListChanges`.
 
-    Any other answer, a redirect or what is not HTTP included, is tried again after waits
-    that grow, for days; a `Retry-After` that can be read is heeded within bounds. Then the
-    webhook is disabled, at once after a 410. Nothing is lost by it: once enabled it goes on
-    where it was.
+    Any other response, including a redirect and one that is not HTTP, is retried for days
+    with growing delays; a valid `Retry-After` is respected within limits. Then the webhook is
+    disabled; after a 410 it is disabled immediately. No change is lost: once enabled, the
+    webhook continues where it was.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateWebhook: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.CreateWebhookRequest, _webhook_service_pb2.CreateWebhookResponse]  # type: ignore[assignment]
-    """Registers a URL for the organization's changes from now on, or from those after
-    `after_revision` on. The answer is the only one that has the secret.
+    """Registers a URL for the organization's changes, starting with the next one or after
+    `after_revision`. Only this response contains the secret.
     """
     GetWebhook: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.GetWebhookRequest, _webhook_service_pb2.GetWebhookResponse]  # type: ignore[assignment]
-    """Reads one webhook, and how far it is. Its secret is not in the answer."""
+    """Reads one webhook and its progress. The secret is not returned."""
     ListWebhooks: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.ListWebhooksRequest, _webhook_service_pb2.ListWebhooksResponse]  # type: ignore[assignment]
-    """Lists all webhooks of one organization, in the order in which they were created. They
-    all come at once, without their secrets.
+    """Lists all webhooks of one organization. They are returned in a single response, in the
+    order in which they were created, without their secrets.
     """
     UpdateWebhook: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.UpdateWebhookRequest, _webhook_service_pb2.UpdateWebhookResponse]  # type: ignore[assignment]
-    """Replaces all that a caller sets: a field that is left out is emptied; only a header's
-    value that is left out stays what it is. The webhook goes on where it was, at once if
-    it was waiting to try again; `disabled: false` enables it again.
+    """Replaces all settings. A field that is left out becomes empty, except that a header
+    without a value keeps its stored value. The webhook continues where it was, immediately
+    if it was waiting for a retry; `disabled: false` enables it again.
     """
     DeleteWebhook: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.DeleteWebhookRequest, _webhook_service_pb2.DeleteWebhookResponse]  # type: ignore[assignment]
-    """Deletes a webhook. What is on its way may still arrive."""
+    """Deletes a webhook. A request in flight may still arrive."""
     RotateWebhookSecret: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.RotateWebhookSecretRequest, _webhook_service_pb2.RotateWebhookSecretResponse]  # type: ignore[assignment]
-    """Gives a webhook a new secret, which is in the answer. The one before goes on signing
-    beside it, for a day unless configured otherwise; at most four old ones do.
+    """Creates a new secret for a webhook and returns it. The previous secret also signs, for
+    a day unless configured otherwise. At most four previous secrets do.
     """
     ReplayWebhook: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.ReplayWebhookRequest, _webhook_service_pb2.ReplayWebhookResponse]  # type: ignore[assignment]
-    """Sends every change after `after_revision` again, or passes over those up to it, and
-    enables the webhook. What is sent again has the `webhook-id` that it had.
+    """Moves a webhook to `after_revision`, and enables it. Earlier changes are skipped, and
+    later ones are sent, again if necessary. A repeated change has the same `webhook-id`.
     """
     ListWebhookDeliveries: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.ListWebhookDeliveriesRequest, _webhook_service_pb2.ListWebhookDeliveriesResponse]  # type: ignore[assignment]
-    """Lists what was sent and how it was answered, newest first. It is kept for two weeks
-    unless configured otherwise.
+    """Lists attempts and their results, newest first. They are kept for two weeks unless
+    configured otherwise.
     """
 
 class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
     """Webhooks: every change of an organization, sent to URLs that it has registered.
 
-    Changes go to each webhook in the order of their revisions, one after another, each
-    at least once: the next only after the one before was answered with a 2xx status.
-    What a webhook sends is signed by the rules of Standard Webhooks: the headers
-    `webhook-id` (the same whenever the same change is sent to the same webhook, so that
-    a receiver can tell what it has already), `webhook-timestamp` and `webhook-signature`.
-    The body is `{"type", "timestamp", "data"}`: `appointment.created`,
-    `appointment.updated` or `appointment.cancelled`, the time of the change, and the
-    entry as `ListChanges` has it.
+    Each webhook gets every change at least once, in revision order and one at a time: the
+    next change is sent only after a 2xx response to the one before. Requests are signed
+    according to Standard Webhooks, with the headers `webhook-id`, `webhook-timestamp` and
+    `webhook-signature`. The `webhook-id` is the same whenever the same change is sent to the
+    same webhook, so that a receiver can detect repetitions. The body is
+    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated` or
+    `appointment.cancelled`; the time of the change; and the entry as in `ListChanges`.
 
-    Any other answer, a redirect or what is not HTTP included, is tried again after waits
-    that grow, for days; a `Retry-After` that can be read is heeded within bounds. Then the
-    webhook is disabled, at once after a 410. Nothing is lost by it: once enabled it goes on
-    where it was.
+    Any other response, including a redirect and one that is not HTTP, is retried for days
+    with growing delays; a valid `Retry-After` is respected within limits. Then the webhook is
+    disabled; after a 410 it is disabled immediately. No change is lost: once enabled, the
+    webhook continues where it was.
     """
 
     @_abc_1.abstractmethod
@@ -152,8 +149,8 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhook_service_pb2.CreateWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhook_service_pb2.CreateWebhookResponse, _abc.Awaitable[_webhook_service_pb2.CreateWebhookResponse]]:
-        """Registers a URL for the organization's changes from now on, or from those after
-        `after_revision` on. The answer is the only one that has the secret.
+        """Registers a URL for the organization's changes, starting with the next one or after
+        `after_revision`. Only this response contains the secret.
         """
 
     @_abc_1.abstractmethod
@@ -162,7 +159,7 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhook_service_pb2.GetWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhook_service_pb2.GetWebhookResponse, _abc.Awaitable[_webhook_service_pb2.GetWebhookResponse]]:
-        """Reads one webhook, and how far it is. Its secret is not in the answer."""
+        """Reads one webhook and its progress. The secret is not returned."""
 
     @_abc_1.abstractmethod
     def ListWebhooks(
@@ -170,8 +167,8 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhook_service_pb2.ListWebhooksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhook_service_pb2.ListWebhooksResponse, _abc.Awaitable[_webhook_service_pb2.ListWebhooksResponse]]:
-        """Lists all webhooks of one organization, in the order in which they were created. They
-        all come at once, without their secrets.
+        """Lists all webhooks of one organization. They are returned in a single response, in the
+        order in which they were created, without their secrets.
         """
 
     @_abc_1.abstractmethod
@@ -180,9 +177,9 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhook_service_pb2.UpdateWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhook_service_pb2.UpdateWebhookResponse, _abc.Awaitable[_webhook_service_pb2.UpdateWebhookResponse]]:
-        """Replaces all that a caller sets: a field that is left out is emptied; only a header's
-        value that is left out stays what it is. The webhook goes on where it was, at once if
-        it was waiting to try again; `disabled: false` enables it again.
+        """Replaces all settings. A field that is left out becomes empty, except that a header
+        without a value keeps its stored value. The webhook continues where it was, immediately
+        if it was waiting for a retry; `disabled: false` enables it again.
         """
 
     @_abc_1.abstractmethod
@@ -191,7 +188,7 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhook_service_pb2.DeleteWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhook_service_pb2.DeleteWebhookResponse, _abc.Awaitable[_webhook_service_pb2.DeleteWebhookResponse]]:
-        """Deletes a webhook. What is on its way may still arrive."""
+        """Deletes a webhook. A request in flight may still arrive."""
 
     @_abc_1.abstractmethod
     def RotateWebhookSecret(
@@ -199,8 +196,8 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhook_service_pb2.RotateWebhookSecretRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhook_service_pb2.RotateWebhookSecretResponse, _abc.Awaitable[_webhook_service_pb2.RotateWebhookSecretResponse]]:
-        """Gives a webhook a new secret, which is in the answer. The one before goes on signing
-        beside it, for a day unless configured otherwise; at most four old ones do.
+        """Creates a new secret for a webhook and returns it. The previous secret also signs, for
+        a day unless configured otherwise. At most four previous secrets do.
         """
 
     @_abc_1.abstractmethod
@@ -209,8 +206,8 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhook_service_pb2.ReplayWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhook_service_pb2.ReplayWebhookResponse, _abc.Awaitable[_webhook_service_pb2.ReplayWebhookResponse]]:
-        """Sends every change after `after_revision` again, or passes over those up to it, and
-        enables the webhook. What is sent again has the `webhook-id` that it had.
+        """Moves a webhook to `after_revision`, and enables it. Earlier changes are skipped, and
+        later ones are sent, again if necessary. A repeated change has the same `webhook-id`.
         """
 
     @_abc_1.abstractmethod
@@ -219,8 +216,8 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhook_service_pb2.ListWebhookDeliveriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhook_service_pb2.ListWebhookDeliveriesResponse, _abc.Awaitable[_webhook_service_pb2.ListWebhookDeliveriesResponse]]:
-        """Lists what was sent and how it was answered, newest first. It is kept for two weeks
-        unless configured otherwise.
+        """Lists attempts and their results, newest first. They are kept for two weeks unless
+        configured otherwise.
         """
 
 def add_WebhookServiceServicer_to_server(servicer: WebhookServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class RelayServiceStub(object):
-    """Carries the calls of many callers over one stream, so that a message is paid for
-    once and not once a call.
+    """Carries the calls of many callers over one stream, because the cost of a message does
+    not depend on the number of calls in it.
     """
 
     def __init__(self, channel):
@@ -44,19 +44,19 @@ class RelayServiceStub(object):
 
 
 class RelayServiceServicer(object):
-    """Carries the calls of many callers over one stream, so that a message is paid for
-    once and not once a call.
+    """Carries the calls of many callers over one stream, because the cost of a message does
+    not depend on the number of calls in it.
     """
 
     def Relay(self, request_iterator, context):
-        """Carries calls of all services of this API and their answers, as many
-        a message as there are.
+        """Carries calls of all services of this API and their answers. Each message has as many
+        as are ready.
 
-        Calls are independent: each is decided as if it had come alone, and answered as
-        soon as it is, in whatever order. When the gateway half-closes the stream, the
-        service answers what it has got and ends it. When the stream ends otherwise, its
-        calls without an answer are cancelled; as with every call that breaks, a write
-        may have happened or not.
+        Calls are independent: each is decided as if it had been sent alone, and answered as
+        soon as it is done, in any order. When the gateway half-closes the stream, the service
+        answers the calls that it has received and ends the stream. When the stream ends
+        otherwise, unanswered calls are cancelled; as with any interrupted call, a write may
+        have happened or not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,8 +79,8 @@ def add_RelayServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RelayService(object):
-    """Carries the calls of many callers over one stream, so that a message is paid for
-    once and not once a call.
+    """Carries the calls of many callers over one stream, because the cost of a message does
+    not depend on the number of calls in it.
     """
 
     @staticmethod
