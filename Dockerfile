@@ -22,5 +22,5 @@ ENV PATH=/app/migrations:/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITE
 USER 10001
 EXPOSE 50051 3000 9464 9465 9466
 STOPSIGNAL SIGTERM
-# Or `python -m service worker`, `python -m gateway`, `migrate`.
+# Other commands: `python -m service worker`, `python -m gateway`, `migrate`.
 CMD ["python", "-m", "service"]

@@ -11,8 +11,8 @@ SERVICE_FILES := $(sort $(wildcard protos/appointments/v1/*_service.proto)) prot
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# The environment: made once, made again when what it is made from changes. What running
-# needs comes first, by itself: the tools of development are ten times as much.
+# The environment is created once, and again when its requirements change. Running needs only the
+# first part; the development tools are ten times as large.
 .venv/running: requirements-run.txt pyproject.toml protos/pyproject.toml protos/appointments/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or later is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
@@ -25,7 +25,7 @@ help: ## List the targets
 	$(PIP) --require-hashes -r requirements-dev.txt
 	@touch $@
 
-# Generators of clients and Node.js, for the tests that use them, apart from all else.
+# Client generators and Node.js for the tests that use them, in a separate environment.
 .venv/clients/installed: tests/clients/requirements.txt tests/clients/package-lock.json tests/clients/.npmrc
 	$(PYTHON) -m venv --clear .venv/clients
 	.venv/clients/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r tests/clients/requirements.txt
@@ -33,25 +33,25 @@ help: ## List the targets
 	cd .venv/clients && PATH="$$PWD/bin:$$PATH" npm ci --loglevel=error
 	@touch $@
 
-# protoc with gRPC's plugin, older than the service's own packages: see protos/requirements.in.
+# protoc with the gRPC plugin, older than the service's packages: see protos/requirements.in.
 .venv/protoc/installed: protos/requirements.txt | .venv/installed
 	$(BIN)/uv venv --quiet --clear --python ">=3.11,<3.14" .venv/protoc
 	$(BIN)/uv pip install --quiet --python .venv/protoc --require-hashes --only-binary :all: -r protos/requirements.txt
 	@touch $@
 
-run: .venv/running ## Run everything here: PostgreSQL, service (50051), a worker, gateway (3000)
+run: .venv/running ## Run PostgreSQL, service (50051), a worker and gateway (3000) on this machine
 	@$(BIN)/python -m local.run
 
-demo: .venv/running ## Send colliding appointments at once and check what came of it (REQUESTS=1000)
+demo: .venv/running ## Send colliding appointments concurrently and check the result (REQUESTS=1000)
 	@$(BIN)/python -m demo $(if $(REQUESTS),--requests $(REQUESTS))
 
 demo-fosdem: .venv/running ## Load the programme of FOSDEM 2023 and find its double booking
 	@$(BIN)/python -m demo fosdem
 
-bench: .venv/installed ## Measure everything against what the database alone can do (twelve minutes; JSON=file)
+bench: .venv/installed ## Run the benchmark and compare with the database alone (twelve minutes; JSON=file)
 	@$(BIN)/python -m bench $(if $(JSON),--json $(JSON))
 
-bench-quick: .venv/installed ## The same in short (two minutes)
+bench-quick: .venv/installed ## Run a short version of the benchmark (two minutes)
 	@$(BIN)/python -m bench --quick $(if $(JSON),--json $(JSON))
 
 bench-plot: .venv/installed ## Draw the picture of docs/performance.md (JSON=file)
@@ -63,7 +63,7 @@ migrate: .venv/running ## Apply the migrations to the database of DATABASE_URL
 test: .venv/installed ## Run the whole test suite
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-lint: .venv/installed .venv/protoc/installed ## Check style, types, dependencies, protos, stubs and migrations
+lint: .venv/installed .venv/protoc/installed ## Check style, types, imports, dependencies, protos, stubs and migrations
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -76,15 +76,15 @@ lint: .venv/installed .venv/protoc/installed ## Check style, types, dependencies
 	echo "stubs: as generated"; \
 	$(MAKE) --no-print-directory --silent protos OUT="$$tmp/stubs"; \
 	diff -r -x '*.proto' -x __init__.py -x py.typed -x __pycache__ protos/appointments "$$tmp/stubs/appointments" \
-		|| { echo "The stubs are not those of the .proto files: make protos" >&2; exit 1; }
+		|| { echo "The stubs do not match the .proto files: run make protos" >&2; exit 1; }
 	@set -eu; for file in migrations/*.sql; do echo "squawk $$file"; \
 		sed '/^-- migrate:down/,$$d' "$$file" | $(BIN)/squawk --stdin-filepath "$$file"; done
 
-format: .venv/installed ## Format the code and mend what can be mended
+format: .venv/installed ## Format the code and fix what can be fixed automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# One file of googleapis-common-protos lies under another name than it is imported by.
+# One file of googleapis-common-protos has a different name than its import.
 LONGRUNNING = google/longrunning/operations.proto=$(SITE)/google/longrunning/operations_proto.proto
 PROTOC = .venv/protoc/bin/python -m grpc_tools.protoc -I protos -I $(SITE) -I $(LONGRUNNING)
 OUT := protos
@@ -98,7 +98,7 @@ protos: .venv/installed .venv/protoc/installed ## Generate the stubs from the .p
 
 COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-emit-package appointments-v1
 
-lock: .venv/installed .venv/clients/installed ## Pin the dependencies anew
+lock: .venv/installed .venv/clients/installed ## Update the pinned dependencies
 	$(COMPILE) pyproject.toml -o requirements.txt
 	$(COMPILE) --extra run -c requirements.txt pyproject.toml -o requirements-run.txt
 	$(COMPILE) --extra run --extra dev -c requirements-run.txt pyproject.toml -o requirements-dev.txt
@@ -106,9 +106,9 @@ lock: .venv/installed .venv/clients/installed ## Pin the dependencies anew
 	$(COMPILE) protos/requirements.in -o protos/requirements.txt
 	cd tests/clients && PATH="../../.venv/clients/bin:$$PATH" npm install --package-lock-only
 
-audit: .venv/installed ## Look for known vulnerabilities in the pinned dependencies (asks the network)
+audit: .venv/installed ## Check the pinned dependencies for known vulnerabilities (needs network access)
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements-dev.txt -r tests/clients/requirements.txt
 
-clean: ## Remove the environment and the caches; the data in .data/ stays
+clean: ## Remove the environment and the caches; keep the data in .data/
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -162,7 +162,7 @@ def _group(
 def _eventual(*, quick: bool) -> list[Group]:
     """Writes that are accepted and then applied, against those answered when they are applied.
 
-    Accepted with no worker, then applied by one, then both at once. If quick, with many
+    Accepted with no worker, then applied by one, then both together. If quick, with many
     organizations only.
     """
     names: dict[Queue, str] = {"postgres": "PostgreSQL", "rabbitmq": "RabbitMQ"}
@@ -188,7 +188,7 @@ def _eventual(*, quick: bool) -> list[Group]:
             worker=True,
             against=1,
         )
-        beside = replace(submitting, title=f"{shape}, both at once", worker=True)
+        beside = replace(submitting, title=f"{shape}, both together", worker=True)
         yield beside
         yield replace(beside, title=f"{shape}, at half the rate", paced=True)
 
