@@ -24,7 +24,7 @@ from service.settings import Settings
 from service.webhooks.addresses import AddressRules
 from service.webhooks.claims import ClaimStore
 from service.webhooks.delivery import LOOP as WEBHOOK_LOOP
-from service.webhooks.delivery import Deliverer, Pace
+from service.webhooks.delivery import Deliverer, DeliverySettings
 
 # Runs until it is cancelled, and leaves things in order then.
 Duty = Callable[[], Awaitable[None]]
@@ -99,8 +99,8 @@ def _duties(settings: Settings, database: Database, metrics: Metrics) -> dict[st
             ReadStore(database, None),
             AddressRules(settings.webhook_allowed_networks),
             metrics,
-            pace=Pace(
-                places=settings.webhook_concurrency,
+            settings=DeliverySettings(
+                slots=settings.webhook_concurrency,
                 poll_interval=settings.webhook_poll_interval,
                 lease=settings.webhook_lease,
                 timeout=settings.webhook_timeout,

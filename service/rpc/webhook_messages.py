@@ -31,9 +31,9 @@ def content(
     before = len(violations)
     rules.check_fields(wanted, "webhook.", violations)
     if not any(field == "webhook.url" for field, _ in violations[before:]):
-        fault = addresses.fault_of(wanted.url)
-        if fault is not None:
-            violations.append(("webhook.url", fault))
+        error = addresses.url_error(wanted.url)
+        if error is not None:
+            violations.append(("webhook.url", error))
     violations.extend(
         (f"webhook.changes[{index}]", f"must be one of {', '.join(_NUMBERS)}")
         for index, number in enumerate(wanted.changes)

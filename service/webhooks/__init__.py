@@ -1,1 +1,1 @@
-"""Webhooks: changes of organizations, sent to the URLs that they have registered."""
+"""Webhooks: the changes of an organization, sent to the URLs that it registered."""

@@ -1,4 +1,4 @@
-"""Which addresses a webhook may reach: none inside the operator's network unless allowed."""
+"""The addresses that webhooks may reach: public ones, and the networks that are allowed."""
 
 import ipaddress
 import re
@@ -13,37 +13,37 @@ from service.webhooks.url import InvalidURL, read_url
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-# RFC 6052, section 2.1: the rest is an IPv4 address.
+# RFC 6052, section 2.1: the last 32 bits are an IPv4 address.
 _NAT64 = IPv6Network("64:ff9b::/96")
-# RFC 4291, section 2.4: all that is routed globally.
+# RFC 4291, section 2.4: every globally routed address.
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
-# What inet_aton takes for an address: 127.1, 0x7f000001, 017700000001.
+# The forms that inet_aton accepts as an address: 127.1, 0x7f000001, 017700000001.
 _LEGACY_IPV4 = re.compile(r"(0[xX])?[0-9a-fA-F]*(\.(0[xX])?[0-9a-fA-F]*){0,3}\.?")
 
 
 class AddressRules:
-    """Judges addresses and URLs. Public addresses are reached by https only."""
+    """Checks addresses and URLs. Public addresses need https."""
 
     def __init__(self, allowed: Sequence[Network]) -> None:
         self._allowed = tuple(allowed)
 
     def permits(self, address: Address, *, secure: bool) -> bool:
-        """Tell whether an address may be reached, by https (`secure`) or by http."""
-        meant = _meant(address)
-        if any(each in network for network in self._allowed for each in {address, meant}):
+        """Return whether an address may be reached, by https (`secure`) or by http."""
+        effective = _effective(address)
+        if any(each in network for network in self._allowed for each in {address, effective}):
             return True
-        return secure and _is_public(meant)
+        return secure and _is_public(effective)
 
-    def fault_of(self, text: str) -> str | None:
-        """Say what is wrong with a URL, as far as that is evident without resolving it."""
+    def url_error(self, text: str) -> str | None:
+        """Return what is wrong with a URL, or None. Does not resolve its host."""
         try:
-            return self._address_fault(read_url(text))
+            return self._address_error(read_url(text))
         except InvalidURL as error:
             return str(error)
 
-    def _address_fault(self, url: URL) -> str | None:
+    def _address_error(self, url: URL) -> str | None:
         secure = url.scheme == "https"
-        address = literal_of(url)
+        address = literal_address(url)
         if address is None:
             if secure or self._allowed:
                 return None
@@ -55,15 +55,15 @@ class AddressRules:
         return f"must not have the address {address}, which is not a public one"
 
     def refusal(self, url: URL) -> str | None:
-        """Say why nothing is sent to a URL whose host is an address; None for others."""
-        address = literal_of(url)
+        """Return why a URL whose host is an address may not be reached, or None."""
+        address = literal_address(url)
         if address is None or self.permits(address, secure=url.scheme == "https"):
             return None
-        return refused(url.raw_host or "", [address], secure=url.scheme == "https")
+        return refusal_message(url.raw_host or "", [address], secure=url.scheme == "https")
 
 
-def literal_of(url: URL) -> Address | None:
-    """Return the address that a URL's host is, in any form that a resolver takes."""
+def literal_address(url: URL) -> Address | None:
+    """Return a URL's host if it is an address, in any form that a resolver accepts."""
     host = (url.raw_host or "").partition("%")[0]
     try:
         return ipaddress.ip_address(host)
@@ -77,15 +77,15 @@ def literal_of(url: URL) -> Address | None:
         return None
 
 
-def refused(host: str, addresses: Sequence[Address], *, secure: bool) -> str:
-    """Say that a host was not reached because of its addresses."""
+def refusal_message(host: str, addresses: Sequence[Address], *, secure: bool) -> str:
+    """Return the error for a host none of whose addresses may be reached."""
     named = ", ".join(map(str, addresses))
     what = "is not a public address" if secure else "may not be reached by http"
     return f"{host} is not reached: {named} {what}, and not allowed by WEBHOOK_ALLOWED_NETWORKS"
 
 
-def _meant(address: Address) -> Address:
-    """Return the IPv4 address that an IPv6 address leads to, or the address itself."""
+def _effective(address: Address) -> Address:
+    """Return the IPv4 address that an IPv6 address maps or translates to, or the address."""
     if isinstance(address, IPv4Address):
         return address
     if address.ipv4_mapped is not None:
@@ -98,5 +98,5 @@ def _meant(address: Address) -> Address:
 def _is_public(address: Address) -> bool:
     if isinstance(address, IPv6Address) and address not in _GLOBAL_UNICAST:
         return False
-    # Python counts multicast among what is global.
+    # `is_global` includes multicast.
     return address.is_global and not address.is_multicast and not address.is_reserved

@@ -1,8 +1,8 @@
-"""How workers share the webhooks, and record how far each is.
+"""Leases of webhooks, and the progress of each.
 
-Times are the database's. Whatever is recorded of a webhook needs the fence that it was
-claimed with and the cursor that was recorded last: a worker that was held up beyond its
-lease, or whose webhook was told to begin elsewhere, records nothing.
+All times are the database's. Recording progress requires the claim's fence and the cursor
+that was recorded last. A worker whose lease has expired, or whose webhook was replayed
+meanwhile, records nothing.
 """
 
 import json
@@ -19,8 +19,8 @@ _COLUMNS: LiteralString = """
     w.disabled, w.cursor_revision, w.attempts, w.updated_at
 """
 
-# Nothing else reads secrets and the values of headers. Of a row that this statement holds,
-# so that they belong to the URL and the names beside them.
+# No other statement reads secrets and header values. They are read for a row that this
+# statement has locked, so that they belong to the URL and header names returned with them.
 _WITH_SECRETS: LiteralString = """
     SELECT
         w.organization_id, w.webhook_id, w.fence, w.url, w.changes, own.live_secrets,
@@ -30,8 +30,8 @@ _WITH_SECRETS: LiteralString = """
     CROSS JOIN LATERAL webhook_secrets(w.organization_id, w.webhook_id) AS own
 """
 
-# The index gives them in the order in which they have waited, and the organization's row
-# is looked up for each: neither depends on how many organizations there are.
+# The index returns webhooks in the order in which they became due. The organization's row is
+# looked up for each, so the cost does not depend on the number of organizations.
 _DUE: LiteralString = """
     SELECT w.organization_id, w.webhook_id
     FROM webhooks w
@@ -48,8 +48,8 @@ _DUE: LiteralString = """
 """
 
 _CLAIM: LiteralString = f"""
-    WITH due AS MATERIALIZED ({_DUE.format(attempts="= 0", limit="%(places)s")}),
-    failing AS MATERIALIZED ({_DUE.format(attempts="> 0", limit="%(failing_places)s")}),
+    WITH due AS MATERIALIZED ({_DUE.format(attempts="= 0", limit="%(slots)s")}),
+    failing AS MATERIALIZED ({_DUE.format(attempts="> 0", limit="%(failing_slots)s")}),
     claimed AS (
         UPDATE webhooks w
         SET leased_until = now() + make_interval(secs => %(lease)s), fence = w.fence + 1
@@ -71,7 +71,7 @@ _OURS: LiteralString = """
         AND w.cursor_revision = %(cursor)s
 """
 
-# The log beside the webhook's own row, or neither.
+# Updates the webhook and inserts the log entries in one statement: both or neither.
 _RECORD: LiteralString = """
     WITH recorded AS (
         UPDATE webhooks w
@@ -112,8 +112,8 @@ _ADVANCE: LiteralString = _RECORD.format(
     result=_WITH_SECRETS.format(held="recorded"),
 )
 
-# A failure says nothing of what a webhook was changed to meanwhile, nor of its replay: it is
-# logged, and the webhook is tried at once.
+# A failure does not count against a webhook that was updated or replayed since it was
+# claimed. The failure is logged, and the webhook is due at once.
 _AS_CLAIMED: LiteralString = "w.updated_at = %(updated_at)s"
 
 _FAIL: LiteralString = _RECORD.format(
@@ -161,7 +161,7 @@ _RELEASE: LiteralString = """
 
 
 class Sent(NamedTuple):
-    """A change, which attempt it was, and what came of it."""
+    """A change that was sent, the number of the attempt, and its outcome."""
 
     revision: int
     attempt: int
@@ -176,32 +176,30 @@ class ClaimStore:
         self._lease = lease
         self._give_up_after = give_up_after
 
-    async def claim(self, *, places: int, failing_places: int) -> list[Claim]:
-        """Take webhooks that have something to be sent, for the time of a lease.
-
-        Those whose last attempt failed have places of their own.
-        """
+    async def claim(self, *, slots: int, failing_slots: int) -> list[Claim]:
+        """Lease webhooks that are due: at most `slots`, and `failing_slots` whose last
+        attempt failed."""
         found = await self._database.fetch(
-            _CLAIM, {"places": places, "failing_places": failing_places, "lease": self._lease}
+            _CLAIM, {"slots": slots, "failing_slots": failing_slots, "lease": self._lease}
         )
         return [Claim(*row) for row in found]
 
     async def advance(
         self, claim: Claim, sent: Sequence[Sent], *, reached: int, release: bool
     ) -> Claim | None:
-        """Record that everything up to a revision was taken or passed over.
+        """Record that every change up to a revision was delivered or skipped.
 
-        Renews the lease, or gives it up with `release`. Returns the webhook as it is now,
-        None if nothing was recorded since it is not ours any more or its cursor was moved.
+        Renews the lease, or ends it with `release`. Returns the webhook as it is now, or None
+        if nothing was recorded because the lease was lost or the webhook was replayed.
         """
         return await self._record(_ADVANCE, claim, sent, reached=reached, release=release)
 
     async def fail(self, claim: Claim, sent: Sent, *, wait: float, gone: bool) -> Claim | None:
-        """Record that sending the next change failed, and give the webhook up.
+        """Record that sending the next change failed, and release the webhook.
 
-        It is tried again after `wait`, unless it was disabled: because it is `gone`, or
-        has failed for too long. One that was changed or replayed meanwhile is neither made
-        to wait nor disabled.
+        The next attempt is after `wait`. The webhook is disabled if it is `gone` or has
+        failed for too long. A webhook that was updated or replayed meanwhile is due at once
+        and is not disabled. Returns the same as `advance`.
         """
         return await self._record(
             _FAIL,
@@ -216,7 +214,7 @@ class ClaimStore:
         )
 
     async def release(self, claim: Claim, *, wait: float) -> None:
-        """Give a webhook up, if it is still ours; nobody takes it before `wait` is over."""
+        """End the lease, if it still is this worker's. The webhook is due after `wait`."""
         await self._database.fetch(
             _RELEASE,
             {

@@ -1,8 +1,8 @@
-"""The duty of a worker: to send every change to every webhook that wants it.
+"""Sends every change to every webhook that selects it.
 
-Each webhook is sent to in a task of its own, which ends after a while, so that those that
-wait get its place. One that hangs or fails has its place for one attempt only, and those
-that failed the last time share half of the places.
+A worker has a limited number of slots, and a task per claimed webhook. A task ends after
+TURN_SECONDS, so that other webhooks get its slot. A webhook that hangs or fails occupies a
+slot for one attempt only. Webhooks whose last attempt failed get at most half of the slots.
 """
 
 import asyncio
@@ -27,14 +27,15 @@ from service.webhooks.resolver import LookUp, look_up
 from service.webhooks.sender import Sender
 from service.webhooks.webhook import Attempt, Claim
 
-# What a worker has sent and not recorded yet; so much is sent again if it dies.
+# Progress is recorded after this many changes or seconds. A worker that dies sends the
+# changes since then again.
 GROUP = 50
 GROUP_SECONDS = 0.5
-# How long a webhook with ever more to send keeps its place.
+# How long a webhook keeps its slot while it has changes to send.
 TURN_SECONDS = 5.0
-# How long what is under way may take when the worker is told to stop.
+# How long requests in flight may take when the worker stops.
 STOP_SECONDS = 3.0
-# Looking for work takes at most this part of one connection's time.
+# Polling uses at most this share of one connection's time.
 POLL_SHARE = 0.1
 GONE = 410
 LOOP = "send to webhooks"
@@ -43,10 +44,10 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How many webhooks at once, and how fast; times are in seconds."""
+class DeliverySettings:
+    """`slots` is the number of webhooks that are sent to at the same time. Times: seconds."""
 
-    places: int
+    slots: int
     poll_interval: float
     lease: float
     timeout: float
@@ -62,27 +63,27 @@ class Deliverer:
         rules: AddressRules,
         metrics: Metrics,
         *,
-        pace: Pace,
+        settings: DeliverySettings,
         look_up: LookUp = look_up,
     ) -> None:
         self._claims = claims
         self._reads = reads
         self._rules = rules
         self._metrics = metrics
-        self._pace = pace
+        self._settings = settings
         self._look_up = look_up
         self._stopping = False
-        # By whether the webhook's last attempt had failed.
+        # The value is whether the webhook's last attempt failed.
         self._tasks: dict[asyncio.Task[None], bool] = {}
 
     async def run(self) -> NoReturn:
-        """Send until cancelled; what is under way then may end, for a moment."""
+        """Send until cancelled. Requests in flight may then take up to STOP_SECONDS."""
         self._stopping = False
         sender = Sender(
             self._rules,
             self._metrics,
-            timeout=self._pace.timeout,
-            connections=self._pace.places,
+            timeout=self._settings.timeout,
+            connections=self._settings.slots,
             look_up=self._look_up,
         )
         async with sender:
@@ -93,34 +94,32 @@ class Deliverer:
                 await self._stop()
 
     async def _start_due(self, sender: Sender) -> None:
-        """Take as many webhooks as there are places, and wait for the next time."""
-        places = self._pace.places - len(self._tasks)
-        # Half of all, but not those that others need now.
-        failing_places = max(0, self._pace.places // 2 - sum(self._tasks.values()))
-        failing_places = min(failing_places, places // 2)
+        """Claim a webhook for each free slot, then wait until the next poll."""
+        slots = self._settings.slots - len(self._tasks)
+        # Failing webhooks get at most half of all slots, and half of the free ones.
+        failing_slots = max(0, self._settings.slots // 2 - sum(self._tasks.values()))
+        failing_slots = min(failing_slots, slots // 2)
         started = monotonic()
         try:
-            claimed = await self._claim(places - failing_places, failing_places)
+            claimed = await self._claim(slots - failing_slots, failing_slots)
         except ServiceError as error:
-            log.warning("no webhooks could be claimed", error=error.message)
+            log.warning("webhooks not claimed", error=error.message)
             await asyncio.sleep(1.0)
             return
         taken = monotonic() - started
         for claim in claimed:
-            task = asyncio.create_task(self._serve(sender, claim, started + self._pace.lease))
+            task = asyncio.create_task(self._serve(sender, claim, started + self._settings.lease))
             self._tasks[task] = claim.attempts > 0
             task.add_done_callback(self._tasks.pop)
-        if self._pace.places - len(self._tasks) < 2:
+        if self._settings.slots - len(self._tasks) < 2:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        # If all places were taken up there may be more to be done now.
-        pause = self._pace.poll_interval if len(claimed) < places else 0.0
+        # More webhooks may be due if every slot was filled.
+        pause = self._settings.poll_interval if len(claimed) < slots else 0.0
         await asyncio.sleep(max(pause, taken / POLL_SHARE))
 
-    async def _claim(self, places: int, failing_places: int) -> list[Claim]:
-        """Claim webhooks; cancelled, let go of what the database was about to give."""
-        claiming = asyncio.create_task(
-            self._claims.claim(places=places, failing_places=failing_places)
-        )
+    async def _claim(self, slots: int, failing_slots: int) -> list[Claim]:
+        """Claim webhooks. If cancelled, release the webhooks that were just claimed."""
+        claiming = asyncio.create_task(self._claims.claim(slots=slots, failing_slots=failing_slots))
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
@@ -141,173 +140,179 @@ class Deliverer:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, sender: Sender, claim: Claim, leased_until: float) -> None:
-        turn = _Turn(self._claims, self._pace, claim, leased_until)
+        webhook = _ClaimedWebhook(self._claims, self._settings, claim, leased_until)
         wait = 0.0
         try:
-            await self._send_all(sender, turn)
+            await self._send_all(sender, webhook)
         except ServiceError as error:
-            # What was not recorded will be sent again.
-            log.warning("a webhook waits", webhook=claim.id, error=error.message)
-            wait = self._pace.first_retry
-        except Exception as error:  # noqa: BLE001  every other webhook goes on
-            self._tell(error, claim)
-            turn.at_fault = True
+            # Changes that were not recorded will be sent again.
+            log.warning("webhook postponed", webhook=claim.id, error=error.message)
+            wait = self._settings.first_retry
+        except Exception as error:  # noqa: BLE001  must not affect other webhooks
+            self._log_unexpected(error, claim)
+            webhook.internal_error = True
         finally:
-            await self._end(turn, wait)
+            await self._end(webhook, wait)
 
-    async def _end(self, turn: "_Turn", wait: float) -> None:
-        """Record what is to be recorded; if that fails, nobody sends before the lease ends."""
+    async def _end(self, webhook: "_ClaimedWebhook", wait: float) -> None:
+        """Record and release. If that fails, no worker sends before the lease expires."""
         try:
-            await turn.end(wait=wait)
+            await webhook.end(wait=wait)
         except ServiceError as error:
-            log.warning("a webhook waits", webhook=turn.claim.id, error=error.message)
-        except Exception as error:  # noqa: BLE001  every other webhook goes on
-            self._tell(error, turn.claim)
+            log.warning("webhook postponed", webhook=webhook.claim.id, error=error.message)
+        except Exception as error:  # noqa: BLE001  must not affect other webhooks
+            self._log_unexpected(error, webhook.claim)
 
-    def _tell(self, error: Exception, claim: Claim) -> None:
+    def _log_unexpected(self, error: Exception, claim: Claim) -> None:
         errors = self._metrics.unexpected_errors
         log_unexpected(LOOP, error, errors, organization=claim.organization_id, webhook=claim.id)
 
-    async def _send_all(self, sender: Sender, turn: "_Turn") -> None:
+    async def _send_all(self, sender: Sender, webhook: "_ClaimedWebhook") -> None:
         end = monotonic() + TURN_SECONDS
-        while turn.lasts and monotonic() < end:
+        while webhook.may_send and monotonic() < end:
             page = await self._reads.history(
-                turn.claim.organization_id, None, after=turn.reached, limit=GROUP, min_revision=None
+                webhook.claim.organization_id,
+                None,
+                after=webhook.reached,
+                limit=GROUP,
+                min_revision=None,
             )
             for entry in page.items:
-                if self._stopping or not turn.lasts:
+                if self._stopping or not webhook.may_send:
                     return
-                await _send(sender, turn, entry)
-            if not page.items or turn.reached >= page.revision:
+                await _send(sender, webhook, entry)
+            if not page.items or webhook.reached >= page.revision:
                 return
-            await turn.record()
+            await webhook.record()
 
 
-class _Turn:
-    """A webhook in the hands of this worker: what was sent, and what of it is recorded."""
+class _ClaimedWebhook:
+    """A webhook that this worker has leased, and the changes not recorded yet."""
 
-    def __init__(self, claims: ClaimStore, pace: Pace, claim: Claim, leased_until: float) -> None:
+    def __init__(
+        self, claims: ClaimStore, settings: DeliverySettings, claim: Claim, leased_until: float
+    ) -> None:
         self.claim = claim
         self.reached = claim.cursor
         self._claims = claims
-        self._pace = pace
+        self._settings = settings
         self._leased_until = leased_until
         self._sent: list[Sent] = []
         self._recorded_at = monotonic()
-        self._over = False
-        # The worker failed at the change that comes next.
-        self.at_fault = False
+        self._ended = False
+        # Set if the next change caused an unexpected error in the worker itself.
+        self.internal_error = False
 
     @property
-    def lasts(self) -> bool:
-        """Whether another request may be sent: it must end within the lease."""
-        if self._over or self.claim.disabled:
+    def may_send(self) -> bool:
+        """Whether another request can be sent and time out before the lease expires."""
+        if self._ended or self.claim.disabled:
             return False
-        return monotonic() + self._pace.timeout < self._leased_until
+        return monotonic() + self._settings.timeout < self._leased_until
 
     @property
     def attempt(self) -> int:
         """The number of the next attempt."""
         return self.claim.attempts + 1 if self.reached == self.claim.cursor else 1
 
-    def pass_over(self, revision: int) -> None:
+    def skip(self, revision: int) -> None:
         self.reached = revision
 
-    async def took(self, sent: Sent) -> None:
-        """Note that a change was taken; record it with others."""
+    async def delivered(self, sent: Sent) -> None:
+        """Note that a change was delivered. It is recorded together with others."""
         self._sent.append(sent)
         self.reached = sent.revision
         if monotonic() - self._recorded_at >= GROUP_SECONDS or len(self._sent) >= GROUP:
             await self.record()
 
     async def failed(self, sent: Sent) -> None:
-        """Record a failure, which ends the turn."""
+        """Record a failure, and release the webhook."""
         await self.record()
-        if self._over:
+        if self._ended:
             return
-        self._over = True
+        self._ended = True
         outcome = sent.outcome
         failed = await self._claims.fail(
             self.claim,
             sent,
-            wait=self._wait(sent.attempt, outcome.retry_after),
+            wait=self._retry_delay(sent.attempt, outcome.retry_after),
             gone=outcome.http_status == GONE,
         )
         if failed is None:
             await self._claims.release(self.claim, wait=0.0)
         elif failed.disabled:
             log.warning(
-                "a webhook is disabled",
+                "webhook disabled",
                 organization=failed.organization_id,
                 webhook=failed.id,
                 error=outcome.error,
             )
 
     async def record(self, *, release: bool = False) -> None:
-        """Record what was taken since the last time."""
-        if self._over or (self.reached == self.claim.cursor and not release):
+        """Record the progress since the last time."""
+        if self._ended or (self.reached == self.claim.cursor and not release):
             return
         asked = monotonic()
-        # Not again after an error: whether it was recorded is not known.
-        self._over = True
+        # Not repeated after an error, since the progress may have been recorded.
+        self._ended = True
         claim = await self._claims.advance(
             self.claim, self._sent, reached=self.reached, release=release
         )
         if claim is None:
-            # Not ours any more, or it is to begin elsewhere: who takes it next begins there.
+            # The lease was lost or the webhook replayed: the next claim has the new cursor.
             await self._claims.release(self.claim, wait=0.0)
             return
-        self._over = release
+        self._ended = release
         self.claim = claim
         self._sent = []
         self._recorded_at = monotonic()
-        self._leased_until = asked + self._pace.lease
+        self._leased_until = asked + self._settings.lease
 
     async def end(self, *, wait: float) -> None:
-        """Record what was taken, or a fault, and let others have the webhook.
+        """Record the progress or the internal error, and release the webhook.
 
-        If nothing was taken it is to `wait` (seconds).
+        Without progress the webhook is due after `wait` (seconds).
         """
-        if self._over:
+        if self._ended:
             return
-        if self.at_fault:
-            # Revisions have no gaps.
-            await self.failed(Sent(self.reached + 1, self.attempt, _fault()))
+        if self.internal_error:
+            # The change that failed has the next revision, since revisions have no gaps.
+            await self.failed(Sent(self.reached + 1, self.attempt, _internal_error()))
         elif self.reached == self.claim.cursor:
-            self._over = True
+            self._ended = True
             await self._claims.release(self.claim, wait=wait)
         else:
             await self.record(release=True)
 
-    def _wait(self, attempt: int, retry_after: float | None) -> float:
-        """Return how long to wait before the next attempt: twice as long every time.
+    def _retry_delay(self, attempt: int, retry_after: float | None) -> float:
+        """Return the delay before the next attempt (seconds), which doubles every time.
 
-        Part of it is chance, so that those that failed together do not come together.
+        Jitter keeps webhooks that failed together from being retried together.
         """
-        longest = self._pace.longest_retry
-        wait = min(self._pace.first_retry * 2.0 ** min(attempt - 1, 60), longest)
+        longest = self._settings.longest_retry
+        wait = min(self._settings.first_retry * 2.0 ** min(attempt - 1, 60), longest)
         wait *= random.uniform(0.5, 1.0)  # noqa: S311
         return max(wait, min(retry_after or 0.0, longest))
 
 
-async def _send(sender: Sender, turn: _Turn, entry: HistoryEntry) -> None:
-    claim = turn.claim
+async def _send(sender: Sender, webhook: _ClaimedWebhook, entry: HistoryEntry) -> None:
+    claim = webhook.claim
     if claim.changes and entry.change not in claim.changes:
-        turn.pass_over(entry.revision)
+        webhook.skip(entry.revision)
         return
     body = body_of(entry)
     own = dict(zip(claim.header_names, claim.header_values, strict=True))
     ours = headers_of(claim.id, entry, body, secrets=claim.live_secrets, time=datetime.now(UTC))
-    outcome = await sender.send(claim.url, body, {**own, **ours}, repeat=turn.attempt == 1)
-    sent = Sent(entry.revision, turn.attempt, outcome)
-    if sent.outcome.taken:
-        await turn.took(sent)
+    outcome = await sender.send(claim.url, body, {**own, **ours}, resend=webhook.attempt == 1)
+    sent = Sent(entry.revision, webhook.attempt, outcome)
+    if sent.outcome.delivered:
+        await webhook.delivered(sent)
     else:
-        await turn.failed(sent)
+        await webhook.failed(sent)
 
 
-def _fault() -> Attempt:
-    """What a change came to that could not be read, signed, sent or judged."""
+def _internal_error() -> Attempt:
+    """The outcome of a change for which reading, signing or sending raised an error."""
     return Attempt(
         result="fault", ended=monotonic(), error="the service failed; its own log says why"
     )

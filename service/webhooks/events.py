@@ -1,4 +1,4 @@
-"""What is sent of a change: by the rules of Standard Webhooks."""
+"""The request body and headers of a change, as Standard Webhooks specifies them."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -11,7 +11,7 @@ from service.domain import HistoryEntry
 
 
 def body_of(entry: HistoryEntry) -> str:
-    """Write the JSON of a change: always the same text for the same change."""
+    """Return the JSON of a change. The same change always gives the same text."""
     data = messages.history_json(entry)
     event = {
         "type": messages.change_type(entry),
@@ -24,10 +24,10 @@ def body_of(entry: HistoryEntry) -> str:
 def headers_of(
     webhook_id: str, entry: HistoryEntry, body: str, *, secrets: Sequence[str], time: datetime
 ) -> Mapping[str, str]:
-    """Make the headers of one attempt, signed with every secret.
+    """Return the headers of one attempt, signed with every secret.
 
-    The id is the same for every attempt to send this change to this webhook, also after a
-    replay: a receiver tells by it what it has already.
+    All attempts to send a change to a webhook have the same `webhook-id`, also after a
+    replay, so that receivers can recognize duplicates.
     """
     message_id = f"{webhook_id}.{entry.revision}"
     signatures = [Signer(secret).sign(message_id, time, body) for secret in secrets]

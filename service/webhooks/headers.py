@@ -1,4 +1,4 @@
-"""Which headers a webhook may have of its own: those that change nothing about the request."""
+"""The custom headers that a webhook may have: none that change how a request is sent."""
 
 import re
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from service.webhooks.webhook import Header
 
 # RFC 9110, section 5.6.2: a token.
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# RFC 9110, section 5.5, without what older recipients read in different ways.
+# RFC 9110, section 5.5, without the characters that older recipients interpret differently.
 _VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
-# What describes, routes or frames the request, and what is ours.
+# Headers that describe, route or frame the request, and those that the service sets.
 _RESERVED = re.compile(
     r"content-.*|webhook-.*|proxy-.*|host|user-agent|expect|connection|keep-alive|te|trailer"
     r"|transfer-encoding|upgrade|http2-settings|date|accept-encoding",
@@ -19,7 +19,7 @@ _RESERVED = re.compile(
 
 
 def check_headers(headers: Sequence[Header], field: str, violations: rules.Violations) -> None:
-    """Add every header that cannot be sent as it is; that values are missing is not looked at."""
+    """Append a violation for every invalid header. Missing values are not checked here."""
     seen: set[str] = set()
     for index, (name, value) in enumerate(headers):
         where = f"{field}[{index}]"

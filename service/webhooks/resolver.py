@@ -1,7 +1,7 @@
-"""Resolves the names of webhooks to addresses that they may reach.
+"""Resolves the hosts of webhooks to addresses that they may reach.
 
-An address is judged where the request itself resolves the name, so that the name cannot
-stand for another one in between.
+Addresses are checked in the resolver that the request itself uses. A check before the request
+could be bypassed by changing the DNS record in between (DNS rebinding).
 """
 
 import asyncio
@@ -13,18 +13,18 @@ from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from service.webhooks.addresses import Address, AddressRules, refused
+from service.webhooks.addresses import Address, AddressRules, refusal_message
 
-# Resolves a host and port to what `socket.getaddrinfo` gives. Raises OSError.
+# Resolves a host and port, with the result of `socket.getaddrinfo`. Raises OSError.
 LookUp = Callable[[str, int, socket.AddressFamily], Awaitable[list[tuple[Any, ...]]]]
 
 
 class AddressRefused(OSError):
-    """Nothing is sent to this address; the message says which and why."""
+    """The address may not be reached. The message says which address, and why."""
 
 
 class GuardedResolver(AbstractResolver):
-    """Resolves names for one connector, to addresses that may be reached and no others."""
+    """Resolves names for one connector, and returns only addresses that may be reached."""
 
     def __init__(self, rules: AddressRules, *, secure: bool, look_up: LookUp) -> None:
         self._rules = rules
@@ -52,30 +52,31 @@ class GuardedResolver(AbstractResolver):
                     )
                 )
         if not found:
-            raise AddressRefused(refused(host, addresses, secure=self._secure))
+            raise AddressRefused(refusal_message(host, addresses, secure=self._secure))
         return found
 
     async def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: the resolver holds no resources."""
 
 
 async def look_up(host: str, port: int, family: socket.AddressFamily) -> list[tuple[Any, ...]]:
-    """Ask the system, in a thread of its own: a name server that hangs holds up no others.
+    """Resolve with the system's resolver, in a new thread per call.
 
-    The thread outlives a caller that is cancelled, but not the process.
+    A name server that hangs therefore delays no other look-up. A cancelled caller leaves its
+    thread running; the thread is a daemon and does not keep the process alive.
     """
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[tuple[Any, ...]]] = loop.create_future()
+    result: asyncio.Future[list[tuple[Any, ...]]] = loop.create_future()
 
-    def hand_over(found: list[tuple[Any, ...]] | OSError) -> None:
-        if answer.done():
+    def set_result(found: list[tuple[Any, ...]] | OSError) -> None:
+        if result.done():
             return
         if isinstance(found, OSError):
-            answer.set_exception(found)
+            result.set_exception(found)
         else:
-            answer.set_result(found)
+            result.set_result(found)
 
-    def ask() -> None:
+    def resolve() -> None:
         found: list[Any] | OSError
         try:
             found = socket.getaddrinfo(
@@ -86,7 +87,7 @@ async def look_up(host: str, port: int, family: socket.AddressFamily) -> list[tu
         except ValueError as error:  # a label that is too long
             found = OSError(str(error))
         if not loop.is_closed():
-            loop.call_soon_threadsafe(hand_over, found)
+            loop.call_soon_threadsafe(set_result, found)
 
-    threading.Thread(target=ask, name=f"look up {host}", daemon=True).start()
-    return await answer
+    threading.Thread(target=resolve, name=f"look up {host}", daemon=True).start()
+    return await result

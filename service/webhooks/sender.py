@@ -1,4 +1,4 @@
-"""Sending one request to a receiver that may be slow, broken or hostile."""
+"""Sends one request to a receiver that may be slow, broken or hostile."""
 
 import asyncio
 from collections.abc import Mapping
@@ -33,21 +33,21 @@ from service.webhooks.resolver import AddressRefused, GuardedResolver, LookUp, l
 from service.webhooks.url import InvalidURL, read_url
 from service.webhooks.webhook import Attempt
 
-# Of an answer's body no more is read, and not for longer; the rest costs the receiver its
-# connection.
-MAX_ANSWER_BYTES = 4 * 1024
-ANSWER_SECONDS = 1.0
+# Limits on reading a response body. The connection is closed if the body is longer or slower.
+MAX_RESPONSE_BYTES = 4 * 1024
+RESPONSE_SECONDS = 1.0
+# Characters of an error in the log of deliveries.
 MAX_ERROR = 500
-# Seconds for which a connection is kept: less than servers usually do.
+# Seconds that an idle connection is kept. Servers usually keep them longer.
 KEEP_ALIVE = 3.0
 USER_AGENT = "appointments-webhooks/1"
 
 
 class Sender:
-    """Sends to any URL that the address rules permit; use it as a context manager.
+    """Sends to URLs that the address rules permit. Use it as a context manager.
 
-    Redirects are not followed; there are no cookies and no proxies. `timeout` (seconds)
-    is for everything from the resolution of the name to the end of the answer.
+    It follows no redirects and uses no cookies and no proxies. `timeout` (seconds) covers
+    everything from resolving the name to the end of the response.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Sender:
         self._connections = connections
         self._look_up = look_up
         self._stack = AsyncExitStack()
-        # By whether they are for https: what http may reach is less.
+        # One session for https, one for http: http may reach fewer addresses.
         self._sessions: dict[bool, ClientSession] = {}
 
     async def __aenter__(self) -> Self:
@@ -93,29 +93,29 @@ class Sender:
         await self._stack.aclose()
 
     async def send(
-        self, url: str, body: str, headers: Mapping[str, str], *, repeat: bool = False
+        self, url: str, body: str, headers: Mapping[str, str], *, resend: bool = False
     ) -> Attempt:
-        """Send once, and tell what came of it; an answer other than 2xx is a failure.
+        """Send a request and return the outcome. Every status other than 2xx is a failure.
 
-        With `repeat` it is sent a second time if the receiver closed a connection that was
-        kept from a request before, instead of answering on it: most likely it had closed it
-        before this request came.
+        With `resend`, the request is sent a second time if the receiver closed a reused
+        connection without a response: most likely it closed the connection before the
+        request arrived. Raises nothing for a failure of the receiver.
         """
         started = monotonic()
         try:
-            attempt = await self._send(read_url(url), body.encode(), headers, repeat)
+            attempt = await self._send(read_url(url), body.encode(), headers, resend)
         except InvalidURL as error:
             attempt = _failed("refused", f"the URL {error}")
         except AddressRefused as error:
             attempt = _failed("refused", str(error))
-        except ClientConnectorDNSError as error:  # what the resolver raised, wrapped
+        except ClientConnectorDNSError as error:  # wraps the resolver's error
             if isinstance(error.os_error, AddressRefused):
                 attempt = _failed("refused", str(error.os_error))
             else:
                 attempt = _failed("connection", f"the name is not resolved: {error.os_error}")
         except TimeoutError:
             attempt = _failed("timeout", f"no answer within {self._timeout:g} s")
-        except ClientResponseError as error:  # its text holds the URL, and so its secrets
+        except ClientResponseError as error:  # str(error) contains the URL, which may be secret
             attempt = _failed("connection", f"no answer in HTTP: {error.message}")
         except (ClientError, OSError, ValueError) as error:
             attempt = _failed("connection", f"no answer: {error or type(error).__name__}")
@@ -124,22 +124,22 @@ class Sender:
         return replace(attempt, seconds=ended - started, ended=ended)
 
     async def _send(
-        self, url: URL, body: bytes, headers: Mapping[str, str], repeat: bool
+        self, url: URL, body: bytes, headers: Mapping[str, str], resend: bool
     ) -> Attempt:
-        # An address is not resolved, so the resolver does not see it.
+        # A host that is an address is not resolved, so the resolver does not check it.
         refusal = self._rules.refusal(url)
         if refusal is not None:
             raise AddressRefused(refusal)
         end = asyncio.get_running_loop().time() + self._timeout
         async with asyncio.timeout_at(end):
-            response = await self._post(url, body, headers, repeat)
+            response = await self._post(url, body, headers, resend)
         try:
-            return _judged(response)
+            return _attempt(response)
         finally:
-            await _finish(response, end)
+            await _read_rest(response, end)
 
     async def _post(
-        self, url: URL, body: bytes, headers: Mapping[str, str], repeat: bool
+        self, url: URL, body: bytes, headers: Mapping[str, str], resend: bool
     ) -> ClientResponse:
         session = self._sessions[url.scheme == "https"]
         connection = _Connection()
@@ -153,14 +153,14 @@ class Sender:
                     trace_request_ctx=connection,
                 )
             except ServerDisconnectedError:
-                if not (repeat and connection.reused):
+                if not (resend and connection.reused):
                     raise
-                repeat = False
+                resend = False
 
 
 @dataclass(slots=True)
 class _Connection:
-    """What a request went over."""
+    """Whether a request was sent on a connection of an earlier one."""
 
     reused: bool = False
 
@@ -171,8 +171,8 @@ async def _note_reuse(
     context.trace_request_ctx.reused = True
 
 
-def _judged(response: ClientResponse) -> Attempt:
-    """Tell what an answer means; the status decides, before any of the body is read."""
+def _attempt(response: ClientResponse) -> Attempt:
+    """Return the outcome, which depends on the status and headers alone."""
     status = response.status
     if 200 <= status < 300:
         return Attempt(result="taken", http_status=status)
@@ -184,13 +184,13 @@ def _judged(response: ClientResponse) -> Attempt:
     )
 
 
-async def _finish(response: ClientResponse, end: float) -> None:
-    """Read the end of an answer, so that the connection is kept; not much, and not for long.
+async def _read_rest(response: ClientResponse, end: float) -> None:
+    """Read the body within the limits, so that the connection can be reused.
 
-    Nothing about the body changes what the status has decided, whatever is wrong with it.
+    Errors are ignored, since the status has decided the outcome.
     """
-    end = min(end, asyncio.get_running_loop().time() + ANSWER_SECONDS)
-    left = MAX_ANSWER_BYTES
+    end = min(end, asyncio.get_running_loop().time() + RESPONSE_SECONDS)
+    left = MAX_RESPONSE_BYTES
     try:
         with suppress(Exception):
             async with asyncio.timeout_at(end):
@@ -203,7 +203,7 @@ async def _finish(response: ClientResponse, end: float) -> None:
 
 
 def _failed(result: str, error: str) -> Attempt:
-    # The texts of libraries and of receivers may hold anything.
+    # The error may contain text of the receiver, and any character.
     printable = "".join(char if char.isprintable() else " " for char in error)
     return Attempt(result=result, error=printable[:MAX_ERROR])
 
@@ -220,14 +220,14 @@ def _status_error(status: int) -> str:
 def read_retry_after(value: str) -> float | None:
     """Read the header Retry-After (RFC 9110, section 10.2.3) as seconds from now.
 
-    What cannot be read is as if it were not there. Receivers write anything, and the
-    library's parser of dates raises more than it says.
+    Returns None if it is invalid. The library's date parser raises more than the errors that
+    it documents.
     """
     if value.isascii() and value.isdecimal():
         return float(value)
     try:
         time = parsedate_to_datetime(value)
-        # "-0000": in UTC, from a place whose own time is not told (RFC 5322).
+        # "-0000" is UTC with an unknown local time zone (RFC 5322, section 3.3).
         aware = time if time.tzinfo else time.replace(tzinfo=UTC)
         return (aware - datetime.now(UTC)).total_seconds()
     except Exception:  # noqa: BLE001

@@ -1,4 +1,4 @@
-"""Webhooks as their organizations see them: registered, read, changed, deleted."""
+"""Creates, reads, updates and deletes webhooks for their organizations."""
 
 import base64
 import secrets
@@ -18,7 +18,7 @@ _COLUMNS: LiteralString = """
     cursor_revision, attempts, failing_since, next_attempt_at, created_at, updated_at
 """
 
-# The organization's revision, beside what is found or was changed, if anything.
+# Returns the organization's revision with each row, and one row if nothing was found.
 _WITH_REVISION: LiteralString = """
     WITH found AS ({query})
     SELECT organization.revision, found.*
@@ -43,7 +43,7 @@ _LIST: LiteralString = f"""
 
 _DELETE: LiteralString = f"DELETE FROM webhooks WHERE {_THIS} RETURNING {_COLUMNS}"
 
-# A worker that has it at the moment finds another cursor than its own, and stops.
+# A worker that is sending to this webhook notices that the cursor has changed, and stops.
 _REPLAY: LiteralString = f"""
     UPDATE webhooks
     SET cursor_revision = %(after)s,
@@ -73,9 +73,10 @@ NOT_FOUND = "the organization has no webhook with this id"
 
 
 class WebhookStore:
-    """Every method raises WebhookNotFound for an id that the organization does not have.
+    """The webhooks of organizations. `secret_overlap` (seconds): see `rotate`.
 
-    What they return comes with the organization's revision.
+    Every method also returns the organization's revision, and raises WebhookNotFound for an
+    id that the organization does not have.
     """
 
     def __init__(self, database: Database, *, most: int, secret_overlap: float) -> None:
@@ -88,7 +89,7 @@ class WebhookStore:
     ) -> tuple[Webhook, str, int]:
         """Register a webhook and return it with its secret.
 
-        Raises InvalidFields for an `after` beyond the organization's revision, and
+        Raises InvalidFields if `after` is beyond the organization's revision, and
         WebhookLimitReached.
         """
         webhook_id, secret = new_id(), new_secret()
@@ -119,7 +120,7 @@ class WebhookStore:
         return await self._one(_GET, organization_id, id)
 
     async def list(self, organization_id: str) -> tuple[Sequence[Webhook], int]:
-        """Return all webhooks of an organization, the oldest first."""
+        """Return all webhooks of an organization, oldest first."""
         found = await self._database.fetch(
             _WITH_REVISION.format(query=_LIST), {"organization_id": organization_id}
         )
@@ -129,9 +130,9 @@ class WebhookStore:
     async def update(
         self, organization_id: str, id: str, content: WebhookContent
     ) -> tuple[Webhook, int]:
-        """Replace what a caller sets; a header without a value keeps the one it has.
+        """Replace the content. A header without a value keeps its stored value.
 
-        Raises InvalidFields for one that has none.
+        Raises InvalidFields if there is no stored value.
         """
         found = await self._database.fetch(
             "SELECT replace_webhook("
@@ -154,7 +155,7 @@ class WebhookStore:
         return revision
 
     async def rotate(self, organization_id: str, id: str) -> tuple[Webhook, str, int]:
-        """Give a webhook a new secret, which is returned; the old one signs on for a while."""
+        """Return a new secret. The old one also signs for `secret_overlap` seconds."""
         secret = new_secret()
         await self._database.fetch(
             "SELECT rotate_webhook_secret(%(organization_id)s, %(id)s, %(secret)s, %(overlap)s)",
@@ -169,7 +170,10 @@ class WebhookStore:
         return webhook, secret, revision
 
     async def replay(self, organization_id: str, id: str, *, after: int) -> tuple[Webhook, int]:
-        """Go on after a revision. Raises InvalidFields for one that does not exist yet."""
+        """Send all changes after a revision again, and enable the webhook.
+
+        Raises InvalidFields for a revision that does not exist yet.
+        """
         try:
             return await self._one(_REPLAY, organization_id, id, {"after": after})
         except WebhookNotFound:
@@ -181,7 +185,7 @@ class WebhookStore:
     async def deliveries(
         self, organization_id: str, id: str, *, before: int, limit: int
     ) -> tuple[Sequence[Delivery], int]:
-        """Return what was sent, newest first, with numbers below `before`."""
+        """Return the log of deliveries with numbers below `before`, newest first."""
         _, revision = await self.get(organization_id, id)
         found = await self._database.fetch(
             _DELIVERIES,
@@ -206,7 +210,7 @@ class WebhookStore:
 
 
 def new_secret() -> str:
-    """Make a secret as Standard Webhooks writes it."""
+    """Return a new secret in the format of Standard Webhooks."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 

@@ -1,7 +1,7 @@
-"""The URL of a webhook: requested as it was registered, byte for byte.
+"""The URL of a webhook. Path and query are sent exactly as they were registered.
 
-Signed URLs break if only the spelling of a `%` changes. The path and the query are never
-decoded, quoted anew or resolved; the host alone is written as it is looked up.
+They are never decoded, requoted or normalized, because a signed URL becomes invalid if the
+encoding of a single character changes. Only the host is normalized.
 """
 
 import re
@@ -15,14 +15,14 @@ _HOST = re.compile(r"[0-9a-z._-]+|[0-9a-f:.]+(%.+)?")
 
 
 class InvalidURL(ValueError):
-    """Nothing can be sent to this URL; the message says what to mend."""
+    """The URL is invalid. The message says what to correct."""
 
 
 def read_url(text: str) -> URL:
-    """Return what a request to a registered URL goes to. Raises InvalidURL.
+    """Parse the URL of a webhook. Raises InvalidURL.
 
-    Path and query are those of the text. The host is in lower case and by IDNA, so that
-    what is judged and looked up is one name, however it was written.
+    Path and query are unchanged. The host is in lower case and IDNA-encoded, so that the
+    name that is checked is the name that is resolved.
     """
     if "#" in text:
         raise InvalidURL("must not hold a fragment")

@@ -1,4 +1,4 @@
-"""What webhooks are: as stored, as a worker holds them, and what came of sending."""
+"""Webhooks as they are stored and claimed, and the outcome of sending to them."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,7 +8,7 @@ from service.domain import Outcome
 
 
 class Header(NamedTuple):
-    """A header of the caller's own. Without a value: the one that is stored, not to be told."""
+    """A custom header. `value` None stands for the stored value, which is never returned."""
 
     name: str
     value: str | None
@@ -16,7 +16,7 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookContent:
-    """What a caller sets. No `changes` are all."""
+    """The part of a webhook that callers set. Empty `changes` select all changes."""
 
     url: str
     description: str
@@ -27,7 +27,7 @@ class WebhookContent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """A webhook as stored. `failing_since` is None while sending does not fail."""
+    """A webhook as stored. `failing_since` is None unless the last attempt failed."""
 
     organization_id: str
     id: str
@@ -43,7 +43,7 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """An attempt to send a change, from the log; `number` orders those of a webhook."""
+    """An attempt to send a change, from the log. `number` orders the attempts of a webhook."""
 
     number: int
     revision: int
@@ -55,10 +55,10 @@ class Delivery:
 
 
 class Claim(NamedTuple):
-    """A webhook that this worker may send to for the time of its lease.
+    """A webhook that this worker has leased.
 
-    `fence` tells this claim from later ones. `live_secrets` are those that sign now, the
-    newest first; each of the `header_values` belongs to a name.
+    `fence` increases with every claim. `live_secrets` are those that sign now, newest first.
+    `header_values` are in the order of `header_names`.
     """
 
     organization_id: str
@@ -77,10 +77,10 @@ class Claim(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """What came of sending a change once.
+    """The outcome of sending a change once.
 
-    `seconds` is how long it took, `ended` the monotonic time at which it did. `error` is
-    empty if it was taken. `retry_after` (seconds) is what the receiver asked for.
+    `seconds` is the duration, `ended` the monotonic time of the end. `error` is empty if the
+    change was delivered. `retry_after` (seconds) is the receiver's Retry-After.
     """
 
     result: str
@@ -91,5 +91,5 @@ class Attempt:
     retry_after: float | None = None
 
     @property
-    def taken(self) -> bool:
+    def delivered(self) -> bool:
         return not self.error

@@ -58,7 +58,7 @@ async def test_a_name_that_is_private_when_it_is_used_is_refused(receiver: Recei
     look_up, asked = answering([PUBLIC], ["127.0.0.1"])
     rules = AddressRules([])
     url = f"https://rebound.example.com:{receiver.port}/"
-    assert rules.fault_of(url) is None
+    assert rules.url_error(url) is None
     await look_up("rebound.example.com", receiver.port, socket.AF_INET)
     attempt = await send(url, look_up)
     assert (attempt.result, attempt.http_status) == ("refused", None)

@@ -27,7 +27,7 @@ from service.postgres.session import Timeouts
 from service.reads.store import ReadStore
 from service.webhooks.addresses import AddressRules
 from service.webhooks.claims import ClaimStore
-from service.webhooks.delivery import LOOP, Deliverer, Pace
+from service.webhooks.delivery import LOOP, Deliverer, DeliverySettings
 from service.webhooks.sender import MAX_ERROR, Sender, read_retry_after
 from service.webhooks.store import WebhookStore
 from service.webhooks.webhook import WebhookContent
@@ -38,8 +38,8 @@ from tests.webhooks.raw_receiver import Answer, End, RawReceiver, raw_receiver
 
 RULES = AddressRules([ip_network(LOOPBACK)])
 TIMEOUT = 1.0
-PACE = Pace(
-    places=64,
+PACE = DeliverySettings(
+    slots=64,
     poll_interval=0.02,
     lease=3.0,
     timeout=TIMEOUT,
@@ -114,7 +114,7 @@ class Sending:
         """Do the duty for so long, and until each webhook has had so many attempts."""
         claims = ClaimStore(self.database, lease=PACE.lease, give_up_after=1000.0)
         deliverer = Deliverer(
-            claims, ReadStore(self.database, None), RULES, self.metrics, pace=PACE
+            claims, ReadStore(self.database, None), RULES, self.metrics, settings=PACE
         )
         running = asyncio.create_task(deliverer.run())
         await asyncio.wait({running}, timeout=seconds)
@@ -233,7 +233,7 @@ async def test_any_bytes_are_judged(answers: list[Answer]) -> None:
     for path, each in zip(by_path, attempts, strict=True):
         # On a machine that others use too, the time may be over before it is sent.
         assert len(receiver.at(path)) in ({0, 1} if each.result == "timeout" else {1})
-        assert each.taken == (each.http_status is not None and 200 <= each.http_status < 300)
+        assert each.delivered == (each.http_status is not None and 200 <= each.http_status < 300)
         assert each.error.isprintable()
         assert len(each.error) <= MAX_ERROR
         assert each.http_status is None or 100 <= each.http_status <= 999
@@ -268,11 +268,11 @@ async def test_a_kept_connection_that_was_closed_costs_one_more_request_at_first
     sender = Sender(RULES, Metrics(), timeout=2.0, connections=8)
     async with raw_receiver({"/kept": kept, "/closes": Answer()}) as receiver, sender:
         base = f"http://127.0.0.1:{receiver.port}"
-        for reused, repeat, requests in ((False, True, 1), (True, True, 2), (True, False, 1)):
+        for reused, resend, requests in ((False, True, 1), (True, True, 2), (True, False, 1)):
             before = len(receiver.at("/closes"))
             if reused:
                 await sender.send(f"{base}/kept", "{}", {})
-            attempt = await sender.send(f"{base}/closes", "{}", {}, repeat=repeat)
+            attempt = await sender.send(f"{base}/closes", "{}", {}, resend=resend)
             assert attempt.result == "connection"
             sent = receiver.at("/closes")[before:]
             assert [each.reused for each in sent] == ([reused] * requests)[:1] + [False] * (

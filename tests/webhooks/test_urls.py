@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.metrics import Metrics
-from service.webhooks.addresses import AddressRules, literal_of
+from service.webhooks.addresses import AddressRules, literal_address
 from service.webhooks.sender import Sender
 from service.webhooks.url import InvalidURL, read_url
 from tests.receiver import LOOPBACK
@@ -52,9 +52,9 @@ async def lines_of(receiver: RawReceiver, urls: Sequence[str]) -> list[tuple[str
     sender = Sender(RULES, Metrics(), timeout=5.0, connections=8, look_up=look_up)
     async with sender:
         for url in urls:
-            assert RULES.fault_of(url) is None, url
+            assert RULES.url_error(url) is None, url
             attempt = await sender.send(url, "{}", {})
-            assert attempt.taken, (url, attempt)
+            assert attempt.delivered, (url, attempt)
     assert [each.line.split(b" ")[::2] for each in receiver.requests] == [
         [b"POST", b"HTTP/1.1"] for _ in urls
     ]
@@ -124,7 +124,7 @@ async def test_what_cannot_be_requested_as_it_is_is_refused(url: str, fault: str
     """When it is registered, and when it had been registered before that was so."""
     with pytest.raises(InvalidURL, match=fault.replace("?", r"\?")):
         read_url(url)
-    assert fault in (RULES.fault_of(url) or "")
+    assert fault in (RULES.url_error(url) or "")
     async with Sender(RULES, Metrics(), timeout=5.0, connections=8, look_up=look_up) as sender:
         attempt = await sender.send(url, "{}", {})
     assert (attempt.result, attempt.http_status) == ("refused", None)
@@ -153,4 +153,4 @@ def test_what_is_judged_is_what_is_requested(text: str) -> None:
     assert url.raw_host is not None
     assert url.raw_host.isascii()
     again = read_url(str(url))
-    assert (again, literal_of(again)) == (url, literal_of(url))
+    assert (again, literal_address(again)) == (url, literal_address(url))
