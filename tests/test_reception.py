@@ -71,8 +71,9 @@ class TestCompression:
         self, service: Program, bomb: bytes, organization: str
     ) -> None:
         asked = rpc.ListChangesRequest(organization_id=organization).SerializeToString()
+        method = "/appointments.v1.AppointmentService/ListChanges"
         message = relay_pb2.RelayRequest(
-            calls=[relay_pb2.Call(number=1, method="ListChanges", request=asked)]
+            calls=[relay_pb2.Call(number=1, method=method, request=asked)]
         )
         with Connection(service.address) as connection:
             call = connection.open(RELAY, grpc_encoding="gzip")

@@ -28,7 +28,7 @@ SERVICE = "appointments.v1.AppointmentService"
 
 def call(number: int, method: str, request: Message | bytes, **fields: Any) -> pb.Call:
     data = request if isinstance(request, bytes) else request.SerializeToString()
-    return pb.Call(number=number, method=method, request=data, **fields)
+    return pb.Call(number=number, method=f"/{SERVICE}/{method}", request=data, **fields)
 
 
 def relay(channel: grpc.Channel, *requests: pb.RelayRequest) -> dict[int, pb.Answer]:

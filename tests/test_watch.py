@@ -392,7 +392,8 @@ async def test_one_question_for_all_and_none_when_nobody_watches(
 
 def test_the_relay_takes_no_method_with_a_stream(channel: grpc.Channel, org: Organization) -> None:
     request = rpc.WatchAppointmentsRequest(organization_id=org.id).SerializeToString()
-    call = relay_pb2.Call(number=1, method="WatchAppointments", request=request)
+    method = "/appointments.v1.AppointmentService/WatchAppointments"
+    call = relay_pb2.Call(number=1, method=method, request=request)
     messages = iter([relay_pb2.RelayRequest(calls=[call])])
     [response] = RelayServiceStub(channel).Relay(messages, timeout=10)
     [answer] = response.answers

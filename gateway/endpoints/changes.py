@@ -72,7 +72,7 @@ class ChangesEndpoint:
             raise ValueError(f"{route.rpc.full_name} has no stream")
         self.name = page.name
         self._page = page
-        self._stream_name = route.stream.name
+        self._stream_name = route.stream_name
         self._input = InputReader(replace(route, rpc=route.stream))
         self._organization_of = organization_reader(route.stream.input_type)
         self._render = MessageRenderer(HistoryEntry.DESCRIPTOR).render

@@ -43,6 +43,10 @@ from public_json.rendering import MessageRenderer, Render
 OPERATIONS_PATH = "/api/operations"
 OPERATION_PATH = "/api/operations/{id}"
 
+GET_OPERATION = "/google.longrunning.Operations/GetOperation"
+LIST_OPERATIONS = "/google.longrunning.Operations/ListOperations"
+WAIT_OPERATION = "/google.longrunning.Operations/WaitOperation"
+
 MAX_WAIT = 20.0
 """Longest that the end of an operation is waited for, in seconds."""
 
@@ -117,11 +121,11 @@ class OperationEndpoint:
         if seconds:
             wait = wait_request(name, seconds)
             with self._waiting:
-                reply = await self._service.call("WaitOperation", wait, exchange, wait=seconds)
+                reply = await self._service.call(WAIT_OPERATION, wait, exchange, wait=seconds)
         else:
             get = GetOperationRequest(name=name)
             with self._in_flight:
-                reply = await self._service.call(self.name, get, exchange)
+                reply = await self._service.call(GET_OPERATION, get, exchange)
         return self._answers.one(
             Operation.FromString(reply.response),
             HTTPStatus.OK,
@@ -147,7 +151,7 @@ class OperationsEndpoint:
         exchange.organization = fields.pop("organization_id", DEFAULT_ORGANIZATION)
         request = ListOperationsRequest(name=_parent(exchange.organization), **fields)
         with self._in_flight:
-            reply = await self._service.call(self.name, request, exchange)
+            reply = await self._service.call(LIST_OPERATIONS, request, exchange)
         return self._answers.page(
             ListOperationsResponse.FromString(reply.response),
             revision_header(reply.organization_revision),

@@ -71,7 +71,8 @@ class CallEndpoint:
         `batch` the route that takes several of them.
         """
         output = route.rpc.output_type
-        self.name = route.rpc.name
+        self.name = route.name
+        self._rpc_path = route.rpc_path
         self._settings = settings
         self._input = InputReader(route, batch)
         self.takes_body = self._input.takes_body
@@ -138,12 +139,12 @@ class CallEndpoint:
         try:
             for further in etags[1:]:
                 try:
-                    return await service.call(self.name, message, exchange, actor=actor)
+                    return await service.call(self._rpc_path, message, exchange, actor=actor)
                 except ProblemError as error:
                     if error.problem.code != Reason.ETAG_MISMATCH:
                         raise
                 message.etag = further
-            return await service.call(self.name, message, exchange, actor=actor)
+            return await service.call(self._rpc_path, message, exchange, actor=actor)
         except ProblemError as error:
             if exchange.if_match is None or error.problem.code != Reason.APPOINTMENT_NOT_FOUND:
                 raise

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from gateway.endpoints.operations import (
     MAX_WAIT,
     NO_STORE,
+    WAIT_OPERATION,
     OperationAnswers,
     operation_location,
     wait_request,
@@ -27,6 +28,8 @@ from gateway.upstream.client import ServiceCaller, revision_header
 
 PREFER = "Prefer"
 PREFERENCE_APPLIED = "Preference-Applied"
+
+SUBMIT = "/appointments.v1.AppointmentService/SubmitAppointment"
 
 # RFC 7240, section 2: a preference is a token, with a value perhaps, parameters behind it.
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -98,7 +101,7 @@ class Submission:
         """Submit. Raises `ProblemError` for what is not accepted, or not known to be."""
         submission = SubmitAppointmentRequest()
         getattr(submission, self._kind).CopyFrom(request)
-        reply = await self._service.call("SubmitAppointment", submission, exchange, actor=actor)
+        reply = await self._service.call(SUBMIT, submission, exchange, actor=actor)
         return Operation.FromString(reply.response)
 
     async def answer(
@@ -115,7 +118,7 @@ class Submission:
             try:
                 with self._waiting:
                     reply = await self._service.call(
-                        "WaitOperation", wait, exchange, wait=preferences.wait
+                        WAIT_OPERATION, wait, exchange, wait=preferences.wait
                     )
             except ProblemError:
                 pass

@@ -169,7 +169,7 @@ def _operation(route: Route, schemas: Schemas, comment: str, *, creates: bool) -
     # The first sentence, as plain text, says OpenAPI; and all else.
     summary, *rest = _SENTENCE_END.split(comment, maxsplit=1)
     operation: Schema = {
-        "operationId": route.rpc.name,
+        "operationId": route.name,
         "tags": [_tag_name(route.rpc.containing_service)],
         "summary": " ".join(summary.split()).replace("`", ""),
         "description": "".join(rest),

@@ -1,7 +1,7 @@
 """Routes of the REST interface, from the `google.api.http` annotations of the service."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from google.api import annotations_pb2, http_pb2
@@ -24,8 +24,13 @@ class Route:
     """The input's field that the body is, `*` for the whole input, empty for no body."""
     response_body: str
     """The output's field that the answer is, empty for the whole output."""
+    name: str
+    """In logs, metrics and the OpenAPI document: the RPC's name, or its full one where an
+    earlier service has an RPC of that name."""
     stream: MethodDescriptor | None = None
     """The RPC whose messages are the answer for those who accept server-sent events."""
+    stream_name: str = ""
+    """As the name, of the stream."""
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -55,7 +60,7 @@ class Route:
 
     @property
     def rpc_path(self) -> str:
-        """The method's name on the wire."""
+        """What the RPC is called by."""
         return f"/{self.rpc.containing_service.full_name}/{self.rpc.name}"
 
 
@@ -65,8 +70,9 @@ def routes_of(*services: ServiceDescriptor) -> tuple[Route, ...]:
     Raises `NotImplementedError` for what this gateway does not do: streaming methods,
     and templates with more than plain `{field}` variables.
     """
+    names = _names_of(services)
     return tuple(
-        _route(method, rule)
+        _route(method, rule, names)
         for service in services
         for method in service.methods
         for rule in _rules(method.GetOptions().Extensions[annotations_pb2.http])
@@ -96,18 +102,33 @@ def _rules(rule: http_pb2.HttpRule) -> Iterator[http_pb2.HttpRule]:
     yield from rule.additional_bindings
 
 
-def _route(method: MethodDescriptor, rule: http_pb2.HttpRule) -> Route:
+def _names_of(services: Sequence[ServiceDescriptor]) -> dict[str, str]:
+    """Name every RPC for logs, metrics and documents, by its full name."""
+    owners: dict[str, str] = {}
+    return {
+        method.full_name: method.name
+        if owners.setdefault(method.name, method.full_name) == method.full_name
+        else method.full_name
+        for service in services
+        for method in service.methods
+    }
+
+
+def _route(method: MethodDescriptor, rule: http_pb2.HttpRule, names: Mapping[str, str]) -> Route:
     pattern = rule.WhichOneof("pattern")
     if method.client_streaming or method.server_streaming or pattern == "custom":
         raise NotImplementedError(f"{method.full_name}: no route of this kind")
     template = getattr(rule, pattern)
     if set("{}*") & set(_VARIABLE.sub("", template)):
         raise NotImplementedError(f"{method.full_name}: no path of this kind: {template}")
+    stream = method.containing_service.methods_by_name.get(_STREAMS.get(method.name, ""))
     return Route(
         rpc=method,
         http_method=pattern.upper(),
         template=template,
         body=rule.body,
         response_body=rule.response_body,
-        stream=method.containing_service.methods_by_name.get(_STREAMS.get(method.name, "")),
+        name=names[method.full_name],
+        stream=stream,
+        stream_name=names[stream.full_name] if stream else "",
     )

@@ -14,7 +14,7 @@ REVISION = "Organization-Revision"
 
 
 class ServiceCaller:
-    """Calls methods of the service by name."""
+    """Calls methods of the service by their paths: `/package.Service/Method`."""
 
     def __init__(
         self, relays: Sequence[Relay], statuses: StatusReader, *, max_message_bytes: int

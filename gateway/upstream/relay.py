@@ -58,7 +58,7 @@ class Relay:
     async def call(
         self, method: str, request: bytes, *, request_id: str, actor: str, wait: float = 0
     ) -> Reply:
-        """Call a method by its RPC's name.
+        """Call a method by its path.
 
         The answer may take `wait` seconds longer than usual. If nobody waits for it any
         more, or it does not come in time, the call is cancelled. Raises `CallError`: what

@@ -15,6 +15,7 @@ from service.rpc.handler import (
     Handle,
     Stream,
     actor_of,
+    path_of,
     request_id_of,
 )
 from service.rpc.reception import Context, Reception, cancelled_if_over, refuse
@@ -33,10 +34,10 @@ def direct_handlers(
         service.full_name,
         {
             method.name: grpc.stream_stream_rpc_method_handler(
-                _streaming(method.name, stream, reception)
+                _streaming(path_of(method), stream, reception)
             )
             if method.server_streaming
-            else grpc.stream_unary_rpc_method_handler(_unary(method.name, handle, reception))
+            else grpc.stream_unary_rpc_method_handler(_unary(path_of(method), handle, reception))
             for method in service.methods
         },
     )

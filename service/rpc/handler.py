@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 import structlog
-from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.status_pb2 import Status
@@ -80,7 +80,7 @@ def request_id_of(given: str) -> str:
 
 # Returns a call's request, serialized, once it has come; raises ServiceError.
 Receive = Callable[[], Awaitable[bytes]]
-# From a method's name and its request to its response, serialized, or its error.
+# From a method's path and its request to its response, serialized, or its error.
 Handle = Callable[[str, Receive, Call], Awaitable[bytes | Status]]
 # Sends one response, serialized; waits while the caller reads no further ones.
 Send = Callable[[bytes], Awaitable[None]]
@@ -91,10 +91,17 @@ Stream = Callable[[str, Receive, Call, Send], Awaitable[Status | None]]
 _NOT_FOUND = Status(code=grpc.StatusCode.UNIMPLEMENTED.value[0], message="Method not found!")
 
 
+def path_of(method: MethodDescriptor) -> str:
+    """Return what a method is called by, in gRPC and on a relay: `/package.Service/Method`."""
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
 @dataclass(frozen=True, slots=True)
 class _Method:
     """A method; `answer` makes an awaitable response, or a generator of responses."""
 
+    label: str
+    """Its name in logs and metrics."""
     read: Callable[[bytes], Message]
     answer: Callable[[Any, Call], Any]
 
@@ -102,7 +109,11 @@ class _Method:
 class CallHandler:
     """Handles calls of the methods of services, by their servicers.
 
-    A method's name is enough to call it, so no two services may share one: ValueError.
+    Methods are called by their paths. Logs and metrics show the name alone, `GetAppointment`;
+    where an earlier service has a method of that name, the later one's is shown in full,
+    `appointments.v2.AppointmentService.GetAppointment`: a new version beside the first changes
+    no series of the first.
+
     `timeout` (seconds) bounds calls whose caller set no deadline or a later one, counted
     from their opening; of a stream it bounds how long its request may take to come.
     `patience` (seconds) is how long the caller of a stream may take nothing of it.
@@ -118,22 +129,24 @@ class CallHandler:
     ) -> None:
         self._methods: dict[str, _Method] = {}
         self._streaming_methods: dict[str, _Method] = {}
+        labels: set[str] = set()
         for service, servicer in servicers.items():
             for method in service.methods:
-                if method.name in self._methods | self._streaming_methods:
-                    raise ValueError(f"two services have a method {method.name}")
+                path = path_of(method)
+                label = method.full_name if method.name in labels else method.name
+                labels.add(label)
                 methods = self._streaming_methods if method.server_streaming else self._methods
                 # What a servicer of somebody else's service leaves out is not implemented.
                 if answer := getattr(servicer, method.name, None):
                     read = GetMessageClass(method.input_type).FromString
-                    methods[method.name] = _Method(read, answer)
+                    methods[path] = _Method(label, read, answer)
         self.under_way = 0
         """Calls of `handle` whose request has come, without an answer."""
         # Of the streams under way, which only their callers or `end_streams` end.
         self._ends: set[asyncio.Timeout] = set()
         self._ending = False
         self._seconds_of = cache(
-            lambda method, code: metrics.request_seconds.labels(method, code.name)
+            lambda label, code: metrics.request_seconds.labels(label, code.name)
         )
         self._timeout = timeout
         self._patience = patience
@@ -143,7 +156,7 @@ class CallHandler:
         known = self._methods.get(method)
         if known is None:
             return _NOT_FOUND
-        return await self._recorded(method, call, self._answer(known, receive, call))
+        return await self._recorded(known.label, call, self._answer(known, receive, call))
 
     async def stream(self, method: str, receive: Receive, call: Call, send: Send) -> Status | None:
         """Send the responses; return the error's status if it ends with one; log and count it.
@@ -153,7 +166,7 @@ class CallHandler:
         known = self._streaming_methods.get(method)
         if known is None:
             return _NOT_FOUND
-        return await self._recorded(method, call, self._send(known, receive, call, send))
+        return await self._recorded(known.label, call, self._send(known, receive, call, send))
 
     def end_streams(self) -> None:
         """End every stream at once, those that begin later too."""
@@ -161,7 +174,7 @@ class CallHandler:
         for end in self._ends:
             end.reschedule(0)
 
-    async def _recorded(self, method: str, call: Call, answer: Awaitable[T]) -> T | Status:
+    async def _recorded(self, label: str, call: Call, answer: Awaitable[T]) -> T | Status:
         started = time.perf_counter()
         code = grpc.StatusCode.CANCELLED  # what is left if this task is cancelled
         failure: Exception | None = None
@@ -174,7 +187,7 @@ class CallHandler:
                 call.organization_revision = error.organization_revision
             return status_of(error)
         finally:
-            self._report(method, call, time.perf_counter() - started, code, failure)
+            self._report(label, call, time.perf_counter() - started, code, failure)
         return response
 
     async def _answer(self, method: _Method, receive: Receive, call: Call) -> bytes:
@@ -231,16 +244,16 @@ class CallHandler:
 
     def _report(
         self,
-        method: str,
+        label: str,
         call: Call,
         seconds: float,
         code: grpc.StatusCode,
         failure: Exception | None,
     ) -> None:
-        self._seconds_of(method, code).observe(seconds)
+        self._seconds_of(label, code).observe(seconds)
         fields: dict[str, Any] = {
             "request_id": call.request_id,
-            "method": method,
+            "method": label,
             "code": code.name,
             "duration_ms": round(seconds * 1000, 3),
         }

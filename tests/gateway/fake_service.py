@@ -68,9 +68,10 @@ class FakeService:
         )
 
     async def handle(self, method: str, receive: Receive, call: Call) -> bytes | Status:
-        if method == "ListChanges":
+        name = method.removeprefix("/appointments.v1.AppointmentService/")
+        if name == "ListChanges":
             return _NOT_THERE
-        self.request = GetMessageClass(_METHODS[method].input_type).FromString(await receive())
+        self.request = GetMessageClass(_METHODS[name].input_type).FromString(await receive())
         self.call = call
         self.calls += 1
         call.organization_revision = 7
@@ -83,7 +84,7 @@ class FakeService:
             return refusal.status
         except RuntimeError as error:
             return Status(code=StatusCode.UNKNOWN.value[0], message=repr(error))
-        response = GetMessageClass(_METHODS[method].output_type)()
+        response = GetMessageClass(_METHODS[name].output_type)()
         self._fill(response)
         return response.SerializeToString()
 

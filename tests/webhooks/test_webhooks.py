@@ -10,12 +10,8 @@ import pytest
 from appointments.v1 import webhook_service_pb2 as rpc
 from appointments.v1.appointment_pb2 import HistoryEntry
 from appointments.v1.webhook_service_pb2_grpc import WebhookServiceStub
-from google.protobuf.descriptor import ServiceDescriptor
 
 from local.programs import Program
-from service.metrics import Metrics
-from service.rpc.handler import CallHandler
-from service.server import APPOINTMENTS, WEBHOOKS
 from tests.api import Organization, refusal
 from tests.rest_client import Answer, Client
 
@@ -320,15 +316,3 @@ def test_deliveries_are_paged_newest_first(rest: Client, logged: str) -> None:
     assert [each["revision"] for each in last["deliveries"]] == ["1"]
     assert last["nextPageToken"] == ""
     assert rest.call("GET", path, pageToken="x").fields == {"pageToken"}
-
-
-def test_two_services_with_a_method_of_the_same_name_are_refused_at_start() -> None:
-    class Twice:
-        def __getattr__(self, name: str) -> object:
-            return name
-
-    services: dict[ServiceDescriptor, object] = {APPOINTMENTS: Twice(), WEBHOOKS: Twice()}
-    CallHandler(services, Metrics(), timeout=1, patience=1)
-    copy: Any = type("Copy", (), {"methods": WEBHOOKS.methods})
-    with pytest.raises(ValueError, match="CreateWebhook"):
-        CallHandler({**services, copy: Twice()}, Metrics(), timeout=1, patience=1)

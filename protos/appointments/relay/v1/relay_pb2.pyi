@@ -66,8 +66,8 @@ class Call(_message.Message):
     number: _builtins.int
     """Chosen by the gateway, different for every call of a stream."""
     method: _builtins.str
-    """The name of an RPC of any of the services that has one response:
-    `UpsertAppointment`.
+    """The path of an RPC of any of the services that has one response, as in HTTP/2:
+    `/appointments.v1.AppointmentService/UpsertAppointment`.
     """
     request: _builtins.bytes
     """Its request, serialized."""
