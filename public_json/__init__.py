@@ -1,1 +1,1 @@
-"""How messages are printed as JSON wherever they go: REST, streams, webhooks, RabbitMQ."""
+"""What callers read: messages as JSON (REST, streams, webhooks, RabbitMQ), reasons of errors."""

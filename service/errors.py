@@ -1,20 +1,27 @@
-"""Why a request is refused: each error has a stable reason and says what to mend."""
+"""Why a request is refused: each error has a reason and says what to change."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
+from public_json.reasons import Reason
 from service.domain import Conflict
 
 
 class ServiceError(Exception):
     """A refusal that the caller is told about.
 
-    `organization_revision` is set where the database decided. `retry_after` (seconds)
-    is set where the same request may succeed later.
+    Every subclass names its reason, which decides the gRPC code and the HTTP status. Without
+    one, mypy and the import fail. `organization_revision` is set where the database decided.
     """
 
-    reason: ClassVar[str]
-    retry_after: ClassVar[float | None] = None
+    reason: ClassVar[Reason]
+
+    def __init_subclass__(cls, *, reason: Reason) -> None:
+        """Set the reason. Raises TypeError for one that the gateway alone gives."""
+        super().__init_subclass__()
+        if reason.grpc is None:
+            raise TypeError(f"{cls.__name__}: the reason {reason} has no gRPC code")
+        cls.reason = reason
 
     def __init__(self, message: str, *, organization_revision: int | None = None) -> None:
         super().__init__(message)
@@ -22,13 +29,12 @@ class ServiceError(Exception):
         self.organization_revision = organization_revision
 
 
-class InvalidFields(ServiceError):
+class InvalidFields(ServiceError, reason=Reason.INVALID_FIELD):
     """Fields break rules; all that do are named.
 
     `violations` are pairs of a field's path in the request and what is wrong with it.
     """
 
-    reason = "INVALID_FIELD"
     SPELLED_OUT = 10
 
     def __init__(
@@ -51,18 +57,17 @@ class InvalidFields(ServiceError):
         )
 
 
-class MalformedRequest(ServiceError):
-    reason = "MALFORMED_REQUEST"
+class MalformedRequest(ServiceError, reason=Reason.MALFORMED_REQUEST):
+    """The request is no message of its method."""
 
 
-class RequestTooLarge(ServiceError):
-    reason = "REQUEST_TOO_LARGE"
+class RequestTooLarge(ServiceError, reason=Reason.REQUEST_TOO_LARGE):
+    """The message is larger than the service takes."""
 
 
-class TimeRangeTaken(ServiceError):
+class TimeRangeTaken(ServiceError, reason=Reason.TIME_RANGE_CONFLICT):
     """Other active appointments of the resource overlap the range."""
 
-    reason = "TIME_RANGE_CONFLICT"
     LISTED = 20
 
     def __init__(
@@ -76,70 +81,56 @@ class TimeRangeTaken(ServiceError):
         )
 
 
-class EtagMismatch(ServiceError):
-    reason = "ETAG_MISMATCH"
+class EtagMismatch(ServiceError, reason=Reason.ETAG_MISMATCH):
+    """What is stored has another etag than the write expects."""
 
 
-class AppointmentExists(ServiceError):
-    reason = "APPOINTMENT_EXISTS"
+class AppointmentExists(ServiceError, reason=Reason.APPOINTMENT_EXISTS):
+    """The id was to be new, and is stored."""
 
 
-class IdempotencyKeyReused(ServiceError):
-    reason = "IDEMPOTENCY_KEY_REUSED"
+class IdempotencyKeyReused(ServiceError, reason=Reason.IDEMPOTENCY_KEY_REUSED):
+    """Another write has this idempotency key."""
 
 
-class AppointmentNotFound(ServiceError):
-    reason = "APPOINTMENT_NOT_FOUND"
+class AppointmentNotFound(ServiceError, reason=Reason.APPOINTMENT_NOT_FOUND):
+    """The organization has no such appointment, or had none at that time."""
 
 
-class OperationNotFound(ServiceError):
-    reason = "OPERATION_NOT_FOUND"
+class OperationNotFound(ServiceError, reason=Reason.OPERATION_NOT_FOUND):
+    """The organization has no such operation, or no longer."""
 
 
-class OperationFailed(ServiceError):
+class OperationFailed(ServiceError, reason=Reason.OPERATION_FAILED):
     """An accepted operation could not be applied; the message says why."""
 
-    reason = "OPERATION_FAILED"
+
+class WebhookNotFound(ServiceError, reason=Reason.WEBHOOK_NOT_FOUND):
+    """The organization has no such webhook."""
 
 
-class WebhookNotFound(ServiceError):
-    reason = "WEBHOOK_NOT_FOUND"
+class WebhookLimitReached(ServiceError, reason=Reason.WEBHOOK_LIMIT_REACHED):
+    """The organization has as many webhooks as it may have."""
 
 
-class WebhookLimitReached(ServiceError):
-    reason = "WEBHOOK_LIMIT_REACHED"
-
-
-class Overloaded(ServiceError):
+class Overloaded(ServiceError, reason=Reason.OVERLOADED):
     """Too much waits already; nothing was written."""
 
-    reason = "OVERLOADED"
-    retry_after = 1.0
 
-
-class LockTimeout(ServiceError):
+class LockTimeout(ServiceError, reason=Reason.LOCK_TIMEOUT):
     """The organization's lock was held by others for too long; nothing was written."""
 
-    reason = "LOCK_TIMEOUT"
-    retry_after = 1.0
 
-
-class DatabaseUnavailable(ServiceError):
+class DatabaseUnavailable(ServiceError, reason=Reason.DATABASE_UNAVAILABLE):
     """The database did not answer, or not in time. The message says whether a write is
     certain not to have happened."""
 
-    reason = "DATABASE_UNAVAILABLE"
-    retry_after = 1.0
 
-
-class BrokerUnavailable(ServiceError):
+class BrokerUnavailable(ServiceError, reason=Reason.BROKER_UNAVAILABLE):
     """RabbitMQ did not take a message, or did not confirm it in time.
 
     `certain` tells that no queue has it; otherwise it may have been accepted.
     """
-
-    reason = "BROKER_UNAVAILABLE"
-    retry_after = 1.0
 
     def __init__(self, what: str, *, certain: bool) -> None:
         meaning = (
@@ -151,21 +142,13 @@ class BrokerUnavailable(ServiceError):
         self.certain = certain
 
 
-class ServiceStopping(ServiceError):
+class ServiceStopping(ServiceError, reason=Reason.SERVICE_STOPPING):
     """This process stops; another one, or it after its restart, goes on."""
 
-    reason = "SERVICE_STOPPING"
-    retry_after = 1.0
 
-
-class SlowReader(ServiceError):
+class SlowReader(ServiceError, reason=Reason.SLOW_READER):
     """The caller of a stream takes nothing of it."""
 
-    reason = "SLOW_READER"
-    retry_after = 1.0
 
-
-class DeadlineExceeded(ServiceError):
+class DeadlineExceeded(ServiceError, reason=Reason.DEADLINE_EXCEEDED):
     """The request took too long; a write that was already sent may still happen."""
-
-    reason = "DEADLINE_EXCEEDED"

@@ -13,8 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gateway.http.answers import json_answer
 from gateway.http.exchange import Exchange
 from gateway.http.problems import ProblemError, refusal
-from gateway.http.reasons import Reason
 from gateway.http.server import DOCS_PATH
+from public_json.reasons import Reason
 
 READY_TIMEOUT = 1.0
 """Seconds within which the service must say that it serves."""
@@ -54,7 +54,7 @@ class Ready:
 
 
 def _not_ready(detail: str) -> ProblemError:
-    return refusal(Reason.SERVICE_UNAVAILABLE, detail, retry_after=1)
+    return refusal(Reason.SERVICE_UNAVAILABLE, detail)
 
 
 class Page:

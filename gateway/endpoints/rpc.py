@@ -23,11 +23,11 @@ from gateway.http.conditions import expected_etags
 from gateway.http.exchange import Exchange
 from gateway.http.in_flight import InFlight
 from gateway.http.problems import FieldError, ProblemError, invalid_fields, refusal
-from gateway.http.reasons import Reason
 from gateway.transcoding.inputs import InputReader
 from gateway.transcoding.routes import Route
 from gateway.upstream.client import REVISION, ServiceCaller, revision_header
 from gateway.upstream.relay import Reply
+from public_json.reasons import Reason
 from public_json.rendering import MessageRenderer, Render
 
 ACTOR = "X-Actor"

@@ -9,7 +9,7 @@ from aiohttp import HttpVersion11, StreamReader, hdrs
 from aiohttp.web import BaseRequest, RequestPayloadError
 
 from gateway.http.problems import ProblemError, malformed, refusal
-from gateway.http.reasons import Reason
+from public_json.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway.http.problems import FieldError, invalid_fields, refusal
-from gateway.http.reasons import Reason
+from public_json.reasons import Reason
 
 IF_MATCH = "If-Match"
 IF_NONE_MATCH = "If-None-Match"

@@ -1,7 +1,7 @@
 """What is under way at the same time, and how much of it may be."""
 
 from gateway.http.problems import refusal
-from gateway.http.reasons import Reason
+from public_json.reasons import Reason
 
 
 class InFlight:
@@ -16,7 +16,7 @@ class InFlight:
 
     def __enter__(self) -> None:
         if self.count >= self._limit:
-            raise refusal(Reason.OVERLOADED, self._detail, retry_after=1)
+            raise refusal(Reason.OVERLOADED, self._detail)
         self.count += 1
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""Problem bodies (RFC 9457), and the one table from gRPC status and reason to HTTP."""
+"""Problem bodies (RFC 9457), and how a gRPC status becomes one."""
 
 import math
 import re
@@ -13,10 +13,9 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
-from gateway.http.reasons import Reason
+from public_json.reasons import DOMAIN, RETRY_DELAY, TEMPORARY, Reason
 from public_json.rendering import MessageRenderer, camel_case
 
-DOMAIN = "appointments.v1"
 MEDIA_TYPE = "application/problem+json"
 
 MAX_ERRORS = 100
@@ -74,7 +73,6 @@ _ERROR_INFO = ErrorInfo.DESCRIPTOR.full_name
 _BAD_REQUEST = BadRequest.DESCRIPTOR.full_name
 _TIME_RANGE_CONFLICT = TimeRangeConflict.DESCRIPTOR.full_name
 _RETRY_INFO = RetryInfo.DESCRIPTOR.full_name
-_RETRIED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _STATUS_CODES: Mapping[int, StatusCode] = {code.value[0]: code for code in StatusCode}
 
 
@@ -140,11 +138,14 @@ def refusal(
     headers: Mapping[str, str] | None = None,
     *,
     errors: Sequence[FieldError] = (),
-    retry_after: int | None = None,
 ) -> ProblemError:
     """Refuse a request for a reason, which decides the status; `headers` go with the answer."""
     problem = Problem(
-        status=reason.http, code=reason, detail=detail, errors=errors, retry_after=retry_after
+        status=reason.http,
+        code=reason,
+        detail=detail,
+        errors=errors,
+        retry_after=RETRY_DELAY if reason.temporary else None,
     )
     return ProblemError(problem, headers)
 
@@ -225,8 +226,8 @@ class StatusReader:
             return internal()
         known = _KNOWN.get(reason) if reason else fallback.reason
         http = known.http if known else fallback.reason.http
-        if retry_after is None and http in _RETRIED:
-            retry_after = 1
+        if retry_after is None and http in TEMPORARY:
+            retry_after = RETRY_DELAY
         if errors:
             detail = _summary(errors)  # the service's own words have the proto's paths
         else:

@@ -15,7 +15,6 @@ from gateway.http.answers import REQUEST_ID, problem_answer, sign
 from gateway.http.bodies import BodyReader
 from gateway.http.exchange import Exchange
 from gateway.http.problems import ProblemError, internal, refusal
-from gateway.http.reasons import Reason
 from gateway.http.router import Router
 from gateway.http.unreadable import (
     MAX_HEADER_BYTES,
@@ -24,6 +23,7 @@ from gateway.http.unreadable import (
     refuse_unreadable,
 )
 from gateway.metrics import Metrics
+from public_json.reasons import Reason
 
 LINGERING_TIME = 5.0
 """Seconds that the rest of a refused body is read for, so that its sender gets to read

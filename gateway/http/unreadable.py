@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from aiohttp.http_exceptions import BadStatusLine, HttpProcessingError
 
 from gateway.http.problems import ProblemError, malformed, refusal
-from gateway.http.reasons import Reason
+from public_json.reasons import Reason
 
 # They differ, so that an error tells by the limit that it names which was exceeded.
 MAX_URL_BYTES = 8192

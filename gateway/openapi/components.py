@@ -1,6 +1,6 @@
 """What operations of the OpenAPI document refer to: headers, parameters, problems."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from http import HTTPStatus
 
 from appointments.v1.appointment_pb2 import TimeRangeConflict
@@ -10,10 +10,10 @@ from gateway.endpoints.rpc import ACTOR, MAX_ACTOR_LENGTH, OUTCOME
 from gateway.endpoints.submission import PREFER, PREFERENCE_APPLIED
 from gateway.http.answers import REQUEST_ID
 from gateway.http.problems import MEDIA_TYPE
-from gateway.http.reasons import Reason
 from gateway.openapi.examples import PROBLEM_EXAMPLES, shown
 from gateway.openapi.schemas import Schema, Schemas
 from gateway.upstream.client import REVISION
+from public_json.reasons import TEMPORARY, Reason, Requests
 
 TEXT: Schema = {"type": "string"}
 PARAMETERS: dict[str, Schema] = {
@@ -72,31 +72,16 @@ HEADERS: dict[str, Schema] = {
     },
     "Allow": {"description": "The methods that this path supports.", "schema": TEXT},
 }
-_PROBLEM_HEADERS: dict[HTTPStatus, tuple[str, ...]] = {
-    HTTPStatus.METHOD_NOT_ALLOWED: ("Allow",),
-    HTTPStatus.TOO_MANY_REQUESTS: ("Retry-After",),
-    HTTPStatus.SERVICE_UNAVAILABLE: ("Retry-After",),
-}
-ALWAYS = (
-    HTTPStatus.BAD_REQUEST,
-    HTTPStatus.METHOD_NOT_ALLOWED,
-    HTTPStatus.REQUEST_URI_TOO_LONG,
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-    HTTPStatus.TOO_MANY_REQUESTS,
-    HTTPStatus.INTERNAL_SERVER_ERROR,
-    HTTPStatus.SERVICE_UNAVAILABLE,
-    HTTPStatus.GATEWAY_TIMEOUT,
-)
-WITH_BODY = (
-    HTTPStatus.REQUEST_TIMEOUT,
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-)
 
 
 def reference(schema: str) -> Schema:
     """Refer to a schema by its name."""
     return {"$ref": f"#/components/schemas/{schema}"}
+
+
+def statuses(requests: Collection[Requests]) -> list[HTTPStatus]:
+    """Return every status with which such requests can be refused, in order."""
+    return sorted({reason.http for reason in Reason if reason.requests in requests})
 
 
 def response_name(status: HTTPStatus) -> str:
@@ -109,8 +94,10 @@ def problem_response(status: HTTPStatus | None) -> Schema:
     examples = PROBLEM_EXAMPLES.get(status, {}) if status else {}
     content: Schema = {"schema": reference("Problem"), **shown(examples)}
     headers = [REQUEST_ID, REVISION]
-    if status is not None:
-        headers.extend(_PROBLEM_HEADERS.get(status, ()))
+    if status in TEMPORARY:
+        headers.append("Retry-After")
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        headers.append("Allow")
     return {
         "description": _meanings(status) if status else "Every other error.",
         "headers": header_references(headers),

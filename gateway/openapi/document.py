@@ -17,15 +17,14 @@ from gateway.http.conditions import IF_MATCH, IF_NONE_MATCH, MAX_TAGS
 from gateway.http.streams import MEDIA_TYPE as EVENT_STREAM
 from gateway.openapi.comments import read_comments
 from gateway.openapi.components import (
-    ALWAYS,
     HEADERS,
     PARAMETERS,
-    WITH_BODY,
     header_references,
     problem_response,
     problem_schemas,
     reference,
     response_name,
+    statuses,
 )
 from gateway.openapi.examples import EXAMPLES, Examples, shown
 from gateway.openapi.paths import (
@@ -39,6 +38,7 @@ from gateway.openapi.schemas import Schema, Schemas
 from gateway.transcoding.bindings import conditions_of, header_fields, query_fields
 from gateway.transcoding.routes import Route, location_template
 from gateway.upstream.client import REVISION
+from public_json.reasons import Requests
 
 _SENTENCE_END = re.compile(r"(?<=\.)\s+")
 _TAG = '(W/)?"[!#-~]{0,64}"'
@@ -270,7 +270,7 @@ def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
             "description": "The appointment has one of the etags in `If-None-Match`.",
             "headers": header_references(headers),
         }
-    for status in sorted(_refusals(route)):
+    for status in statuses(set(_kinds(route))):
         responses[str(status.value)] = {"$ref": f"#/components/responses/{response_name(status)}"}
     responses["default"] = {"$ref": "#/components/responses/Problem"}
     return responses
@@ -280,16 +280,15 @@ def _examples(route: Route) -> Examples:
     return EXAMPLES.get(route.rpc.name, Examples())
 
 
-def _refusals(route: Route) -> set[HTTPStatus]:
-    refusals = set(ALWAYS)
+def _kinds(route: Route) -> Iterator[Requests]:
+    yield Requests.ANY
     if route.body:
-        refusals.update(WITH_BODY)
+        yield Requests.WITH_BODY
     if route.variables:
-        refusals.add(HTTPStatus.NOT_FOUND)
+        yield Requests.BY_ID
     if conditions_of(route):
-        refusals.add(HTTPStatus.PRECONDITION_FAILED)
+        yield Requests.CONDITIONAL
     if "idempotency_key" in header_fields(route):
-        refusals.add(HTTPStatus.UNPROCESSABLE_ENTITY)
+        yield Requests.WITH_KEY
     if route.writes:
-        refusals.add(HTTPStatus.CONFLICT)
-    return refusals
+        yield Requests.WRITE

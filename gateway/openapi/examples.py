@@ -4,10 +4,13 @@ They are one story: what the organization `default` sees that has no past yet. A
 the answer to it have the same name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
+
+from gateway.http.problems import FieldError, Problem
+from public_json.reasons import Reason
 
 Named = Mapping[str, Any]
 
@@ -24,6 +27,19 @@ def shown(examples: Named) -> dict[str, Any]:
     """Give the member of a media type that holds the examples, if there are any."""
     named = {name: {"value": value} for name, value in examples.items()}
     return {"examples": named} if named else {}
+
+
+def _problem(
+    reason: Reason,
+    detail: str,
+    *,
+    errors: Sequence[FieldError] = (),
+    conflicts: Named | None = None,
+) -> dict[str, Any]:
+    problem = Problem(
+        status=reason.http, code=reason, detail=detail, errors=errors, conflicts=conflicts or {}
+    )
+    return problem.body()
 
 
 _BOOKED_AT = "2026-02-27T14:05:11.250417Z"
@@ -53,22 +69,21 @@ _OVERLAP = {
     "end": "2026-03-02T10:00:00Z",
     "title": "Retrospective",
 }
-_OVERLAPPED = {
-    "type": "about:blank",
-    "title": "Conflict",
-    "status": 409,
-    "detail": "the time range is taken; choose another",
-    "code": "TIME_RANGE_CONFLICT",
-    "conflicts": [
-        {
-            "id": "standup",
-            "start": "2026-03-02T09:00:00Z",
-            "end": "2026-03-02T09:15:00Z",
-            "version": 1,
-        }
-    ],
-    "moreConflicts": False,
-}
+_OVERLAPPED = _problem(
+    Reason.TIME_RANGE_CONFLICT,
+    "the time range is taken; choose another",
+    conflicts={
+        "conflicts": [
+            {
+                "id": "standup",
+                "start": "2026-03-02T09:00:00Z",
+                "end": "2026-03-02T09:15:00Z",
+                "version": 1,
+            }
+        ],
+        "moreConflicts": False,
+    },
+)
 _BACKWARDS = {**_OVERLAP, "end": "2026-03-02T09:00:00Z"}
 _FREE = {
     "resourceId": "room-2",
@@ -201,33 +216,29 @@ EXAMPLES: Mapping[str, Examples] = {
 PROBLEM_EXAMPLES: Mapping[HTTPStatus, Named] = {
     HTTPStatus.BAD_REQUEST: {
         "backwards": {
-            "type": "about:blank",
-            "title": "Bad Request",
-            "status": 400,
-            "detail": "end must be after start",
-            "code": "INVALID_FIELD",
-            "errors": [{"field": "end", "detail": "must be after start"}],
+            **_problem(
+                Reason.INVALID_FIELD,
+                "end must be after start",
+                errors=[FieldError("end", "must be after start")],
+            ),
             **_REQUEST_ID,
         }
     },
     HTTPStatus.NOT_FOUND: {
         "unknown": {
-            "type": "about:blank",
-            "title": "Not Found",
-            "status": 404,
-            "detail": "the organization has no appointment with this id",
-            "code": "APPOINTMENT_NOT_FOUND",
+            **_problem(
+                Reason.APPOINTMENT_NOT_FOUND, "the organization has no appointment with this id"
+            ),
             **_REQUEST_ID,
         }
     },
     HTTPStatus.CONFLICT: {"overlapping": {**_OVERLAPPED, **_REQUEST_ID}},
     HTTPStatus.PRECONDITION_FAILED: {
         "changedMeanwhile": {
-            "type": "about:blank",
-            "title": "Precondition Failed",
-            "status": 412,
-            "detail": "no stored appointment has this id and etag; read it again and decide anew",
-            "code": "ETAG_MISMATCH",
+            **_problem(
+                Reason.ETAG_MISMATCH,
+                "no stored appointment has this id and etag; read it again and decide anew",
+            ),
             **_REQUEST_ID,
         }
     },

@@ -7,10 +7,11 @@ from appointments.v1.appointment_service_pb2 import OperationMetadata
 
 from gateway.endpoints.operations import MAX_WAIT, OPERATION_PATH, OPERATIONS_PATH
 from gateway.http.answers import REQUEST_ID
-from gateway.openapi.components import ALWAYS, TEXT, header_references, reference, response_name
+from gateway.openapi.components import TEXT, header_references, reference, response_name, statuses
 from gateway.openapi.examples import EXAMPLES, shown
 from gateway.openapi.schemas import Schema, Schemas
 from gateway.upstream.client import REVISION
+from public_json.reasons import Requests
 
 PAGE_TAGS = [
     {"name": "Operations", "description": "Asynchronous writes: accepted, then applied."},
@@ -38,7 +39,7 @@ def operation_paths() -> dict[str, Schema]:
         description: str,
         parameters: list[Schema],
         answer: str,
-        *refusals: HTTPStatus,
+        *kinds: Requests,
     ) -> Schema:
         success: Schema = {
             "description": "Done.",
@@ -47,7 +48,7 @@ def operation_paths() -> dict[str, Schema]:
         }
         responses = {"200": success} | {
             str(status.value): {"$ref": f"#/components/responses/{response_name(status)}"}
-            for status in sorted({*ALWAYS, *refusals})
+            for status in statuses({Requests.ANY, *kinds})
         }
         return {
             "get": {
@@ -100,7 +101,7 @@ def operation_paths() -> dict[str, Schema]:
             " time. Finished operations are kept for a week unless configured otherwise.",
             [identifier, wait],
             "Operation",
-            HTTPStatus.NOT_FOUND,
+            Requests.BY_ID,
         ),
         OPERATIONS_PATH: operation(
             "ListOperations",

@@ -7,8 +7,8 @@ from google.protobuf.message import Message
 
 from gateway.http.exchange import Exchange
 from gateway.http.problems import ProblemError, StatusReader, refusal
-from gateway.http.reasons import Reason
 from gateway.upstream.relay import ENVELOPE_BYTES, CallError, Relay, Reply
+from public_json.reasons import Reason
 
 REVISION = "Organization-Revision"
 

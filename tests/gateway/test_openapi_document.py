@@ -11,10 +11,10 @@ import pytest
 from openapi_spec_validator import validate
 
 from gateway.app import SERVICES
-from gateway.http.reasons import Reason
 from gateway.openapi.document import openapi_document
 from gateway.transcoding.routes import routes_of
 from local.programs import ROOT
+from public_json.reasons import Reason
 from tests.gateway.conftest import WRITE, Gateway
 
 ROUTES = routes_of(*SERVICES)

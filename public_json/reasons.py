@@ -1,189 +1,335 @@
-"""Every reason for which a request is refused: its HTTP status, and what it means.
+"""Every reason for which a request is refused: its gRPC code, HTTP status and meaning.
 
-The one list of them: answers take their status from it, and the OpenAPI document its
-`code` and the responses of every status.
+Both programs use this table. The service's errors take their gRPC code from it, the gateway's
+answers their HTTP status, and the OpenAPI document `code` and the error responses of each route.
 """
 
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from http import HTTPStatus
 from typing import Self
 
+from grpc import StatusCode
+
+DOMAIN = "appointments.v1"
+"""The domain of the reasons in `google.rpc.ErrorInfo`."""
+
+TEMPORARY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+"""The statuses after which the same request may succeed later. They come with `RETRY_DELAY`."""
+
+RETRY_DELAY = 1
+"""In seconds, for `RetryInfo` and `Retry-After`."""
+
+
+class Requests(Enum):
+    """Which requests can be refused for a reason: the OpenAPI document lists its status there."""
+
+    ANY = auto()
+    WITH_BODY = auto()
+    BY_ID = auto()
+    WRITE = auto()
+    CONDITIONAL = auto()
+    WITH_KEY = auto()
+    NONE = auto()
+    """None that the document describes. It lists them under `default`."""
+
 
 class Reason(StrEnum):
-    """The `code` of a problem, stable, for programs to go by."""
+    """The `reason` of an `ErrorInfo` and the `code` of a problem: stable, for programs.
 
+    `grpc` is None if only the gateway gives the reason. `meaning` follows the name in the
+    OpenAPI document.
+    """
+
+    grpc: StatusCode | None
     http: HTTPStatus
+    requests: Requests
     meaning: str
 
-    def __new__(cls, code: str, http: HTTPStatus, meaning: str) -> Self:
-        """Make a reason; `meaning` goes on after its name in the OpenAPI document."""
+    def __new__(
+        cls,
+        code: str,
+        grpc: StatusCode | None,
+        http: HTTPStatus,
+        requests: Requests,
+        meaning: str,
+    ) -> Self:
+        """Make a reason, which is a string too."""
         reason = str.__new__(cls, code)
         reason._value_ = code
+        reason.grpc = grpc
         reason.http = http
+        reason.requests = requests
         reason.meaning = meaning
         return reason
+
+    @property
+    def temporary(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.http in TEMPORARY
 
     # What is wrong with the request itself.
     INVALID_FIELD = (
         "INVALID_FIELD",
+        StatusCode.INVALID_ARGUMENT,
         HTTPStatus.BAD_REQUEST,
+        Requests.ANY,
         "fields, parameters or headers break rules; `errors` names every one.",
     )
     MALFORMED_REQUEST = (
         "MALFORMED_REQUEST",
+        StatusCode.INVALID_ARGUMENT,
         HTTPStatus.BAD_REQUEST,
+        Requests.ANY,
         "it cannot be read at all: it is not HTTP, or its body is not JSON.",
     )
-    ROUTE_NOT_FOUND = ("ROUTE_NOT_FOUND", HTTPStatus.NOT_FOUND, "there is nothing at this path.")
+    ROUTE_NOT_FOUND = (
+        "ROUTE_NOT_FOUND",
+        None,
+        HTTPStatus.NOT_FOUND,
+        Requests.NONE,
+        "there is nothing at this path.",
+    )
     METHOD_NOT_ALLOWED = (
         "METHOD_NOT_ALLOWED",
+        None,
         HTTPStatus.METHOD_NOT_ALLOWED,
+        Requests.ANY,
         "the path does not take this method; `Allow` lists those it takes.",
     )
     METHOD_NOT_IMPLEMENTED = (
         "METHOD_NOT_IMPLEMENTED",
+        None,
         HTTPStatus.NOT_IMPLEMENTED,
+        Requests.NONE,
         "no path takes this method, which HTTP does not know.",
     )
     URI_TOO_LONG = (
         "URI_TOO_LONG",
+        None,
         HTTPStatus.REQUEST_URI_TOO_LONG,
+        Requests.ANY,
         "the URL is longer than is taken.",
     )
     HEADERS_TOO_LARGE = (
         "HEADERS_TOO_LARGE",
+        None,
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        Requests.ANY,
         "a header is longer than is taken, or there are too many.",
     )
     REQUEST_TIMEOUT = (
         "REQUEST_TIMEOUT",
+        None,
         HTTPStatus.REQUEST_TIMEOUT,
+        Requests.WITH_BODY,
         "the body took too long to arrive.",
     )
     REQUEST_TOO_LARGE = (
         "REQUEST_TOO_LARGE",
+        StatusCode.RESOURCE_EXHAUSTED,
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        Requests.WITH_BODY,
         "the body is larger than is taken.",
     )
     UNSUPPORTED_MEDIA_TYPE = (
         "UNSUPPORTED_MEDIA_TYPE",
+        None,
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        Requests.WITH_BODY,
         "the body is not JSON in UTF-8, or it is compressed.",
     )
 
     # What the stored state has against it.
     APPOINTMENT_NOT_FOUND = (
         "APPOINTMENT_NOT_FOUND",
+        StatusCode.NOT_FOUND,
         HTTPStatus.NOT_FOUND,
+        Requests.BY_ID,
         "the organization has no such appointment, or had none at that time.",
     )
     OPERATION_NOT_FOUND = (
         "OPERATION_NOT_FOUND",
+        StatusCode.NOT_FOUND,
         HTTPStatus.NOT_FOUND,
+        Requests.BY_ID,
         "the organization has no such operation, or has it no longer.",
     )
     WEBHOOK_NOT_FOUND = (
         "WEBHOOK_NOT_FOUND",
+        StatusCode.NOT_FOUND,
         HTTPStatus.NOT_FOUND,
+        Requests.BY_ID,
         "the organization has no such webhook.",
     )
     TIME_RANGE_CONFLICT = (
         "TIME_RANGE_CONFLICT",
+        StatusCode.ALREADY_EXISTS,
         HTTPStatus.CONFLICT,
+        Requests.WRITE,
         "the time range is taken; `conflicts` lists by what.",
     )
     WEBHOOK_LIMIT_REACHED = (
         "WEBHOOK_LIMIT_REACHED",
+        StatusCode.FAILED_PRECONDITION,
         HTTPStatus.CONFLICT,
+        Requests.WRITE,
         "the organization has as many webhooks as it may have.",
     )
     ETAG_MISMATCH = (
         "ETAG_MISMATCH",
+        StatusCode.ABORTED,
         HTTPStatus.PRECONDITION_FAILED,
+        Requests.CONDITIONAL,
         "what is stored has another etag: somebody else changed it.",
     )
     APPOINTMENT_EXISTS = (
         "APPOINTMENT_EXISTS",
+        StatusCode.ALREADY_EXISTS,
         HTTPStatus.PRECONDITION_FAILED,
+        Requests.CONDITIONAL,
         "the id was to be new, and is not.",
     )
     IDEMPOTENCY_KEY_REUSED = (
         "IDEMPOTENCY_KEY_REUSED",
+        StatusCode.INVALID_ARGUMENT,
         HTTPStatus.UNPROCESSABLE_ENTITY,
+        Requests.WITH_KEY,
         "the idempotency key is that of another write.",
     )
 
     # What keeps the service from deciding.
     OVERLOADED = (
         "OVERLOADED",
+        StatusCode.RESOURCE_EXHAUSTED,
         HTTPStatus.TOO_MANY_REQUESTS,
+        Requests.ANY,
         "too much is waiting already; nothing was written.",
     )
     LOCK_TIMEOUT = (
         "LOCK_TIMEOUT",
+        StatusCode.UNAVAILABLE,
         HTTPStatus.SERVICE_UNAVAILABLE,
+        Requests.ANY,
         "other writes of the organization took too long; nothing was written.",
     )
     DATABASE_UNAVAILABLE = (
         "DATABASE_UNAVAILABLE",
+        StatusCode.UNAVAILABLE,
         HTTPStatus.SERVICE_UNAVAILABLE,
+        Requests.ANY,
         "the database did not answer; `detail` says whether a write may have happened.",
     )
     BROKER_UNAVAILABLE = (
         "BROKER_UNAVAILABLE",
+        StatusCode.UNAVAILABLE,
         HTTPStatus.SERVICE_UNAVAILABLE,
+        Requests.ANY,
         "the queue did not answer; `detail` says whether a write may have been accepted.",
     )
     SERVICE_STOPPING = (
         "SERVICE_STOPPING",
+        StatusCode.UNAVAILABLE,
         HTTPStatus.SERVICE_UNAVAILABLE,
+        Requests.ANY,
         "the process that was asked stops; another one goes on.",
     )
     SLOW_READER = (
         "SLOW_READER",
+        StatusCode.UNAVAILABLE,
         HTTPStatus.SERVICE_UNAVAILABLE,
+        Requests.ANY,
         "nothing of a stream was taken for too long (in logs, and of gRPC).",
     )
     SERVICE_UNAVAILABLE = (
         "SERVICE_UNAVAILABLE",
+        None,
         HTTPStatus.SERVICE_UNAVAILABLE,
+        Requests.ANY,
         "the service is out of reach; a write may or may not have happened.",
     )
     DEADLINE_EXCEEDED = (
         "DEADLINE_EXCEEDED",
+        StatusCode.DEADLINE_EXCEEDED,
         HTTPStatus.GATEWAY_TIMEOUT,
+        Requests.ANY,
         "there was no answer in time; a write may or may not have happened.",
     )
     OPERATION_FAILED = (
         "OPERATION_FAILED",
+        StatusCode.INTERNAL,
         HTTPStatus.INTERNAL_SERVER_ERROR,
+        Requests.ANY,
         "an accepted operation could not be applied; `detail` says why.",
     )
-    INTERNAL = ("INTERNAL", HTTPStatus.INTERNAL_SERVER_ERROR, "our fault.")
+    INTERNAL = (
+        "INTERNAL",
+        StatusCode.INTERNAL,
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        Requests.ANY,
+        "our fault.",
+    )
 
     # What gRPC alone says, without a reason of the service's own.
     INVALID_ARGUMENT = (
         "INVALID_ARGUMENT",
+        None,
         HTTPStatus.BAD_REQUEST,
+        Requests.ANY,
         "the service did not take the request, and did not say why.",
     )
     FAILED_PRECONDITION = (
         "FAILED_PRECONDITION",
+        None,
         HTTPStatus.BAD_REQUEST,
+        Requests.ANY,
         "the request does not fit the state, and nothing more is known.",
     )
     OUT_OF_RANGE = (
         "OUT_OF_RANGE",
+        None,
         HTTPStatus.BAD_REQUEST,
+        Requests.ANY,
         "the request is out of range, and nothing more is known.",
     )
-    UNAUTHENTICATED = ("UNAUTHENTICATED", HTTPStatus.UNAUTHORIZED, "credentials are needed.")
-    PERMISSION_DENIED = ("PERMISSION_DENIED", HTTPStatus.FORBIDDEN, "this is not allowed.")
-    NOT_FOUND = ("NOT_FOUND", HTTPStatus.NOT_FOUND, "there is no such thing.")
-    ALREADY_EXISTS = ("ALREADY_EXISTS", HTTPStatus.CONFLICT, "it exists already.")
-    ABORTED = ("ABORTED", HTTPStatus.CONFLICT, "another write came between.")
+    UNAUTHENTICATED = (
+        "UNAUTHENTICATED",
+        None,
+        HTTPStatus.UNAUTHORIZED,
+        Requests.NONE,
+        "credentials are needed.",
+    )
+    PERMISSION_DENIED = (
+        "PERMISSION_DENIED",
+        None,
+        HTTPStatus.FORBIDDEN,
+        Requests.NONE,
+        "this is not allowed.",
+    )
+    NOT_FOUND = (
+        "NOT_FOUND",
+        None,
+        HTTPStatus.NOT_FOUND,
+        Requests.BY_ID,
+        "there is no such thing.",
+    )
+    ALREADY_EXISTS = (
+        "ALREADY_EXISTS",
+        None,
+        HTTPStatus.CONFLICT,
+        Requests.WRITE,
+        "it exists already.",
+    )
+    ABORTED = (
+        "ABORTED",
+        None,
+        HTTPStatus.CONFLICT,
+        Requests.WRITE,
+        "another write came between.",
+    )
     UNIMPLEMENTED = (
         "UNIMPLEMENTED",
+        None,
         HTTPStatus.NOT_IMPLEMENTED,
+        Requests.NONE,
         "the service is older than the gateway and does not have this method.",
     )
