@@ -122,6 +122,14 @@ def test_every_link_leads_to_a_file_and_a_heading() -> None:
             assert not anchor or anchor in anchors_of(linked), f"{document.name}: {target}"
 
 
+def test_every_path_in_a_document_exists() -> None:
+    folders = {entry.name for entry in ROOT.iterdir() if not entry.name.startswith(".")}
+    for document in DOCUMENTS:
+        for path in re.findall(r"`([\w.-]+/[\w./-]*)`", document.read_text("utf-8")):
+            if path.partition("/")[0] in folders:
+                assert (ROOT / path).exists(), f"{document.name}: {path}"
+
+
 def configuration() -> Iterator[tuple[str, str, str]]:
     """Each row of the tables of settings: its section, the variable, the default."""
     text = (ROOT / "docs/configuration.md").read_text("utf-8")
