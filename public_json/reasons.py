@@ -67,55 +67,55 @@ class Reason(StrEnum):
         """Whether the same request may succeed later."""
         return self.http in TEMPORARY
 
-    # What is wrong with the request itself.
+    # Invalid requests.
     INVALID_FIELD = (
         "INVALID_FIELD",
         StatusCode.INVALID_ARGUMENT,
         HTTPStatus.BAD_REQUEST,
         Requests.ANY,
-        "fields, parameters or headers break rules; `errors` names every one.",
+        "fields, parameters or headers are invalid; `errors` lists all of them.",
     )
     MALFORMED_REQUEST = (
         "MALFORMED_REQUEST",
         StatusCode.INVALID_ARGUMENT,
         HTTPStatus.BAD_REQUEST,
         Requests.ANY,
-        "it cannot be read at all: it is not HTTP, or its body is not JSON.",
+        "the request cannot be parsed: it is not HTTP, or its body is not JSON.",
     )
     ROUTE_NOT_FOUND = (
         "ROUTE_NOT_FOUND",
         None,
         HTTPStatus.NOT_FOUND,
         Requests.NONE,
-        "there is nothing at this path.",
+        "there is no route with this path.",
     )
     METHOD_NOT_ALLOWED = (
         "METHOD_NOT_ALLOWED",
         None,
         HTTPStatus.METHOD_NOT_ALLOWED,
         Requests.ANY,
-        "the path does not take this method; `Allow` lists those it takes.",
+        "the path does not support this method; `Allow` lists those it supports.",
     )
     METHOD_NOT_IMPLEMENTED = (
         "METHOD_NOT_IMPLEMENTED",
         None,
         HTTPStatus.NOT_IMPLEMENTED,
         Requests.NONE,
-        "no path takes this method, which HTTP does not know.",
+        "the method is not an HTTP method.",
     )
     URI_TOO_LONG = (
         "URI_TOO_LONG",
         None,
         HTTPStatus.REQUEST_URI_TOO_LONG,
         Requests.ANY,
-        "the URL is longer than is taken.",
+        "the URL is too long.",
     )
     HEADERS_TOO_LARGE = (
         "HEADERS_TOO_LARGE",
         None,
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
         Requests.ANY,
-        "a header is longer than is taken, or there are too many.",
+        "a header is too long, or there are too many.",
     )
     REQUEST_TIMEOUT = (
         "REQUEST_TIMEOUT",
@@ -129,7 +129,7 @@ class Reason(StrEnum):
         StatusCode.RESOURCE_EXHAUSTED,
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         Requests.WITH_BODY,
-        "the body is larger than is taken.",
+        "the body is too large.",
     )
     UNSUPPORTED_MEDIA_TYPE = (
         "UNSUPPORTED_MEDIA_TYPE",
@@ -139,7 +139,7 @@ class Reason(StrEnum):
         "the body is not JSON in UTF-8, or it is compressed.",
     )
 
-    # What the stored state has against it.
+    # Conflicts with the stored state.
     APPOINTMENT_NOT_FOUND = (
         "APPOINTMENT_NOT_FOUND",
         StatusCode.NOT_FOUND,
@@ -152,7 +152,7 @@ class Reason(StrEnum):
         StatusCode.NOT_FOUND,
         HTTPStatus.NOT_FOUND,
         Requests.BY_ID,
-        "the organization has no such operation, or has it no longer.",
+        "the organization has no such operation, or it is no longer kept.",
     )
     WEBHOOK_NOT_FOUND = (
         "WEBHOOK_NOT_FOUND",
@@ -166,44 +166,44 @@ class Reason(StrEnum):
         StatusCode.ALREADY_EXISTS,
         HTTPStatus.CONFLICT,
         Requests.WRITE,
-        "the time range is taken; `conflicts` lists by what.",
+        "the time range is taken; `conflicts` lists the appointments that occupy it.",
     )
     WEBHOOK_LIMIT_REACHED = (
         "WEBHOOK_LIMIT_REACHED",
         StatusCode.FAILED_PRECONDITION,
         HTTPStatus.CONFLICT,
         Requests.WRITE,
-        "the organization has as many webhooks as it may have.",
+        "the organization has its maximum number of webhooks.",
     )
     ETAG_MISMATCH = (
         "ETAG_MISMATCH",
         StatusCode.ABORTED,
         HTTPStatus.PRECONDITION_FAILED,
         Requests.CONDITIONAL,
-        "what is stored has another etag: somebody else changed it.",
+        "the stored appointment has a different etag: another caller changed it.",
     )
     APPOINTMENT_EXISTS = (
         "APPOINTMENT_EXISTS",
         StatusCode.ALREADY_EXISTS,
         HTTPStatus.PRECONDITION_FAILED,
         Requests.CONDITIONAL,
-        "the id was to be new, and is not.",
+        "the id should be new, but it exists.",
     )
     IDEMPOTENCY_KEY_REUSED = (
         "IDEMPOTENCY_KEY_REUSED",
         StatusCode.INVALID_ARGUMENT,
         HTTPStatus.UNPROCESSABLE_ENTITY,
         Requests.WITH_KEY,
-        "the idempotency key is that of another write.",
+        "the idempotency key was used for a different write.",
     )
 
-    # What keeps the service from deciding.
+    # The service could not decide.
     OVERLOADED = (
         "OVERLOADED",
         StatusCode.RESOURCE_EXHAUSTED,
         HTTPStatus.TOO_MANY_REQUESTS,
         Requests.ANY,
-        "too much is waiting already; nothing was written.",
+        "too many requests are waiting; nothing was written.",
     )
     LOCK_TIMEOUT = (
         "LOCK_TIMEOUT",
@@ -217,42 +217,42 @@ class Reason(StrEnum):
         StatusCode.UNAVAILABLE,
         HTTPStatus.SERVICE_UNAVAILABLE,
         Requests.ANY,
-        "the database did not answer; `detail` says whether a write may have happened.",
+        "the database did not respond; `detail` says whether a write may have happened.",
     )
     BROKER_UNAVAILABLE = (
         "BROKER_UNAVAILABLE",
         StatusCode.UNAVAILABLE,
         HTTPStatus.SERVICE_UNAVAILABLE,
         Requests.ANY,
-        "the queue did not answer; `detail` says whether a write may have been accepted.",
+        "the queue did not respond; `detail` says whether a write may have been accepted.",
     )
     SERVICE_STOPPING = (
         "SERVICE_STOPPING",
         StatusCode.UNAVAILABLE,
         HTTPStatus.SERVICE_UNAVAILABLE,
         Requests.ANY,
-        "the process that was asked stops; another one goes on.",
+        "the process is stopping; send the request again to reach another one.",
     )
     SLOW_READER = (
         "SLOW_READER",
         StatusCode.UNAVAILABLE,
         HTTPStatus.SERVICE_UNAVAILABLE,
         Requests.ANY,
-        "nothing of a stream was taken for too long (in logs, and of gRPC).",
+        "the client did not read the stream for too long (only by gRPC, and in logs).",
     )
     SERVICE_UNAVAILABLE = (
         "SERVICE_UNAVAILABLE",
         None,
         HTTPStatus.SERVICE_UNAVAILABLE,
         Requests.ANY,
-        "the service is out of reach; a write may or may not have happened.",
+        "the service cannot be reached; a write may or may not have happened.",
     )
     DEADLINE_EXCEEDED = (
         "DEADLINE_EXCEEDED",
         StatusCode.DEADLINE_EXCEEDED,
         HTTPStatus.GATEWAY_TIMEOUT,
         Requests.ANY,
-        "there was no answer in time; a write may or may not have happened.",
+        "there was no response in time; a write may or may not have happened.",
     )
     OPERATION_FAILED = (
         "OPERATION_FAILED",
@@ -266,37 +266,37 @@ class Reason(StrEnum):
         StatusCode.INTERNAL,
         HTTPStatus.INTERNAL_SERVER_ERROR,
         Requests.ANY,
-        "our fault.",
+        "a bug in the service or the gateway.",
     )
 
-    # What gRPC alone says, without a reason of the service's own.
+    # gRPC statuses without a reason of the service.
     INVALID_ARGUMENT = (
         "INVALID_ARGUMENT",
         None,
         HTTPStatus.BAD_REQUEST,
         Requests.ANY,
-        "the service did not take the request, and did not say why.",
+        "the service refused the request without a reason.",
     )
     FAILED_PRECONDITION = (
         "FAILED_PRECONDITION",
         None,
         HTTPStatus.BAD_REQUEST,
         Requests.ANY,
-        "the request does not fit the state, and nothing more is known.",
+        "the state does not allow the request; no reason was given.",
     )
     OUT_OF_RANGE = (
         "OUT_OF_RANGE",
         None,
         HTTPStatus.BAD_REQUEST,
         Requests.ANY,
-        "the request is out of range, and nothing more is known.",
+        "the request is out of range; no reason was given.",
     )
     UNAUTHENTICATED = (
         "UNAUTHENTICATED",
         None,
         HTTPStatus.UNAUTHORIZED,
         Requests.NONE,
-        "credentials are needed.",
+        "credentials are required.",
     )
     PERMISSION_DENIED = (
         "PERMISSION_DENIED",
@@ -310,21 +310,21 @@ class Reason(StrEnum):
         None,
         HTTPStatus.NOT_FOUND,
         Requests.BY_ID,
-        "there is no such thing.",
+        "the requested object does not exist.",
     )
     ALREADY_EXISTS = (
         "ALREADY_EXISTS",
         None,
         HTTPStatus.CONFLICT,
         Requests.WRITE,
-        "it exists already.",
+        "the object already exists.",
     )
     ABORTED = (
         "ABORTED",
         None,
         HTTPStatus.CONFLICT,
         Requests.WRITE,
-        "another write came between.",
+        "another write interfered.",
     )
     UNIMPLEMENTED = (
         "UNIMPLEMENTED",
