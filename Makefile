@@ -6,7 +6,7 @@ PROTO_FILES := $(sort $(wildcard protos/appointments/v1/*.proto protos/appointme
 SERVICE_FILES := $(sort $(wildcard protos/appointments/v1/*_service.proto)) protos/appointments/relay/v1/relay.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format migrate demo demo-fosdem bench bench-quick bench-plot protos lock audit clean
+.PHONY: help run test lint format migrate migration schema demo demo-fosdem bench bench-quick bench-plot protos lock audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,12 @@ bench-plot: .venv/installed ## Draw the picture of docs/performance.md (JSON=fil
 migrate: .venv/running ## Apply the migrations to the database of DATABASE_URL
 	@migrations/migrate
 
+migration: .venv/running ## Write the migration that changes the functions to migrations/functions.sql (NAME=...)
+	@$(BIN)/python -m local.schema migration $(NAME)
+
+schema: .venv/running ## Write migrations/schema.sql from the migrations
+	@$(BIN)/python -m local.schema dump
+
 test: .venv/installed ## Run the whole test suite
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
@@ -77,7 +83,7 @@ lint: .venv/installed .venv/protoc/installed ## Check style, types, imports, dep
 	$(MAKE) --no-print-directory --silent protos OUT="$$tmp/stubs"; \
 	diff -r -x '*.proto' -x __init__.py -x py.typed -x __pycache__ protos/appointments "$$tmp/stubs/appointments" \
 		|| { echo "The stubs do not match the .proto files: run make protos" >&2; exit 1; }
-	@set -eu; for file in migrations/*.sql; do echo "squawk $$file"; \
+	@set -eu; for file in migrations/[0-9]*.sql; do echo "squawk $$file"; \
 		sed '/^-- migrate:down/,$$d' "$$file" | $(BIN)/squawk --stdin-filepath "$$file"; done
 
 format: .venv/installed ## Format the code and fix what can be fixed automatically

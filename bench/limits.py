@@ -8,6 +8,7 @@ service/reads/store.py.
 
 from bench.workload import BATCH, DAY, FIRST_DAY, HOUR, LEAP, SLOTS, WINDOW, Operation
 from service.postgres.rows import APPOINTMENT
+from service.writes.store import APPLIED
 
 _NUMBER = r"""
 \set turn :turn + 1
@@ -26,7 +27,7 @@ _WRITE = """
 """
 
 _ONE = f"""
-SELECT * FROM apply_writes(
+SELECT {APPLIED} FROM apply_writes(
     {_ORGANIZATION}, ('[' || {_WRITE.format(id=":number", start=":start", end=":end")} || ']')::json
 );
 """
@@ -47,7 +48,7 @@ _CONTEND = rf"""
 _BATCH = f"""
 \\set low :number * {BATCH}
 \\set high :low + {BATCH - 1}
-SELECT * FROM apply_writes({_ORGANIZATION}, (
+SELECT {APPLIED} FROM apply_writes({_ORGANIZATION}, (
     SELECT '[' || string_agg({_WRITE.format(id="id", start="start", end="start + 1")}, ',') || ']'
     FROM (
         SELECT id, {FIRST_DAY + HOUR} + id AS start

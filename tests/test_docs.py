@@ -34,6 +34,8 @@ NOT_RUN = {
     "make run": "the blocks of README.md",
     "LOG_LEVEL=warning make run": "tests/test_run.py",
     "make migrate": "tests/test_migrations.py",
+    "make migration NAME=what_changes": "tests/test_schema.py",
+    "make schema": "tests/test_schema.py",
     "make protos": "make lint, which runs it and compares",
     "make lint": ".ci/run",
     "make help": "tests/test_docs.py",

@@ -1,6 +1,8 @@
 """The migrations can be applied from anywhere at any time, and taken back."""
 
 import json
+import re
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,24 +13,36 @@ import pytest
 
 from local.postgres import EmbeddedPostgres
 from local.programs import ROOT
+from local.schema import migration
 from local.stack import base_environment
 from service.postgres.schema import NEEDED_MIGRATION
 from tests.conftest import OwnPostgres
 
-MIGRATIONS = sorted((ROOT / "migrations").glob("*.sql"))
+MIGRATIONS = sorted((ROOT / "migrations").glob("[0-9]*.sql"))
 
 
 def run_migrate(
-    url: str | None, *arguments: str, **environment: str
+    url: str | None,
+    *arguments: str,
+    directory: Path = ROOT / "migrations",
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """What `make migrate` runs."""
     return subprocess.run(
-        [ROOT / "migrations" / "migrate", *arguments],
+        [directory / "migrate", *arguments],
         env=base_environment() | ({"DATABASE_URL": url} if url else {}) | environment,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def with_migration(place: Path, text: str) -> Path:
+    """Copy the migrations to a place, with one more."""
+    (place / ".venv").symlink_to(ROOT / ".venv")
+    directory = shutil.copytree(ROOT / "migrations", place / "migrations")
+    (directory / "29990101000000_another.sql").write_text(text)
+    return directory
 
 
 def rows(url: str, query: str) -> list[tuple[Any, ...]]:
@@ -145,19 +159,40 @@ def test_down_leaves_nothing_and_up_works_again(server: EmbeddedPostgres) -> Non
     assert schema(url) == before
 
 
-def test_a_migration_that_would_hold_up_writers_gives_up_soon(server: EmbeddedPostgres) -> None:
+def test_a_migration_that_would_hold_up_writers_gives_up_soon(
+    server: EmbeddedPostgres, tmp_path: Path
+) -> None:
     """Behind one that waits for a long read every write of the table would wait too."""
     url = server.url("appointments")
     assert run_migrate(url).returncode == 0
-    changed = [path for path in MIGRATIONS if "ALTER TABLE appointments" in path.read_text()]
-    for _ in MIGRATIONS[MIGRATIONS.index(changed[-1]) :]:
-        assert run_migrate(url, "rollback").returncode == 0
+    up, down = migration([], "").split("-- migrate:down")
+    change = f"{up}ALTER TABLE appointments ADD COLUMN location text;\n\n-- migrate:down{down}"
+    directory = with_migration(tmp_path, change)
     with psycopg.connect(url) as reader:
         reader.execute("LOCK TABLE appointments IN ACCESS SHARE MODE")
-        done = run_migrate(url)
+        done = run_migrate(url, directory=directory)
     assert done.returncode != 0
     assert "lock timeout" in done.stderr
-    assert run_migrate(url).returncode == 0
+    assert run_migrate(url, directory=directory).returncode == 0
+
+
+def test_a_migration_of_a_table_gives_up_soon() -> None:
+    """As those do that `make migration` writes."""
+    for path in MIGRATIONS:
+        up, _ = path.read_text().split("-- migrate:down")
+        if re.search(r"^\s*ALTER TABLE", up, re.MULTILINE):
+            assert "SET LOCAL lock_timeout" in up, path.name
+
+
+def test_a_database_of_the_former_migrations_is_refused(server: EmbeddedPostgres) -> None:
+    url = server.url("appointments")
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE TABLE schema_migrations (version varchar PRIMARY KEY)")
+        connection.execute("INSERT INTO schema_migrations VALUES ('20261126000070')")
+    done = run_migrate(url)
+    assert done.returncode != 0
+    assert "CHANGELOG.md" in done.stderr
+    assert rows(url, "SELECT to_regclass('organizations')") == [(None,)]
 
 
 def test_without_a_database_url_it_says_so_in_one_line() -> None:

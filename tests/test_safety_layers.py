@@ -20,7 +20,7 @@ from tests.conftest import CreateDatabase
 from tests.observing import until
 
 LOCK = r"PERFORM pg_advisory_xact_lock\([^;]*\);"
-LAST_RIGHTS = ROOT / "migrations" / "20261126000061_webhook_secrets.sql"
+LAST_RIGHTS = ROOT / "migrations" / "20261126000105_functions.sql"
 CHECK = r"IF neighbour\.resource_id = w\.resource_id AND neighbour\.end_time > w\.start_time THEN"
 
 

@@ -1,4 +1,8 @@
-"""The columns of an appointment and of its history, in the order in which rows are read."""
+"""The columns of an appointment and of its history, in the order in which rows are read.
+
+A new column of an appointment is added to `_COLUMNS` and `appointment`, to `domain.Appointment`,
+and in SQL to the two tables and to `apply_writes`, whose result has the table's row type.
+"""
 
 from typing import Any, LiteralString
 
@@ -8,12 +12,26 @@ Row = tuple[Any, ...]
 
 _STATES = {state.value: state for state in State}
 
-APPOINTMENT: LiteralString = """
-    appointment_id, resource_id, start_time, end_time, title, attributes::text,
-    created_at, updated_at, state, version, revision
-"""
+_COLUMNS: tuple[LiteralString, ...] = (
+    "appointment_id",
+    "resource_id",
+    "start_time",
+    "end_time",
+    "title",
+    "attributes::text",
+    "created_at",
+    "updated_at",
+    "state",
+    "version",
+    "revision",
+)
 
-HISTORY_ENTRY: LiteralString = f"{APPOINTMENT}, change, recorded_at, actor, idempotency_key"
+APPOINTMENT: LiteralString = ", ".join(_COLUMNS)
+
+# The same, of a column `appointment` that is a row of the table.
+APPOINTMENT_OF_ROW: LiteralString = ", ".join(f"(appointment).{column}" for column in _COLUMNS)
+
+HISTORY_ENTRY: LiteralString = f"change, recorded_at, actor, idempotency_key, {APPOINTMENT}"
 
 
 def appointment(organization_id: str, row: Row) -> Appointment:
@@ -36,11 +54,12 @@ def appointment(organization_id: str, row: Row) -> Appointment:
 
 def history_entry(organization_id: str, row: Row) -> HistoryEntry:
     """Read a row that begins with the columns of an entry."""
+    found = appointment(organization_id, row[4:])
     return HistoryEntry(
-        appointment=appointment(organization_id, row),
-        revision=row[10],
-        change=Outcome(row[11]),
-        recorded_at=row[12],
-        actor=row[13],
-        idempotency_key=row[14],
+        appointment=found,
+        revision=found.revision,
+        change=Outcome(row[0]),
+        recorded_at=row[1],
+        actor=row[2],
+        idempotency_key=row[3],
     )

@@ -30,15 +30,14 @@ from service.postgres import rows
 from service.postgres.database import Database
 from service.postgres.rows import Row
 
-_APPLY: LiteralString = f"""
-    SELECT outcome, organization_revision, lock_wait, conflicts, {rows.APPOINTMENT}
-    FROM apply_writes(%s::text, %s::json)
-"""
+# What apply_writes and apply_batches return for each write.
+APPLIED: LiteralString = (
+    f"outcome, organization_revision, lock_wait, conflicts, {rows.APPOINTMENT_OF_ROW}"
+)
 
-_APPLY_BATCHES: LiteralString = f"""
-    SELECT outcome, organization_revision, lock_wait, conflicts, {rows.APPOINTMENT}
-    FROM apply_batches(%s::json)
-"""
+_APPLY: LiteralString = f"SELECT {APPLIED} FROM apply_writes(%s::text, %s::json)"
+
+_APPLY_BATCHES: LiteralString = f"SELECT {APPLIED} FROM apply_batches(%s::json)"
 
 _OVERLAPPING: LiteralString = """
     SELECT

@@ -25,7 +25,7 @@ from service.postgres.database import Database
 _APPLY = """
     SELECT r.organization_id, CASE
         WHEN %s::boolean
-            OR pg_try_advisory_xact_lock(hashtextextended(r.organization_id, 7236001))
+            OR pg_try_advisory_xact_lock(organization_lock_key(r.organization_id))
         THEN (SELECT true FROM apply_operations(r.organization_id, r.operations))
         ELSE false
     END

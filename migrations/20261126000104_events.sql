@@ -1,10 +1,10 @@
 -- migrate:up
 
--- How far each consumer of the changes has been served, by organization.
+-- How far each consumer of the changes has got, by organization.
 CREATE TABLE event_cursors (
     organization_id text COLLATE "C" NOT NULL,
     consumer text COLLATE "C" NOT NULL,
-    -- Every change up to this one has been handed over for certain.
+    -- Every change up to this one is known to be published.
     revision bigint NOT NULL,
     CONSTRAINT event_cursors_pkey PRIMARY KEY (organization_id, consumer),
     CONSTRAINT event_cursors_revision_positive CHECK (revision > 0)

@@ -1,0 +1,238 @@
+"""`python -m local.schema dump` and `... migration NAME`: the files that show the schema.
+
+`migrations/functions.sql` is edited by hand; `migration` writes the migration that brings the
+functions of a migrated database to it. `migrations/schema.sql` (tables, indexes, constraints,
+privileges) is only to be read; `dump` writes it from a migrated database. Both start a server
+of their own. tests/test_schema.py compares both files with a migrated database.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import psycopg
+
+from local.postgres import NOT_DURABLE, EmbeddedPostgres, migrate, programs_directory
+from local.programs import ROOT, StartError
+
+MIGRATIONS = ROOT / "migrations"
+FUNCTIONS = MIGRATIONS / "functions.sql"
+SCHEMA = MIGRATIONS / "schema.sql"
+
+SCHEMA_HEAD = """\
+-- The tables, indexes, constraints and privileges as the migrations leave them, to be read.
+-- `make schema` writes this file; the migrations say why things are as they are.
+"""
+
+# A function in functions.sql: its comment, and everything up to the next one.
+_BLOCK = re.compile(r"^(?:--.*\n)*CREATE FUNCTION (\w+)", re.MULTILINE)
+_HEADING = re.compile(r"(?:\n\n(?:--.*\n?)+)$")
+
+# Statements that stand below each other in schema.sql.
+_LISTED = "(?:GRANT|CREATE INDEX|CREATE UNIQUE INDEX)"
+
+# Functions of ours, not those of extensions.
+_FUNCTIONS = """
+    SELECT
+        p.oid::regprocedure::text, p.proname,
+        concat_ws(' ', pg_get_function_arguments(p.oid), '->', pg_get_function_result(p.oid)),
+        pg_get_functiondef(p.oid),
+        EXISTS (
+            SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner)))
+            WHERE grantee = 0
+        ),
+        array(
+            SELECT grantee::regrole::text
+            FROM aclexplode(p.proacl)
+            WHERE grantee NOT IN (0, p.proowner)
+            ORDER BY 1
+        ),
+        array(
+            SELECT pg_get_triggerdef(t.oid) FROM pg_trigger t WHERE t.tgfoid = p.oid ORDER BY 1
+        )
+    FROM pg_proc p
+    WHERE p.pronamespace = 'public'::regnamespace
+        AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function as the catalogs have it. `identity` is its name and argument types."""
+
+    identity: str
+    name: str
+    signature: str
+    definition: str
+    public: bool
+    granted_to: list[str]
+    triggers: list[str]
+
+    def create(self) -> str:
+        """Return the statements that create it, with its privileges."""
+        lines = [self.definition.rstrip() + ";", ""]
+        if not self.public:
+            lines.append(f"REVOKE ALL ON FUNCTION {self.identity} FROM PUBLIC;")
+        lines += [
+            f"GRANT EXECUTE ON FUNCTION {self.identity} TO {role};" for role in self.granted_to
+        ]
+        return "\n".join(lines)
+
+    def drop(self) -> str:
+        """Return the statement that drops it."""
+        return f"DROP FUNCTION {self.identity};"
+
+    def kept(self) -> tuple[object, ...]:
+        """Return what CREATE OR REPLACE cannot change."""
+        return self.signature, self.public, self.granted_to
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What functions.sql changes: functions by their identity, from and to, None for absent."""
+
+    before: Function | None
+    after: Function | None
+
+    @property
+    def replaces(self) -> bool:
+        """Whether CREATE OR REPLACE does it: it changes no signature and takes no privilege."""
+        if self.before is None or self.after is None:
+            return False
+        return self.before.kept() == self.after.kept()
+
+
+def differences(url: str, wanted: str) -> list[Difference]:
+    """Compare the functions of a migrated database, which stays as it is, with functions.sql."""
+    with psycopg.connect(url) as connection:
+        have = _read(connection)
+        # A migration may be about to add the column that a function reads.
+        connection.execute("SET LOCAL check_function_bodies = off")
+        for function in have.values():
+            connection.execute(f"DROP FUNCTION {function.identity} CASCADE".encode())
+        connection.execute(wanted.encode())
+        to = _read(connection)
+        connection.rollback()
+    return [
+        Difference(have.get(identity), to.get(identity))
+        for identity in {**have, **to}
+        if have.get(identity) != to.get(identity)
+    ]
+
+
+def _read(connection: psycopg.Connection) -> dict[str, Function]:
+    return {row[0]: Function(*row) for row in connection.execute(_FUNCTIONS)}
+
+
+def _blocks(text: str) -> dict[str, str]:
+    """Split functions.sql by the names of the functions, in its order, with their comments."""
+    found = list(_BLOCK.finditer(text))
+    ends = [match.start() for match in found[1:]] + [len(text)]
+    return {
+        match[1]: _HEADING.sub("", text[match.start() : end].rstrip())
+        for match, end in zip(found, ends, strict=False)  # there may be none
+    }
+
+
+def migration(changes: list[Difference], wanted: str) -> str:
+    """Return the text of a migration that makes the changes of functions.sql, and its way back."""
+    up: list[str] = []
+    down: list[str] = []
+    for change in changes:
+        if change.before and not change.replaces:
+            up.append(change.before.drop())
+        if change.after and not change.replaces:
+            down.append(change.after.drop())
+    names = {change.after.name for change in changes if change.after}
+    replaced = {change.after.name for change in changes if change.after and change.replaces}
+    for name, block in _blocks(wanted).items():
+        if name in replaced:
+            up.append(block.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION"))
+        elif name in names:
+            up.append(block)
+    down += [change.before.create() for change in changes if change.before]
+    head = (
+        "-- Other sessions wait behind a lock that is waited for: better to fail, and be run again."
+        "\nSET LOCAL lock_timeout = '2s';"
+    )
+    return "\n\n".join(["-- migrate:up", head, *up, "-- migrate:down", head, *down]) + "\n"
+
+
+def dump(url: str) -> str:
+    """Return schema.sql of a migrated database."""
+    programs = programs_directory()
+    with tempfile.TemporaryDirectory() as directory:
+        archive, listing = Path(directory) / "archive", Path(directory) / "listing"
+        run = [str(programs / "pg_dump"), "--schema-only", "--exclude-table=schema_migrations"]
+        _output(*run, "--format=custom", f"--file={archive}", url)
+        restore = [str(programs / "pg_restore"), "--no-owner", str(archive)]
+        entries = _output(*restore, "--list").splitlines(keepends=True)
+        left_out = re.compile(" (FUNCTION|TRIGGER|COMMENT) ")
+        listing.write_text("".join(entry for entry in entries if not left_out.search(entry)))
+        text = _output(*restore, f"--use-list={listing}", "--file=-")
+    # Settings of the session and comments; what remains is any version's SQL.
+    text = re.sub(r"^(?:--|SET |SELECT pg_catalog|\\).*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\n{3,}", "\n\n", text).strip()
+    text = re.sub(rf"^({_LISTED}.*)\n\n(?={_LISTED})", r"\1\n", text, flags=re.MULTILINE)
+    return f"{SCHEMA_HEAD}\n{text}\n"
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@contextmanager
+def _migrated_database() -> Iterator[str]:
+    with (
+        tempfile.TemporaryDirectory(prefix="appointments-") as directory,
+        EmbeddedPostgres(Path(directory) / "postgres", NOT_DURABLE) as server,
+    ):
+        url = server.create_database("appointments")
+        migrate(url)
+        yield url
+
+
+@click.group()
+def main() -> None:
+    """Keep the migrations and the files that show the schema together."""
+
+
+@main.command("dump")
+def _dump() -> None:
+    """Write migrations/schema.sql from the migrations."""
+    with _migrated_database() as url:
+        SCHEMA.write_text(dump(url))
+
+
+@main.command("migration")
+@click.argument("name")
+def _migration(name: str) -> None:
+    """Write the migration that brings a database to migrations/functions.sql."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        sys.exit("NAME: small letters, digits and underscores, such as NAME=add_location")
+    wanted = FUNCTIONS.read_text()
+    with _migrated_database() as url:
+        changes = differences(url, wanted)
+    version = f"{datetime.now(UTC):%Y%m%d%H%M%S}"
+    path = MIGRATIONS / f"{version}_{name}.sql"
+    path.write_text(migration(changes, wanted))
+    click.echo(
+        f"{path.relative_to(ROOT)} changes {len(changes)} functions. Now:\n"
+        "- add what changes tables, before the functions, and its way back\n"
+        f'- set NEEDED_MIGRATION = "{version}" in service/postgres/schema.py\n'
+        "- make schema"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except StartError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,254 @@
+-- The tables, indexes, constraints and privileges as the migrations leave them, to be read.
+-- `make schema` writes this file; the migrations say why things are as they are.
+
+CREATE EXTENSION IF NOT EXISTS btree_gist WITH SCHEMA public;
+
+CREATE TABLE public.appointments (
+    organization_id text NOT NULL COLLATE pg_catalog."C",
+    appointment_id text NOT NULL COLLATE pg_catalog."C",
+    resource_id text NOT NULL COLLATE pg_catalog."C",
+    start_time timestamp with time zone NOT NULL,
+    end_time timestamp with time zone NOT NULL,
+    title text NOT NULL,
+    attributes json NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    updated_at timestamp with time zone NOT NULL,
+    updated_at_given boolean NOT NULL,
+    state text NOT NULL,
+    version integer NOT NULL,
+    revision bigint NOT NULL,
+    cancel_updated_at timestamp with time zone,
+    CONSTRAINT appointments_start_before_end CHECK ((start_time < end_time)),
+    CONSTRAINT appointments_state_known CHECK ((state = ANY (ARRAY['ACTIVE'::text, 'CANCELLED'::text]))),
+    CONSTRAINT appointments_version_positive CHECK ((version > 0))
+);
+
+CREATE TABLE public.appointment_history (
+    organization_id text NOT NULL COLLATE pg_catalog."C",
+    revision bigint NOT NULL,
+    change text NOT NULL,
+    recorded_at timestamp with time zone NOT NULL,
+    actor text NOT NULL,
+    idempotency_key text COLLATE pg_catalog."C",
+    idempotency_digest bytea,
+    appointment_id text NOT NULL COLLATE pg_catalog."C",
+    resource_id text NOT NULL COLLATE pg_catalog."C",
+    start_time timestamp with time zone NOT NULL,
+    end_time timestamp with time zone NOT NULL,
+    title text NOT NULL,
+    attributes json NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    updated_at timestamp with time zone NOT NULL,
+    state text NOT NULL,
+    version integer NOT NULL,
+    CONSTRAINT appointment_history_change_known CHECK ((change = ANY (ARRAY['CREATED'::text, 'UPDATED'::text, 'CANCELLED'::text]))),
+    CONSTRAINT appointment_history_key_has_digest CHECK (((idempotency_key IS NULL) = (idempotency_digest IS NULL)))
+);
+
+CREATE TABLE public.event_cursors (
+    organization_id text NOT NULL COLLATE pg_catalog."C",
+    consumer text NOT NULL COLLATE pg_catalog."C",
+    revision bigint NOT NULL,
+    CONSTRAINT event_cursors_revision_positive CHECK ((revision > 0))
+);
+
+CREATE TABLE public.event_publishers (
+    consumer text NOT NULL COLLATE pg_catalog."C",
+    fence bigint NOT NULL,
+    leased_until timestamp with time zone NOT NULL
+);
+
+CREATE TABLE public.operation_leases (
+    organization_id text NOT NULL COLLATE pg_catalog."C",
+    fence bigint NOT NULL,
+    leased_until timestamp with time zone NOT NULL,
+    attempts integer NOT NULL
+);
+
+CREATE TABLE public.operation_queue_start (
+    the_only boolean DEFAULT true NOT NULL,
+    first_sequence bigint NOT NULL,
+    settling_sequence bigint NOT NULL,
+    settling_transaction xid8 NOT NULL,
+    CONSTRAINT operation_queue_start_one_row CHECK (the_only)
+);
+
+CREATE TABLE public.operations (
+    organization_id text NOT NULL COLLATE pg_catalog."C",
+    operation_id uuid NOT NULL,
+    accepted_at timestamp with time zone NOT NULL,
+    finished_at timestamp with time zone NOT NULL,
+    appointment_id text NOT NULL COLLATE pg_catalog."C",
+    outcome text NOT NULL,
+    organization_revision bigint NOT NULL,
+    revision bigint,
+    conflicts json,
+    failure text,
+    write json
+);
+
+CREATE TABLE public.organizations (
+    organization_id text NOT NULL COLLATE pg_catalog."C",
+    revision bigint NOT NULL,
+    recorded_at timestamp with time zone NOT NULL,
+    CONSTRAINT organizations_revision_positive CHECK ((revision > 0))
+);
+
+CREATE TABLE public.queued_operations (
+    organization_id text NOT NULL COLLATE pg_catalog."C",
+    sequence bigint NOT NULL,
+    operation_id uuid NOT NULL,
+    accepted_at timestamp with time zone NOT NULL,
+    write json NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='2000');
+
+ALTER TABLE public.queued_operations ALTER COLUMN sequence ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.queued_operations_sequence_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE public.unchanged_writes (
+    organization_id text NOT NULL COLLATE pg_catalog."C",
+    idempotency_key text NOT NULL COLLATE pg_catalog."C",
+    idempotency_digest bytea NOT NULL,
+    outcome text NOT NULL,
+    revision bigint NOT NULL,
+    CONSTRAINT unchanged_writes_outcome_known CHECK ((outcome = ANY (ARRAY['UNCHANGED'::text, 'STALE'::text])))
+);
+
+CREATE TABLE public.webhook_deliveries (
+    organization_id text NOT NULL COLLATE pg_catalog."C",
+    webhook_id text NOT NULL COLLATE pg_catalog."C",
+    delivery_id bigint NOT NULL,
+    revision bigint NOT NULL,
+    attempt integer NOT NULL,
+    attempted_at timestamp with time zone NOT NULL,
+    duration_ms integer NOT NULL,
+    http_status integer,
+    error text NOT NULL
+);
+
+ALTER TABLE public.webhook_deliveries ALTER COLUMN delivery_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.webhook_deliveries_delivery_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE public.webhooks (
+    organization_id text NOT NULL COLLATE pg_catalog."C",
+    webhook_id text NOT NULL COLLATE pg_catalog."C",
+    url text NOT NULL,
+    description text NOT NULL,
+    changes text[] NOT NULL,
+    secret text NOT NULL,
+    old_secrets text[] DEFAULT '{}'::text[] NOT NULL,
+    old_secrets_until timestamp with time zone[] DEFAULT '{}'::timestamp with time zone[] NOT NULL,
+    disabled boolean NOT NULL,
+    disabled_reason text DEFAULT ''::text NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    updated_at timestamp with time zone NOT NULL,
+    cursor_revision bigint NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    failing_since timestamp with time zone,
+    next_attempt_at timestamp with time zone NOT NULL,
+    leased_until timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    fence bigint DEFAULT 0 NOT NULL,
+    header_names text[] DEFAULT '{}'::text[] NOT NULL,
+    header_values text[] DEFAULT '{}'::text[] NOT NULL,
+    CONSTRAINT webhooks_changes_known CHECK ((changes <@ '{CREATED,UPDATED,CANCELLED}'::text[])),
+    CONSTRAINT webhooks_cursor_not_negative CHECK ((cursor_revision >= 0)),
+    CONSTRAINT webhooks_failing_is_dated CHECK (((attempts > 0) = (failing_since IS NOT NULL))),
+    CONSTRAINT webhooks_headers_have_values CHECK ((cardinality(header_names) = cardinality(header_values))),
+    CONSTRAINT webhooks_old_secrets_end CHECK ((cardinality(old_secrets) = cardinality(old_secrets_until)))
+);
+
+ALTER TABLE ONLY public.appointment_history
+    ADD CONSTRAINT appointment_history_pkey PRIMARY KEY (organization_id, revision);
+
+ALTER TABLE ONLY public.appointments
+    ADD CONSTRAINT appointments_no_overlap EXCLUDE USING gist (organization_id WITH =, resource_id WITH =, tstzrange(start_time, end_time) WITH &&) WHERE ((state = 'ACTIVE'::text));
+
+ALTER TABLE ONLY public.appointments
+    ADD CONSTRAINT appointments_pkey PRIMARY KEY (organization_id, appointment_id);
+
+ALTER TABLE ONLY public.event_cursors
+    ADD CONSTRAINT event_cursors_pkey PRIMARY KEY (organization_id, consumer);
+
+ALTER TABLE ONLY public.event_publishers
+    ADD CONSTRAINT event_publishers_pkey PRIMARY KEY (consumer);
+
+ALTER TABLE ONLY public.operation_leases
+    ADD CONSTRAINT operation_leases_pkey PRIMARY KEY (organization_id);
+
+ALTER TABLE ONLY public.operation_queue_start
+    ADD CONSTRAINT operation_queue_start_pkey PRIMARY KEY (the_only);
+
+ALTER TABLE ONLY public.operations
+    ADD CONSTRAINT operations_pkey PRIMARY KEY (organization_id, operation_id);
+
+ALTER TABLE ONLY public.organizations
+    ADD CONSTRAINT organizations_pkey PRIMARY KEY (organization_id);
+
+ALTER TABLE ONLY public.queued_operations
+    ADD CONSTRAINT queued_operations_by_id UNIQUE (organization_id, operation_id);
+
+ALTER TABLE ONLY public.queued_operations
+    ADD CONSTRAINT queued_operations_pkey PRIMARY KEY (organization_id, sequence);
+
+ALTER TABLE ONLY public.unchanged_writes
+    ADD CONSTRAINT unchanged_writes_pkey PRIMARY KEY (organization_id, idempotency_key);
+
+ALTER TABLE ONLY public.webhook_deliveries
+    ADD CONSTRAINT webhook_deliveries_pkey PRIMARY KEY (organization_id, webhook_id, delivery_id);
+
+ALTER TABLE ONLY public.webhooks
+    ADD CONSTRAINT webhooks_pkey PRIMARY KEY (organization_id, webhook_id);
+
+CREATE INDEX appointment_history_by_appointment ON public.appointment_history USING btree (organization_id, appointment_id, revision);
+CREATE UNIQUE INDEX appointment_history_idempotency_key ON public.appointment_history USING btree (organization_id, idempotency_key) WHERE (idempotency_key IS NOT NULL);
+CREATE INDEX appointments_by_resource ON public.appointments USING btree (organization_id, resource_id, start_time) WHERE (state = 'ACTIVE'::text);
+CREATE INDEX appointments_by_start ON public.appointments USING btree (organization_id, start_time, appointment_id);
+CREATE INDEX appointments_cancelled_range ON public.appointments USING gist (organization_id, tstzrange(start_time, end_time)) WHERE (state = 'CANCELLED'::text);
+CREATE INDEX operations_by_end ON public.operations USING btree (finished_at);
+CREATE INDEX operations_refused ON public.operations USING btree (organization_id, operation_id) WHERE (revision IS NULL);
+CREATE INDEX queued_operations_by_sequence ON public.queued_operations USING btree (((sequence + 0)));
+CREATE INDEX webhook_deliveries_by_time ON public.webhook_deliveries USING btree (attempted_at);
+CREATE INDEX webhooks_due ON public.webhooks USING btree (next_attempt_at) WHERE ((NOT disabled) AND (attempts = 0));
+CREATE INDEX webhooks_failing ON public.webhooks USING btree (next_attempt_at) WHERE ((NOT disabled) AND (attempts > 0));
+GRANT USAGE ON SCHEMA public TO appointments_service;
+GRANT SELECT ON TABLE public.appointments TO appointments_service;
+GRANT SELECT ON TABLE public.appointment_history TO appointments_service;
+GRANT SELECT,INSERT,UPDATE ON TABLE public.event_cursors TO appointments_service;
+GRANT SELECT,INSERT,UPDATE ON TABLE public.event_publishers TO appointments_service;
+GRANT SELECT ON TABLE public.operation_leases TO appointments_service;
+GRANT UPDATE(leased_until) ON TABLE public.operation_leases TO appointments_service;
+GRANT UPDATE(attempts) ON TABLE public.operation_leases TO appointments_service;
+GRANT SELECT,DELETE ON TABLE public.operations TO appointments_service;
+GRANT SELECT ON TABLE public.organizations TO appointments_service;
+GRANT SELECT,INSERT ON TABLE public.queued_operations TO appointments_service;
+GRANT SELECT,INSERT,DELETE ON TABLE public.webhook_deliveries TO appointments_service;
+GRANT DELETE ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(organization_id) ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(webhook_id) ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(url) ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(description) ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(changes) ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(disabled),UPDATE(disabled) ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(disabled_reason),UPDATE(disabled_reason) ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(created_at) ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(updated_at),UPDATE(updated_at) ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(cursor_revision),UPDATE(cursor_revision) ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(attempts),UPDATE(attempts) ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(failing_since),UPDATE(failing_since) ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(next_attempt_at),UPDATE(next_attempt_at) ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(leased_until),UPDATE(leased_until) ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(fence),UPDATE(fence) ON TABLE public.webhooks TO appointments_service;
+GRANT SELECT(header_names) ON TABLE public.webhooks TO appointments_service;
