@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 
 from local.programs import Program
-from tests.api import Organization, at, batch_request, upsert_request
+from tests.api import Organization, at, batch_request, refusal_of, upsert_request
 from tests.conftest import StartProgram
 from tests.load import RestLoad
 from tests.observing import PATIENT, held_lock, metric, metrics, until
@@ -29,6 +29,15 @@ SERVICE = "appointments.v1.AppointmentService"
 def call(number: int, method: str, request: Message | bytes, **fields: Any) -> pb.Call:
     data = request if isinstance(request, bytes) else request.SerializeToString()
     return pb.Call(number=number, method=f"/{SERVICE}/{method}", request=data, **fields)
+
+
+def with_metadata(*metadata: tuple[str, str | bytes]) -> list[pb.Metadata]:
+    return [
+        pb.Metadata(key=key, binary=value)
+        if isinstance(value, bytes)
+        else pb.Metadata(key=key, text=value)
+        for key, value in metadata
+    ]
 
 
 def relay(channel: grpc.Channel, *requests: pb.RelayRequest) -> dict[int, pb.Answer]:
@@ -53,10 +62,9 @@ class TestBothDoors:
             yield org
 
     def unary(
-        self, method: str, request: bytes, request_id: str, actor: str
+        self, method: str, request: bytes, *metadata: tuple[str, str | bytes]
     ) -> tuple[bytes, str | None]:
         """A response or a status, serialized, and the revision beside it."""
-        metadata = (("x-request-id", request_id), ("x-actor", actor))
         send: Any = self.channel.unary_unary(f"/{SERVICE}/{method}")
         try:
             response, done = send.with_call(request, metadata=metadata, timeout=30)
@@ -73,9 +81,9 @@ class TestBothDoors:
         return response, dict(done.trailing_metadata()).get("organization-revision")
 
     def relayed(
-        self, method: str, request: bytes, request_id: str, actor: str
+        self, method: str, request: bytes, *metadata: tuple[str, str | bytes]
     ) -> tuple[bytes, str | None]:
-        sent = call(7, method, request, request_id=request_id, actor=actor)
+        sent = call(7, method, request, metadata=with_metadata(*metadata))
         answer = relay(self.channel, pb.RelayRequest(calls=[sent]))[7]
         revision = answer.organization_revision
         return (
@@ -133,9 +141,10 @@ class TestBothDoors:
             case "unknown":
                 method = "DropAppointments"
         before = metrics(self.service)
-        alone = self.unary(method, request, "unary", actor)
+        named = ("x-actor", actor)
+        alone = self.unary(method, request, ("x-request-id", "unary"), named)
         between = metrics(self.service)
-        assert self.relayed(method, request, "relayed", actor) == alone
+        assert self.relayed(method, request, ("x-request-id", "relayed"), named) == alone
         after = metrics(self.service)
 
         def counted(earlier: dict[str, float], later: dict[str, float]) -> dict[str, float]:
@@ -151,13 +160,44 @@ class TestBothDoors:
             assert sum(counted(before, between).values()) > 0
             assert self.logged("relayed") == self.logged("unary")
 
+    @pytest.mark.parametrize(
+        ("metadata", "actor"),
+        [
+            ([], ""),
+            ([("x-actor", "ada")], "ada"),
+            ([("x-actor-bin", "Zoë".encode())], "Zoë"),
+            ([("x-actor-bin", b"")], ""),
+            ([("x-other", "x"), ("x-actor", "ada"), ("x-other-bin", b"\xff")], "ada"),
+            ([("x-actor", "a" * 257)], None),
+            ([("x-actor-bin", "é".encode() * 257)], None),
+            ([("x-actor-bin", b"\xff")], None),
+            ([("x-actor-bin", b"a\n")], None),
+            ([("x-actor", "a"), ("x-actor", "a")], None),
+            ([("x-actor", "a"), ("x-actor-bin", b"a")], None),
+        ],
+        ids=str,
+    )
+    def test_metadata_are_read_alike(
+        self, own: Organization, metadata: list[tuple[str, str | bytes]], actor: str | None
+    ) -> None:
+        for call, id in ((self.unary, "b"), (self.relayed, "c")):
+            request = upsert_request(own.id, id, ord(id))
+            result, _ = call("UpsertAppointment", request.SerializeToString(), *metadata)
+            if actor is None:
+                refused = refusal_of(Status.FromString(result), grpc.StatusCode.INVALID_ARGUMENT)
+                assert refused.fields.keys() == {"x-actor"}
+            else:
+                [entry] = own.history(id).entries
+                assert entry.actor == actor
+
     def test_a_deadline(self, own: Organization, database_url: str) -> None:
         request = upsert_request(own.id, "late", 5)
         stub = AppointmentServiceStub(self.channel)
         with held_lock(database_url, own.id) as lock:
             first = stub.UpsertAppointment.future(upsert_request(own.id, "first", 3))
             lock.wait_for(1)
-            sent = call(1, "UpsertAppointment", request, request_id="r", timeout_ms=200)
+            named = with_metadata(("x-request-id", "r"))
+            sent = call(1, "UpsertAppointment", request, metadata=named, timeout_ms=200)
             answer = relay(self.channel, pb.RelayRequest(calls=[sent]))[1]
         assert answer.error.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
         assert "is not known" in answer.error.message

@@ -21,7 +21,7 @@ from appointments.v1.appointment_service_pb2 import (
 )
 
 from gateway.endpoints.organizations import organization_reader
-from gateway.endpoints.rpc import CallEndpoint, actor_of
+from gateway.endpoints.rpc import CallEndpoint
 from gateway.http.exchange import Exchange
 from gateway.http.problems import FieldError, ProblemError, StatusReader, invalid_fields
 from gateway.http.streams import (
@@ -36,6 +36,7 @@ from gateway.metrics import Metrics
 from gateway.transcoding.inputs import InputReader
 from gateway.transcoding.routes import Route
 from gateway.upstream.client import revision_header
+from gateway.upstream.metadata import Metadata, metadata_of
 from gateway.upstream.relay import CallError
 from gateway.upstream.watch import Watch
 from public_json.rendering import MessageRenderer
@@ -94,7 +95,7 @@ class ChangesEndpoint:
 
     async def _stream(self, exchange: Exchange, last_event_id: int | None) -> StreamResponse:
         exchange.method = self._stream_name
-        actor = actor_of(exchange)
+        metadata = metadata_of(exchange)
         asked: Any = self._input.read(exchange, b"")
         exchange.organization = self._organization_of(asked)
         resumes = last_event_id is not None
@@ -105,9 +106,7 @@ class ChangesEndpoint:
             async with asyncio.timeout(None) as stopping:
                 with self._streams.place(stopping):
                     try:
-                        end = await self._send(
-                            stream, exchange, asked, actor=actor, resumes=resumes
-                        )
+                        end = await self._send(stream, exchange, asked, metadata, resumes=resumes)
                     except SlowReaderError:
                         end = End.SLOW_READER
                     # It keeps its place until the rest has been read.
@@ -135,8 +134,8 @@ class ChangesEndpoint:
         stream: EventStream,
         exchange: Exchange,
         asked: WatchAppointmentsRequest,
+        metadata: Metadata,
         *,
-        actor: str,
         resumes: bool,
     ) -> End | None:
         """Send events until there are no more to come, or the headers alone for HEAD: None.
@@ -145,7 +144,7 @@ class ChangesEndpoint:
         `CallError` if the service refuses before the stream has begun.
         """
         while True:
-            messages = self._watch.follow(asked, request_id=exchange.request_id, actor=actor)
+            messages = self._watch.follow(asked, metadata, request_id=exchange.request_id)
             try:
                 async with aclosing(messages):
                     async for message in messages:

@@ -1,6 +1,5 @@
 """The endpoint of an RPC: one HTTP request becomes one call of the service."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +21,7 @@ from gateway.http.bodies import BodyReader
 from gateway.http.conditions import expected_etags
 from gateway.http.exchange import Exchange
 from gateway.http.in_flight import InFlight
-from gateway.http.problems import FieldError, ProblemError, invalid_fields, refusal
+from gateway.http.problems import ProblemError, refusal
 from gateway.transcoding.inputs import InputReader
 from gateway.transcoding.routes import Route
 from gateway.upstream.client import REVISION, ServiceCaller, revision_header
@@ -30,8 +29,6 @@ from gateway.upstream.relay import Reply
 from public_json.reasons import Reason
 from public_json.rendering import MessageRenderer, Render
 
-ACTOR = "X-Actor"
-MAX_ACTOR_LENGTH = 256
 OUTCOME = "Appointment-Outcome"
 ETAG = "ETag"
 
@@ -42,8 +39,6 @@ MAX_CACHED_BYTES = 8 * 1024
 _COMMON_HEADERS: Mapping[str, str] = {hdrs.CACHE_CONTROL: "private, no-cache"}
 
 _OUTCOMES = {number: name for name, number in Outcome.items()}
-# Control characters, and the bytes of a header that are not UTF-8, as aiohttp shows them.
-_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +91,6 @@ class CallEndpoint:
 
     async def __call__(self, exchange: Exchange) -> Response:
         """Make the call and render its answer. Raises `ProblemError` for every refusal."""
-        actor = actor_of(exchange)
         body = b""
         if self.takes_body:
             with self._settings.receiving:
@@ -110,9 +104,9 @@ class CallEndpoint:
                 preferences = read_preferences(exchange.request)
             # Of several etags only the answer to a write at once tells which to try next.
             if submission is None or not preferences.respond_async or len(etags) > 1:
-                reply = await self._call(exchange, message, etags, actor)
+                reply = await self._call(exchange, message, etags)
                 return self._answer(exchange, message, reply)
-            operation = await submission.submit(exchange, message, actor)
+            operation = await submission.submit(exchange, message)
         return await submission.answer(exchange, operation, preferences)
 
     def _expected(self, exchange: Exchange, message: Any) -> Sequence[str]:  # noqa: ANN401
@@ -129,7 +123,6 @@ class CallEndpoint:
         exchange: Exchange,
         message: Any,  # noqa: ANN401  messages of any type
         etags: Sequence[str],
-        actor: str,
     ) -> Reply:
         """Call the service, once for each etag until one is the stored one.
 
@@ -139,12 +132,12 @@ class CallEndpoint:
         try:
             for further in etags[1:]:
                 try:
-                    return await service.call(self._rpc_path, message, exchange, actor=actor)
+                    return await service.call(self._rpc_path, message, exchange)
                 except ProblemError as error:
                     if error.problem.code != Reason.ETAG_MISMATCH:
                         raise
                 message.etag = further
-            return await service.call(self._rpc_path, message, exchange, actor=actor)
+            return await service.call(self._rpc_path, message, exchange)
         except ProblemError as error:
             if exchange.if_match is None or error.problem.code != Reason.APPOINTMENT_NOT_FOUND:
                 raise
@@ -211,16 +204,3 @@ def _is_not_modified(exchange: Exchange, headers: Mapping[str, str]) -> bool:
             {name: headers[name] for name in (REVISION, ETAG)},
         )
     return exchange.if_none_match is not None and exchange.if_none_match.match_weakly(etag)
-
-
-def actor_of(exchange: Exchange) -> str:
-    """Give who makes the request, as the caller names it. Raises `ProblemError`: 400."""
-    given = exchange.request.headers.getall(ACTOR, ())
-    if len(given) > 1:
-        raise invalid_fields([FieldError(ACTOR, "must be there only once")])
-    actor = given[0] if given else ""
-    if _NO_TEXT.search(actor):
-        raise invalid_fields([FieldError(ACTOR, "must be UTF-8 without control characters")])
-    if len(actor) > MAX_ACTOR_LENGTH:
-        raise invalid_fields([FieldError(ACTOR, f"must be at most {MAX_ACTOR_LENGTH} characters")])
-    return actor

@@ -97,11 +97,11 @@ class Submission:
         self._answers = answers
         self._waiting = waiting
 
-    async def submit(self, exchange: Exchange, request: Message, actor: str) -> Operation:
+    async def submit(self, exchange: Exchange, request: Message) -> Operation:
         """Submit. Raises `ProblemError` for what is not accepted, or not known to be."""
         submission = SubmitAppointmentRequest()
         getattr(submission, self._kind).CopyFrom(request)
-        reply = await self._service.call(SUBMIT, submission, exchange, actor=actor)
+        reply = await self._service.call(SUBMIT, submission, exchange)
         return Operation.FromString(reply.response)
 
     async def answer(

@@ -6,13 +6,14 @@ from http import HTTPStatus
 from appointments.v1.appointment_pb2 import TimeRangeConflict
 
 from gateway.endpoints.operations import MAX_WAIT
-from gateway.endpoints.rpc import ACTOR, MAX_ACTOR_LENGTH, OUTCOME
+from gateway.endpoints.rpc import OUTCOME
 from gateway.endpoints.submission import PREFER, PREFERENCE_APPLIED
 from gateway.http.answers import REQUEST_ID
 from gateway.http.problems import MEDIA_TYPE
 from gateway.openapi.examples import PROBLEM_EXAMPLES, shown
 from gateway.openapi.schemas import Schema, Schemas
 from gateway.upstream.client import REVISION
+from gateway.upstream.metadata import ACTOR, MAX_ACTOR_LENGTH
 from public_json.reasons import TEMPORARY, Reason, Requests
 
 TEXT: Schema = {"type": "string"}

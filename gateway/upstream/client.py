@@ -7,7 +7,8 @@ from google.protobuf.message import Message
 
 from gateway.http.exchange import Exchange
 from gateway.http.problems import ProblemError, StatusReader, refusal
-from gateway.upstream.relay import ENVELOPE_BYTES, CallError, Relay, Reply
+from gateway.upstream.metadata import metadata_of
+from gateway.upstream.relay import CallError, Relay, Reply, envelope_bytes
 from public_json.reasons import Reason
 
 REVISION = "Organization-Revision"
@@ -25,15 +26,17 @@ class ServiceCaller:
         self._max_message_bytes = max_message_bytes
 
     async def call(
-        self, method: str, message: Message, exchange: Exchange, *, actor: str = "", wait: float = 0
+        self, method: str, message: Message, exchange: Exchange, *, wait: float = 0
     ) -> Reply:
         """Call a method; its answer may take `wait` seconds longer than usual.
 
-        Raises `ProblemError` for what the service refuses, and for a message that is too
-        large for it. The call is cancelled with this request, if its caller goes away.
+        Raises `ProblemError` for what the service refuses, for a message that is too large
+        for it, and for a header that cannot be its metadata. The call is cancelled with this
+        request, if its caller goes away.
         """
+        metadata = metadata_of(exchange)
         encoded = message.SerializeToString()
-        if len(encoded) > self._max_message_bytes - ENVELOPE_BYTES:
+        if len(encoded) > self._max_message_bytes - envelope_bytes(metadata):
             raise refusal(
                 Reason.REQUEST_TOO_LARGE,
                 f"As a message of the service the request is more than {self._max_message_bytes}"
@@ -43,9 +46,7 @@ class ServiceCaller:
         organization = (exchange.organization or "").encode()
         relay = self._relays[crc32(organization) % len(self._relays)]
         try:
-            return await relay.call(
-                method, encoded, request_id=exchange.request_id, actor=actor, wait=wait
-            )
+            return await relay.call(method, encoded, metadata, wait=wait)
         except CallError as error:
             raise ProblemError(
                 self._statuses.of_status(error.status),

@@ -15,12 +15,13 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode, aio
 from prometheus_client import Counter
 
+from gateway.upstream.metadata import Metadata
 from runtime.backoff import log_unexpected
 
 MAX_MESSAGE_BYTES = 1024 * 1024
 """A message with more than one call stays below it."""
-ENVELOPE_BYTES = 512
-"""Room in a message for what comes with the request of a call."""
+ENVELOPE_BYTES = 256
+"""Room in a message for what comes with the request of a call, apart from its metadata."""
 
 
 class CallError(Exception):
@@ -56,7 +57,7 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def call(
-        self, method: str, request: bytes, *, request_id: str, actor: str, wait: float = 0
+        self, method: str, request: bytes, metadata: Metadata, *, wait: float = 0
     ) -> Reply:
         """Call a method by its path.
 
@@ -72,9 +73,7 @@ class Relay:
             task = asyncio.create_task(stream.run())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        answer = await stream.call(
-            _Unsent(method, request, request_id, actor, self._timeout + wait)
-        )
+        answer = await stream.call(_Unsent(method, request, metadata, self._timeout + wait))
         revision = (
             answer.organization_revision if answer.HasField("organization_revision") else None
         )
@@ -92,8 +91,7 @@ class Relay:
 class _Unsent(NamedTuple):
     method: str
     request: bytes
-    request_id: str
-    actor: str
+    metadata: Metadata
     timeout: float
 
 
@@ -194,20 +192,28 @@ class _Stream:
         self._cancelled.clear()
         room = self._max_message_bytes - message.ByteSize()
         for number, call in self._unsent.items():
-            room -= len(call.request) + ENVELOPE_BYTES
+            room -= len(call.request) + envelope_bytes(call.metadata)
             if room < 0 and (message.calls or message.cancelled):
                 break
-            message.calls.add(
+            added = message.calls.add(
                 number=number,
                 method=call.method,
                 request=call.request,
-                request_id=call.request_id,
-                actor=call.actor,
                 timeout_ms=int(call.timeout * 1000),
             )
+            for key, value in call.metadata:
+                if isinstance(value, bytes):
+                    added.metadata.add(key=key, binary=value)
+                else:
+                    added.metadata.add(key=key, text=value)
         for sent in message.calls:
             del self._unsent[sent.number]
         return message
+
+
+def envelope_bytes(metadata: Metadata) -> int:
+    """Return an upper bound of what a call takes of a message besides its request."""
+    return ENVELOPE_BYTES + sum(len(key) + len(value) for key, value in metadata)
 
 
 def _fail(answer: asyncio.Future[pb.Answer], code: StatusCode) -> None:

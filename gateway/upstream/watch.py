@@ -17,6 +17,7 @@ from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode, aio
 
+from gateway.upstream.metadata import Metadata
 from gateway.upstream.relay import CallError
 
 # Seconds between attempts to go on with a service that refuses to: they double from the one
@@ -59,7 +60,7 @@ class Watch:
         self._log = structlog.get_logger()
 
     async def follow(
-        self, request: WatchAppointmentsRequest, *, request_id: str, actor: str
+        self, request: WatchAppointmentsRequest, metadata: Metadata, *, request_id: str
     ) -> AsyncGenerator[WatchAppointmentsResponse | None, None]:
         """Give the service's messages, and None from time to time while there are none.
 
@@ -67,7 +68,6 @@ class Watch:
         which is put into the request. The messages end when it has not answered for the
         patience. Raises `CallError` if it refuses for a reason that waiting does not mend.
         """
-        metadata = (("x-request-id", request_id), ("x-actor-bin", actor.encode()))
         begun = False
         away_since: float | None = monotonic()
         delay = RESUME_DELAY

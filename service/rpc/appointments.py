@@ -52,7 +52,9 @@ class AppointmentServicer:
         self, request: rpc.UpsertAppointmentRequest, call: Call
     ) -> rpc.UpsertAppointmentResponse:
         organization_id = call.organization_id = messages.organization_of(request.appointment)
-        write = messages.upsert(request, validate_only=request.validate_only, actor=call.actor)
+        write = messages.upsert(
+            request, validate_only=request.validate_only, actor=call.context.actor
+        )
         result = await self._decide(call, organization_id, write)
         return rpc.UpsertAppointmentResponse(
             appointment=messages.appointment(result.appointment),
@@ -63,7 +65,7 @@ class AppointmentServicer:
         self, request: rpc.CancelAppointmentRequest, call: Call
     ) -> rpc.CancelAppointmentResponse:
         organization_id = call.organization_id = messages.organization_of(request)
-        write = messages.cancel(request, actor=call.actor)
+        write = messages.cancel(request, actor=call.context.actor)
         result = await self._decide(call, organization_id, write)
         return rpc.CancelAppointmentResponse(
             appointment=messages.appointment(result.appointment),
@@ -91,7 +93,7 @@ class AppointmentServicer:
         for index, item in enumerate(request.requests):
             try:
                 writes[index] = messages.upsert(
-                    item, validate_only=request.validate_only, actor=call.actor
+                    item, validate_only=request.validate_only, actor=call.context.actor
                 )
             except InvalidFields as error:
                 results[index] = error
@@ -254,7 +256,7 @@ def _batch_result(
             outcome=messages.OUTCOMES[result.outcome],
         )
     if not isinstance(result, ServiceError):
-        log.error("write failed", request_id=call.request_id, exc_info=result)
+        log.error("write failed", request_id=call.context.request_id, exc_info=result)
     return rpc.BatchUpsertAppointmentsResponse.Result(
         error=status_of(result, max_details=MAX_ITEM_DETAILS)
     )

@@ -7,17 +7,8 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.rpc.status_pb2 import Status
 
-from service.rpc.handler import (
-    ACTOR,
-    ACTOR_BYTES,
-    REQUEST_ID,
-    Call,
-    Handle,
-    Stream,
-    actor_of,
-    path_of,
-    request_id_of,
-)
+from service.rpc.context import REQUEST_ID, read_context
+from service.rpc.handler import Call, Handle, Stream, path_of
 from service.rpc.reception import Context, Reception, cancelled_if_over, refuse
 
 
@@ -88,19 +79,11 @@ def _streaming(
 
 
 def _call(context: Context) -> Call:
-    metadata = context.invocation_metadata() or ()
-    request_ids = [value for key, value in metadata if key == REQUEST_ID]
-    actor, fault = actor_of([value for key, value in metadata if key in {ACTOR, ACTOR_BYTES}])
-    return Call(
-        request_id=request_id_of(str(request_ids[0]) if len(request_ids) == 1 else ""),
-        actor=actor,
-        actor_fault=fault,
-        timeout=context.time_remaining(),
-    )
+    return Call(read_context(context.invocation_metadata() or (), context.time_remaining()))
 
 
 def _trailing_metadata(call: Call) -> tuple[tuple[str, str | bytes], ...]:
-    request_id = (REQUEST_ID, call.request_id)
+    request_id = (REQUEST_ID, call.context.request_id)
     if call.organization_revision is None:
         return (request_id,)
     return request_id, ("organization-revision", str(call.organization_revision))

@@ -1,9 +1,8 @@
 """What surrounds every call, whichever way it came: deadline, errors, log line, metrics."""
 
 import asyncio
-import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +15,6 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.status_pb2 import Status
 
-from service import rules
 from service.errors import (
     DeadlineExceeded,
     InvalidFields,
@@ -25,57 +23,28 @@ from service.errors import (
     SlowReader,
 )
 from service.metrics import Metrics
+from service.rpc.context import CallContext
 from service.rpc.reception import NO_REQUEST, parsed
 from service.rpc.status import code_of, status_of
-
-REQUEST_ID = "x-request-id"
-ACTOR = "x-actor"
-ACTOR_BYTES = "x-actor-bin"
-"""The same in UTF-8, which other metadata cannot carry."""
-MAX_ACTOR = 256
-MAX_REQUEST_ID = 128
 
 T = TypeVar("T")
 
 log = structlog.get_logger()
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Call:
-    """A call under way. The servicer adds what it learns, for the log and the answer.
+    """A call under way: what its caller brought, and what the servicer learns of it.
 
-    `timeout` is what was left until the caller's deadline, in seconds, if there is one.
+    What is learned is for the log and the answer.
     """
 
-    request_id: str
-    actor: str
-    # What is wrong with how the caller named the actor, if anything.
-    actor_fault: str = ""
-    timeout: float | None
+    context: CallContext
     organization_id: str | None = None
     organization_revision: int | None = None
     outcome: str | None = None
     # Sent on a stream so far.
     entries: int | None = None
-
-
-def actor_of(given: Sequence[str | bytes]) -> tuple[str, str]:
-    """Return the actor that metadata name, and what is wrong with them, if anything."""
-    if len(given) > 1:
-        return "", f"must be there only once, as {ACTOR} or {ACTOR_BYTES}"
-    for actor in given:
-        try:
-            return actor.decode() if isinstance(actor, bytes) else actor, ""
-        except UnicodeDecodeError:
-            return "", "must be UTF-8"
-    return "", ""
-
-
-def request_id_of(given: str) -> str:
-    """Return the caller's request id if it is fit for a log line, else a new one."""
-    if 0 < len(given) <= MAX_REQUEST_ID and given.isprintable():
-        return given
-    return os.urandom(16).hex()
 
 
 # Returns a call's request, serialized, once it has come; raises ServiceError.
@@ -191,12 +160,13 @@ class CallHandler:
         return response
 
     async def _answer(self, method: _Method, receive: Receive, call: Call) -> bytes:
-        timeout = self._timeout if call.timeout is None else min(call.timeout, self._timeout)
+        timeout = call.context.timeout
+        timeout = self._timeout if timeout is None else min(timeout, self._timeout)
         request: bytes | None = None
         try:
             async with asyncio.timeout(timeout):
                 request = await receive()
-                message = _read(method, request, call)
+                message = self._admit(method, request, call.context)
                 self.under_way += 1
                 try:
                     response: Message = await method.answer(message, call)
@@ -214,7 +184,7 @@ class CallHandler:
     async def _send(self, method: _Method, receive: Receive, call: Call, send: Send) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                message = _read(method, await receive(), call)
+                message = self._admit(method, await receive(), call.context)
         except TimeoutError as error:
             raise DeadlineExceeded(NO_REQUEST) from error
         try:
@@ -231,6 +201,17 @@ class CallHandler:
             raise ServiceStopping(
                 "the service stops; call again with the last revision seen"
             ) from error
+
+    def _admit(self, method: _Method, request: bytes, context: CallContext) -> Message:
+        """Return the message of a request if its caller may make the call.
+
+        Every call of every method passes here, whichever way it came: a check of credentials
+        belongs here.
+        """
+        message = parsed(method.read, request)
+        if context.violations:
+            raise InvalidFields(context.violations)
+        return message
 
     async def _send_patiently(self, send: Send, response: bytes) -> None:
         try:
@@ -252,7 +233,7 @@ class CallHandler:
     ) -> None:
         self._seconds_of(label, code).observe(seconds)
         fields: dict[str, Any] = {
-            "request_id": call.request_id,
+            "request_id": call.context.request_id,
             "method": label,
             "code": code.name,
             "duration_ms": round(seconds * 1000, 3),
@@ -269,15 +250,3 @@ class CallHandler:
             log.error("request", exc_info=failure, **fields)
         else:
             log.info("request", **fields)
-
-
-def _read(method: _Method, request: bytes, call: Call) -> Message:
-    message = parsed(method.read, request)
-    fault = call.actor_fault
-    if len(call.actor) > MAX_ACTOR:
-        fault = f"must have at most {MAX_ACTOR} characters"
-    elif rules.CONTROL.search(call.actor):
-        fault = "must not contain control characters"
-    if fault:
-        raise InvalidFields([(ACTOR, fault)])
-    return message

@@ -41,7 +41,7 @@ class OperationsServicer:
         self, request: operations_pb2.WaitOperationRequest, call: Call
     ) -> operations_pb2.Operation:
         call.organization_id, operation_id = names.read_name(request.name)
-        patience = min(call.timeout or self._timeout, self._timeout) - ANSWERING
+        patience = min(call.context.timeout or self._timeout, self._timeout) - ANSWERING
         if request.HasField("timeout"):
             wanted = request.timeout.seconds + request.timeout.nanos / 1e9
             if wanted < 0:
@@ -94,9 +94,9 @@ async def submit(
         violations.append(("validate_only", "is of no use in an operation; make the call itself"))
     try:
         write = (
-            messages.upsert(request.upsert, validate_only=False, actor=call.actor)
+            messages.upsert(request.upsert, validate_only=False, actor=call.context.actor)
             if kind == "upsert"
-            else messages.cancel(request.cancel, actor=call.actor)
+            else messages.cancel(request.cancel, actor=call.context.actor)
         )
     except InvalidFields as error:
         violations += error.violations

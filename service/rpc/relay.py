@@ -15,7 +15,8 @@ from appointments.relay.v1 import relay_pb2_grpc
 from google.rpc.status_pb2 import Status
 
 from service.metrics import Metrics
-from service.rpc.handler import Call, Handle, request_id_of
+from service.rpc.context import read_context
+from service.rpc.handler import Call, Handle
 
 # A message with more than one answer stays below it.
 MAX_MESSAGE_BYTES = 1024 * 1024
@@ -96,9 +97,10 @@ class _Stream:
 
     async def _answer(self, sent: pb.Call) -> None:
         call = Call(
-            request_id=request_id_of(sent.request_id),
-            actor=sent.actor,
-            timeout=sent.timeout_ms / 1000 if sent.HasField("timeout_ms") else None,
+            read_context(
+                [(each.key, each.text or each.binary) for each in sent.metadata],
+                sent.timeout_ms / 1000 if sent.HasField("timeout_ms") else None,
+            )
         )
 
         async def receive() -> bytes:

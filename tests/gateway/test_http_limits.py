@@ -136,6 +136,17 @@ async def test_the_limit_of_a_message_is_the_services(fake: FakeService) -> None
     assert fake.calls == calls
 
 
+async def test_an_actor_counts_as_a_part_of_the_message(fake: FakeService) -> None:
+    async with running_gateway(fake, max_message_bytes=2048) as gateway:
+        write = {**WRITE, "attributes": {"a": "x" * 1400}}
+        assert (await gateway.send("POST", "/api/appointments", json=write)).status == 201
+        calls = fake.calls
+        actor = {"X-Actor": "😀" * 256}
+        answer = await gateway.send("POST", "/api/appointments", json=write, headers=actor)
+    assert (answer.status, answer.json["code"]) == (413, "REQUEST_TOO_LARGE")
+    assert fake.calls == calls
+
+
 _HEAD = (
     b"POST /api/appointments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     b"Content-Length: 100\r\n"

@@ -70,7 +70,7 @@ async def test_head_has_no_body(rest: Gateway) -> None:
 async def test_a_request_id_that_cannot_be_passed_on_is_replaced(rest: Gateway, given: str) -> None:
     answer = await rest.upsert(headers={"X-Request-Id": given})
     assert len(answer.headers["X-Request-Id"]) == 32
-    assert rest.service.call.request_id == answer.headers["X-Request-Id"]
+    assert rest.service.call.context.request_id == answer.headers["X-Request-Id"]
 
 
 def _failing(code: grpc.StatusCode, reason: str, *details: Any) -> Any:

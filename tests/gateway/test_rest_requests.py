@@ -1,6 +1,7 @@
 """What HTTP requests become for the service, and which of them never reach it."""
 
 from urllib.parse import quote
+from uuid import UUID
 
 import pytest
 
@@ -237,8 +238,8 @@ async def test_headers_become_fields(rest: Gateway) -> None:
     request = rest.service.request
     assert (request.etag, request.create_only, request.idempotency_key) == ("e1", True, "k 1")
     assert request.validate_only
-    assert rest.service.call.actor == "Ada L."
-    assert rest.service.call.request_id == "r-1"
+    assert rest.service.call.context.actor == "Ada L."
+    assert rest.service.call.context.request_id == "r-1"
 
 
 async def test_a_cancel_takes_the_headers_that_its_fields_have(rest: Gateway) -> None:
@@ -274,9 +275,16 @@ async def test_a_wrong_header_is_refused(rest: Gateway, header: str, value: str)
     assert rest.service.calls == 0
 
 
+@pytest.mark.parametrize("target", ["", f"/{UUID(int=1)}", f"/{UUID(int=1)}?wait=1"])
+async def test_requests_for_operations_have_the_rules_of_others(rest: Gateway, target: str) -> None:
+    answer = await rest.send("GET", f"/api/operations{target}", headers={"X-Actor": "x" * 257})
+    assert (answer.status, answer.json["code"]) == (400, "INVALID_FIELD")
+    assert [error["field"] for error in answer.json["errors"]] == ["X-Actor"]
+
+
 async def test_an_actor_is_utf_8(rest: Gateway) -> None:
     assert (await rest.upsert(headers={"X-Actor": "Zoë 😀"})).status == 201
-    assert rest.service.call.actor == "Zoë 😀"
+    assert rest.service.call.context.actor == "Zoë 😀"
     calls = rest.service.calls
     for other in ("Zoë".encode("latin-1"), "a\x80".encode()):
         sent = request("GET /api/appointments").replace(b"Host: x", b"Host: x\r\nX-Actor: " + other)
