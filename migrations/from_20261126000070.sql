@@ -20,6 +20,12 @@ BEGIN
         '20261126000060 20261126000061 20261126000062 20261126000070' THEN
         RAISE EXCEPTION 'the database is not at 20261126000070; applied are: %', v_applied;
     END IF;
+    -- Their digests would need the version too, see below.
+    IF EXISTS (
+        SELECT FROM queued_operations q WHERE q.write ->> 'idempotency_key' IS NOT NULL
+    ) THEN
+        RAISE EXCEPTION 'operations with an idempotency key are queued: let a worker apply them';
+    END IF;
 END
 $$;
 
@@ -44,6 +50,12 @@ DROP FUNCTION rotate_webhook_secret;
 DROP FUNCTION webhook_secrets;
 
 ALTER TABLE webhooks VALIDATE CONSTRAINT webhooks_headers_have_values;
+
+-- Digests begin with their version, 1. One without it would differ from that of the same write.
+UPDATE appointment_history SET idempotency_digest = '\x01'::bytea || idempotency_digest
+WHERE octet_length(idempotency_digest) = 32;
+UPDATE unchanged_writes SET idempotency_digest = '\x01'::bytea || idempotency_digest
+WHERE octet_length(idempotency_digest) = 32;
 
 DELETE FROM schema_migrations;
 INSERT INTO schema_migrations (version)
