@@ -1,13 +1,12 @@
-"""The moments of organizations, asked for in groups.
+"""The moments of organizations, asked for in batches.
 
-While one question is with the database further ones queue; when it returns, all that
-queued go as the next one. Each is asked after its caller came, so it sees every write that
-was answered before.
+Each is asked for after its caller came, so it sees every write that was answered before.
 """
 
-import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 
+from service.batcher import Batcher
 from service.errors import Overloaded
 from service.postgres.database import Database
 
@@ -24,40 +23,23 @@ class Moments:
     def __init__(self, database: Database, *, max_waiting: int) -> None:
         self._database = database
         self._max_waiting = max_waiting
-        self._waiting: list[tuple[str, asyncio.Future[Moment]]] = []
-        self._asking: asyncio.Task[None] | None = None
+        self._batcher = Batcher(self._ask)
 
     async def of(self, organization_id: str) -> Moment:
         """Return the moment that an organization is at.
 
         Raises Overloaded, DatabaseUnavailable.
         """
-        if len(self._waiting) >= self._max_waiting:
-            raise Overloaded(f"{len(self._waiting)} requests wait for the database; try later")
-        moment: asyncio.Future[Moment] = asyncio.get_running_loop().create_future()
-        self._waiting.append((organization_id, moment))
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._ask())
-        return await moment
+        waiting = self._batcher.waiting
+        if waiting >= self._max_waiting:
+            raise Overloaded(f"{waiting} requests wait for the database; try later")
+        return await self._batcher.submit(organization_id)
 
-    async def _ask(self) -> None:
-        try:
-            while self._waiting:
-                waiting, self._waiting = self._waiting, []
-                try:
-                    found = await self._database.fetch(
-                        "SELECT organization_id, revision, recorded_at FROM organizations"
-                        " WHERE organization_id = ANY (%s)",
-                        (list({organization_id for organization_id, _ in waiting}),),
-                    )
-                    moments = {organization_id: (at, time) for organization_id, at, time in found}
-                except Exception as error:  # noqa: BLE001  # each caller is to learn of it
-                    for _, moment in waiting:
-                        if not moment.done():
-                            moment.set_exception(error)
-                    continue
-                for organization_id, moment in waiting:
-                    if not moment.done():
-                        moment.set_result(moments.get(organization_id, NEVER_WRITTEN))
-        finally:
-            self._asking = None
+    async def _ask(self, organization_ids: Sequence[str]) -> list[Moment]:
+        found = await self._database.fetch(
+            "SELECT organization_id, revision, recorded_at FROM organizations"
+            " WHERE organization_id = ANY (%s)",
+            (list(set(organization_ids)),),
+        )
+        moments = {organization_id: (at, time) for organization_id, at, time in found}
+        return [moments.get(organization_id, NEVER_WRITTEN) for organization_id in organization_ids]

@@ -1,0 +1,92 @@
+"""What arrives during a call goes together as the next one."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from service.batcher import Batcher
+
+
+class Handler:
+    """Answers a batch, once it is let go, with ten times each number; odd ones are refused."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.may_go = asyncio.Semaphore(0)
+        self.begun = asyncio.Event()
+
+    async def __call__(self, items: Sequence[int]) -> Sequence[int | Exception]:
+        self.batches.append(list(items))
+        self.begun.set()
+        await self.may_go.acquire()
+        return [KeyError(item) if item % 2 else 10 * item for item in items]
+
+
+@pytest.fixture
+def handler() -> Handler:
+    return Handler()
+
+
+async def first_of(batcher: Batcher[int, int], handler: Handler) -> asyncio.Task[int]:
+    """Have a call with the item 0 under way."""
+    first = asyncio.create_task(batcher.submit(0))
+    await handler.begun.wait()
+    return first
+
+
+async def test_what_waits_goes_together(handler: Handler) -> None:
+    batcher = Batcher(handler, most=3)
+    first = await first_of(batcher, handler)
+    others = [asyncio.create_task(batcher.submit(item)) for item in range(2, 7)]
+    await asyncio.sleep(0)
+    assert batcher.waiting == 5
+    assert handler.batches == [[0]]
+    for _ in range(3):
+        handler.may_go.release()
+    answers = await asyncio.gather(first, *others, return_exceptions=True)
+    assert handler.batches == [[0], [2, 3, 4], [5, 6]]
+    assert [answer for answer in answers if isinstance(answer, int)] == [0, 20, 40, 60]
+    assert [str(answer) for answer in answers if isinstance(answer, KeyError)] == ["3", "5"]
+
+
+async def test_an_item_whose_caller_has_gone_is_dropped(handler: Handler) -> None:
+    batcher = Batcher(handler)
+    first = await first_of(batcher, handler)
+    gone, stays = (asyncio.create_task(batcher.submit(item)) for item in (2, 4))
+    await asyncio.sleep(0)
+    gone.cancel()
+    for _ in range(2):
+        handler.may_go.release()
+    assert [await first, await stays] == [0, 40]
+    assert handler.batches == [[0], [4]]
+
+
+async def test_a_caller_that_goes_during_the_call_keeps_no_other_from_its_result(
+    handler: Handler,
+) -> None:
+    batcher = Batcher(handler)
+    first = await first_of(batcher, handler)
+    gone, stays = (asyncio.create_task(batcher.submit(item)) for item in (2, 4))
+    handler.begun.clear()
+    handler.may_go.release()
+    await first
+    await handler.begun.wait()
+    gone.cancel()
+    handler.may_go.release()
+    assert await stays == 40
+    assert handler.batches == [[0], [2, 4]]
+
+
+async def test_draining_waits_for_all(handler: Handler) -> None:
+    batcher = Batcher(handler)
+    await batcher.drain()
+    first = await first_of(batcher, handler)
+    second = asyncio.create_task(batcher.submit(2))
+    draining = asyncio.create_task(batcher.drain())
+    handler.may_go.release()
+    assert await first == 0
+    assert not draining.done()
+    handler.may_go.release()
+    await draining
+    assert await second == 20
