@@ -1,13 +1,12 @@
 """Writes that are accepted now and applied soon: `Prefer: respond-async`."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, Response
-from appointments.v1.appointment_pb2 import Appointment, Outcome
+from appointments.v1.appointment_pb2 import Appointment
 from appointments.v1.appointment_service_pb2 import OperationMetadata, SubmitAppointmentRequest
 from google.longrunning.operations_pb2 import Operation
 from google.protobuf.descriptor import Descriptor
@@ -21,6 +20,7 @@ from gateway.endpoints.operations import (
     operation_location,
     wait_request,
 )
+from gateway.endpoints.route_answers import RouteAnswers
 from gateway.http.exchange import Exchange
 from gateway.http.in_flight import InFlight
 from gateway.http.problems import ProblemError
@@ -76,10 +76,6 @@ def submission_kind(request: Descriptor) -> str | None:
     return None
 
 
-# How a write that was made is answered: the appointment, the outcome, headers.
-Written = Callable[[Exchange, Appointment, Outcome.ValueType, dict[str, str]], Response]
-
-
 class Submission:
     """Submits the writes of a route instead of making them at once."""
 
@@ -87,14 +83,14 @@ class Submission:
         self,
         kind: str,
         service: ServiceCaller,
-        written: Written,
-        answers: OperationAnswers,
+        answers: RouteAnswers,
+        operations: OperationAnswers,
         waiting: InFlight,
     ) -> None:
         self._kind = kind
         self._service = service
-        self._written = written
         self._answers = answers
+        self._operations = operations
         self._waiting = waiting
 
     async def submit(self, exchange: Exchange, request: Message) -> Operation:
@@ -128,10 +124,10 @@ class Submission:
         if not operation.done:
             headers[hdrs.LOCATION] = operation_location(operation.name)
             headers[PREFERENCE_APPLIED] = "respond-async"
-            return self._answers.one(operation, HTTPStatus.ACCEPTED, headers)
+            return self._operations.one(operation, HTTPStatus.ACCEPTED, headers)
         headers[PREFERENCE_APPLIED] = f"wait={preferences.wait:g}"
         if operation.HasField("error"):
-            raise ProblemError(self._answers.statuses.of_status(operation.error), headers)
+            raise ProblemError(self._operations.statuses.of_status(operation.error), headers)
         metadata = OperationMetadata.FromString(operation.metadata.value)
         stored = Appointment.FromString(operation.response.value)
-        return self._written(exchange, stored, metadata.outcome, {**NO_STORE, **headers})
+        return self._answers.written(exchange, stored, metadata.outcome, {**NO_STORE, **headers})

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from appointments.v1.appointment_pb2 import TimeRangeConflict
 
 from gateway.endpoints.operations import MAX_WAIT
-from gateway.endpoints.rpc import OUTCOME
+from gateway.endpoints.route_answers import OUTCOME
 from gateway.endpoints.submission import PREFER, PREFERENCE_APPLIED
 from gateway.http.answers import REQUEST_ID
 from gateway.http.problems import MEDIA_TYPE

@@ -10,7 +10,7 @@ from appointments.v1.appointment_pb2 import Outcome
 from google.protobuf.descriptor import ServiceDescriptor
 
 from gateway.endpoints.changes import EVENT_ID, LAST_EVENT_ID
-from gateway.endpoints.rpc import OUTCOME
+from gateway.endpoints.route_answers import OUTCOME
 from gateway.endpoints.submission import PREFERENCE_APPLIED, submission_kind
 from gateway.http.answers import REQUEST_ID
 from gateway.http.conditions import IF_MATCH, IF_NONE_MATCH, MAX_TAGS

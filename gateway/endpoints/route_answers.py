@@ -1,0 +1,115 @@
+"""Answers of a route: the service's replies as JSON, with the headers that belong to them."""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from aiohttp import hdrs
+from aiohttp.web import Response
+from appointments.v1.appointment_pb2 import Outcome
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from gateway.endpoints.organizations import location_of
+from gateway.http.answers import json_answer
+from gateway.http.exchange import Exchange
+from gateway.http.problems import refusal
+from gateway.transcoding.routes import Route
+from gateway.upstream.client import REVISION, revision_header
+from gateway.upstream.relay import Reply
+from public_json.reasons import Reason
+from public_json.rendering import MessageRenderer, Render
+
+OUTCOME = "Appointment-Outcome"
+ETAG = "ETag"
+
+CACHED_RESPONSES = 512
+"""Of each route that reads; with their JSON at most some ten megabytes each."""
+MAX_CACHED_BYTES = 8 * 1024
+
+_COMMON_HEADERS: Mapping[str, str] = {hdrs.CACHE_CONTROL: "private, no-cache"}
+
+_OUTCOMES = {number: name for name, number in Outcome.items()}
+
+
+class RouteAnswers:
+    """Renders the answers of one route."""
+
+    def __init__(self, route: Route, location: str | None, special: Mapping[str, Render]) -> None:
+        """Prepare the route; `location` is the path under which its writes are read, if any."""
+        output = route.rpc.output_type
+        shown = route.answer_message
+        self._response_body = route.response_body
+        self._render = MessageRenderer(shown, special).render
+        self._has_etag = "etag" in shown.fields_by_name
+        self._has_outcome = "outcome" in output.fields_by_name
+        self._location = location
+        self._read_response: Callable[[bytes], Any] = GetMessageClass(output).FromString
+        # What is read again and again is often the same.
+        self._reads = route.http_method == hdrs.METH_GET
+        self._render_cached = lru_cache(CACHED_RESPONSES)(self._render_response)
+
+    def of_reply(self, exchange: Exchange, message: Message, reply: Reply) -> Response:
+        """Render the service's reply to a message. Raises `ProblemError`: 412."""
+        headers = {**_COMMON_HEADERS, **revision_header(reply.organization_revision)}
+        if not self._has_outcome and self._location is None:
+            if self._reads and len(reply.response) <= MAX_CACHED_BYTES:
+                body, further = self._render_cached(reply.response)
+            else:
+                body, further = self._render_response(reply.response)
+            headers.update(further)
+            if self._has_etag and _is_not_modified(exchange, headers):
+                return Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
+            return json_answer(HTTPStatus.OK, body, headers)
+        response = self._read_response(reply.response)
+        shown = self._shown(response)
+        if not self._has_outcome:  # nothing but a creation stores without one
+            headers[hdrs.LOCATION] = location_of(
+                self._location or "", shown.id, shown.organization_id
+            )
+            body, further = self._body(shown)
+            return json_answer(HTTPStatus.CREATED, body, {**headers, **further})
+        dry_run = getattr(message, "validate_only", False)
+        return self.written(exchange, shown, response.outcome, headers, dry_run)
+
+    def written(
+        self,
+        exchange: Exchange,
+        shown: Any,  # noqa: ANN401  messages of any type
+        outcome: Outcome.ValueType,
+        headers: dict[str, str],
+        dry_run: bool = False,
+    ) -> Response:
+        """Answer a write that was made, or that would have been."""
+        headers[OUTCOME] = exchange.outcome = _OUTCOMES[outcome]
+        created = outcome == Outcome.CREATED and not dry_run
+        if self._location is not None and not dry_run:
+            headers[hdrs.LOCATION] = location_of(self._location, shown.id, shown.organization_id)
+        body, further = self._body(shown)
+        status = HTTPStatus.CREATED if created else HTTPStatus.OK
+        return json_answer(status, body, {**headers, **further})
+
+    def _shown(self, response: Any) -> Any:  # noqa: ANN401  messages of any type
+        return getattr(response, self._response_body) if self._response_body else response
+
+    def _render_response(self, encoded: bytes) -> tuple[bytes, dict[str, str]]:
+        return self._body(self._shown(self._read_response(encoded)))
+
+    def _body(self, shown: Any) -> tuple[bytes, dict[str, str]]:  # noqa: ANN401
+        """Give the body, and the headers that belong to it."""
+        etag = shown.etag if self._has_etag else ""
+        return orjson.dumps(self._render(shown)), {ETAG: f'"{etag}"'} if etag else {}
+
+
+def _is_not_modified(exchange: Exchange, headers: Mapping[str, str]) -> bool:
+    """Evaluate the conditions of a read (RFC 9110, 13.2.2). Raises `ProblemError`: 412."""
+    etag = headers[ETAG][1:-1]
+    if exchange.if_match is not None and not exchange.if_match.match_strongly(etag):
+        raise refusal(
+            Reason.ETAG_MISMATCH,
+            "the appointment has another etag than those in If-Match",
+            {name: headers[name] for name in (REVISION, ETAG)},
+        )
+    return exchange.if_none_match is not None and exchange.if_none_match.match_weakly(etag)
