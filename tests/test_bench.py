@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from bench.dispatch import measure
 from bench.driver import drive
 from bench.eventual import missing
 from bench.generators import driver, wrk, wrk_is_installed
@@ -201,6 +202,12 @@ def run(*arguments: str) -> None:
     command = [sys.executable, "-m", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+async def test_both_routers_are_measured() -> None:
+    for took in (await measure(rounds=1)).values():
+        assert took.keys() == {"no router", "our router", "aiohttp's"}
+        assert min(took.values()) > 0
 
 
 def check(row: Mapping[str, Any]) -> None:

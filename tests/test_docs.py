@@ -31,6 +31,7 @@ NOT_RUN = {
     "make bench JSON=results.json": "tests/test_bench.py",
     "make bench-plot JSON=results.json": "tests/test_bench.py",
     "python -m bench --only eventual": "tests/test_bench.py",
+    "python -m bench.dispatch": "tests/test_bench.py",
     "make run": "the blocks of README.md",
     "LOG_LEVEL=warning make run": "tests/test_run.py",
     "make migrate": "tests/test_migrations.py",

@@ -11,11 +11,11 @@ _BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
 class Router(Generic[Endpoint]):
-    """Finds what answers a path, as it was sent.
+    """Finds the endpoints of a path.
 
-    Paths are matched before anything in them is decoded, so that an id may hold every
-    character, a slash or `..` included, if it is percent-encoded. aiohttp's own router
-    matches decoded and normalized paths, where such ids are lost.
+    A path is matched as it was sent, before anything in it is decoded. So an id may contain
+    every character if it is percent-encoded: `/a%3Acancel` is an id that ends in `:cancel`,
+    `/a:cancel` is the verb. aiohttp's router keeps `%2F`, but decodes the rest before it matches.
     """
 
     def __init__(self) -> None:

@@ -166,9 +166,9 @@ class Patience:
 
 
 class HttpServer(Server):
-    """aiohttp's server without its router, which does not keep paths as they were sent.
+    """aiohttp's server without its application and router (docs/decisions/0013).
 
-    A request whose caller goes away is cancelled.
+    A request is cancelled when its caller closes the connection.
     """
 
     def __init__(

@@ -67,6 +67,8 @@ async def test_a_slash_at_the_end_is_named(rest: Gateway, path: str) -> None:
         ("PATCH", "/api/appointments/a", "DELETE, GET, HEAD"),
         ("GET", "/api/appointments:batchUpsert", "POST"),
         ("OPTIONS", "/healthz", "GET, HEAD"),
+        # The id `w:replay`, not the verb.
+        ("POST", "/api/webhooks/w%3Areplay", "DELETE, GET, HEAD, PUT"),
     ],
 )
 async def test_a_method_that_a_path_does_not_take(
@@ -75,6 +77,7 @@ async def test_a_method_that_a_path_does_not_take(
     answer = await rest.send(method, path)
     assert (answer.status, answer.json["code"]) == (405, "METHOD_NOT_ALLOWED")
     assert answer.headers["Allow"] == allowed
+    assert rest.service.calls == 0
 
 
 async def test_the_absolute_form_of_a_target(rest: Gateway) -> None:
