@@ -11,7 +11,7 @@ import pytest
 from service.amqp import Broker
 from service.events.publisher import EventPublisher
 from service.events.rabbitmq import declare_exchange
-from service.events.store import EventStore, Part
+from service.events.store import EventStore, Scan
 from service.metrics import Metrics
 from service.postgres.database import Database
 from service.postgres.session import Timeouts
@@ -54,21 +54,21 @@ def cursor(database_url: str, consumer: str) -> dict[str, int]:
 
 
 async def test_one_is_in_charge_until_its_lease_ends(store: EventStore) -> None:
-    fence = await store.take(30)
+    fence = await store.acquire(30)
     assert fence == 1
-    assert await store.take(30) is None
+    assert await store.acquire(30) is None
     assert await store.renew(fence, 0)
-    assert await store.take(30) == 2
+    assert await store.acquire(30) == 2
     assert not await store.renew(fence, 30)
 
 
 async def test_the_one_that_was_overtaken_moves_no_cursor(
     store: EventStore, database_url: str, consumer: str
 ) -> None:
-    old = await store.take(0)
+    old = await store.acquire(0)
     assert old is not None
     assert await store.advance({"a": 3, "b": 1}, old, 0)
-    new = await store.take(30)
+    new = await store.acquire(30)
     assert new is not None
     assert not await store.advance({"a": 9, "c": 1}, old, 30)
     assert cursor(database_url, consumer) == {"a": 3, "b": 1}
@@ -80,7 +80,7 @@ async def test_the_one_that_was_overtaken_moves_no_cursor(
 async def test_a_takeover_under_way_comes_before_a_cursor(
     store: EventStore, database_url: str, consumer: str
 ) -> None:
-    old = await store.take(0)
+    old = await store.acquire(0)
     assert old is not None
     with psycopg.connect(database_url) as takeover:
         takeover.execute(
@@ -104,9 +104,9 @@ async def test_a_takeover_under_way_comes_before_a_cursor(
 class SlowStore(EventStore):
     """A database in which a look at some of the organizations takes its time."""
 
-    async def look(self, after: str) -> Part:
+    async def scan(self, after: str) -> Scan:
         await asyncio.sleep(0.6)
-        return await super().look(after)
+        return await super().scan(after)
 
 
 async def test_a_look_that_takes_longer_than_the_lease_keeps_it(
@@ -130,13 +130,13 @@ async def test_a_look_that_takes_longer_than_the_lease_keeps_it(
         publisher = EventPublisher(store, broker, Metrics(), interval=0.2, lease=1.5)
         running = asyncio.create_task(publisher.run())
         begun = time.monotonic()
-        while await store.take(0) is not None:
+        while await store.acquire(0) is not None:
             assert time.monotonic() < begun + 10
             await asyncio.sleep(0.05)
         end = time.monotonic() + 4
         while time.monotonic() < end:
-            assert await store.take(1.5) is None
+            assert await store.acquire(1.5) is None
             await asyncio.sleep(0.05)
         running.cancel()
         await asyncio.wait({running})
-        assert await store.take(30) is not None
+        assert await store.acquire(30) is not None

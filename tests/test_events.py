@@ -78,13 +78,13 @@ def cursor(database: str, organization: Organization) -> int:
 
 
 def wait_for_charge(worker: Program) -> int:
-    event = worker.wait_for_event(lambda event: event["event"] == "in charge of events")
+    event = worker.wait_for_event(lambda event: event["event"] == "event publisher lease acquired")
     fence: int = event["fence"]
     return fence
 
 
 def held_back(worker: Program) -> int:
-    return sum('"events are held back"' in line for line in worker.log_lines())
+    return sum('"event publishing failed"' in line for line in worker.log_lines())
 
 
 def test_changes_of_many_writers_arrive_complete_and_in_order(
@@ -206,7 +206,7 @@ def test_changes_wait_for_a_broker_that_was_killed(
             rabbitmq.start()
         until(lambda: consumer.latest[org.id] == 2010, within=40)
         assert consumer.entries(org.id) == org.changes()
-        worker.wait_for_event(lambda event: event["event"] == "events are published again")
+        worker.wait_for_event(lambda event: event["event"] == "event publishing resumed")
         assert held_back(worker) == 1
         until(lambda: cursor(own_database, org) == 2010)
 
@@ -259,7 +259,7 @@ def test_a_stopped_publisher_is_replaced_and_moves_no_cursor_afterwards(
                 moved = cursor(own_database, org)
             finally:
                 stopped.process.send_signal(signal.SIGCONT)
-            stopped.wait_for_event(lambda event: event["event"] == "no longer in charge of events")
+            stopped.wait_for_event(lambda event: event["event"] == "event publisher lease lost")
         finally:
             end.set()
         count = writer.result()

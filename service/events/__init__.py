@@ -1,1 +1,1 @@
-"""Changes published to RabbitMQ, from the history."""
+"""Publishes the changes in the history to RabbitMQ."""

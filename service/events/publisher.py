@@ -14,34 +14,35 @@ from service.events.rabbitmq import EXCHANGE, message
 from service.events.store import EventStore
 from service.metrics import Metrics
 
-# Changes that are read and published together; the confirmations come meanwhile.
+# Changes that are read and published together, before any is confirmed.
 GROUP = 200
 
-# Organizations that share a group, at most.
+# Maximum number of organizations in a group.
 ORGANIZATIONS = 50
 
-# Groups of the same organizations before others get their turn.
-GROUPS_IN_A_ROW = 20
+# Maximum number of consecutive groups of the same organizations.
+MAX_CONSECUTIVE_GROUPS = 20
 
-# The share of the time that may go into looking for changes.
-LOOKING_SHARE = 0.1
+# Maximum share of the time that is spent scanning for changes.
+SCAN_SHARE = 0.1
 
-# Seconds before another attempt after a failure.
+# Seconds before the next attempt after a failure.
 RETRY_DELAY = 0.5
 
 log = structlog.get_logger()
 
 
 class EventPublisher:
-    """The duty to publish, of which one worker at a time is in charge.
+    """Publishes changes while this worker holds the lease, which one worker has at a time.
 
-    At least once: what was published right before a worker, the broker or the database
-    failed is published again. Of each organization the first appearances of the changes
-    are in the order of their revisions, without gaps, unless the broker refuses one of
-    them alone: then those after it may come before it, and come once more after it.
+    Every change is published at least once. Changes whose confirmation was lost, because a
+    worker, the broker or the database failed, are published again. The changes of an
+    organization first appear in the order of their revisions, without gaps. The exception is
+    a change that the broker alone refuses: later changes may be published before it, and are
+    published again after it.
 
-    A worker in charge that makes no headway does not extend its lease, so that another
-    may try. One that was overtaken moves no cursor, but may repeat messages.
+    A worker that makes no progress does not renew its lease, so that another worker takes
+    over. A worker that has lost its lease moves no cursor, but may repeat messages.
     """
 
     def __init__(
@@ -54,20 +55,20 @@ class EventPublisher:
         self._lease = lease
         self._fence: int | None = None
         self._renew_at = 0.0
-        self._look_at = 0.0
+        self._scan_at = 0.0
         self._behind = 0
 
     async def run(self) -> None:
-        """Publish until cancelled; hands the charge over to another worker then."""
+        """Publish until cancelled, then release the lease."""
         failing = False
         try:
             while True:
                 try:
-                    pause = await self._turn()
+                    pause = await self._run_once()
                 except ServiceError as error:
                     if not failing:
                         log.warning(
-                            "events are held back",
+                            "event publishing failed",
                             error=error.message,
                             cause=repr(error.__cause__) if error.__cause__ else None,
                         )
@@ -75,7 +76,7 @@ class EventPublisher:
                     pause = RETRY_DELAY
                 else:
                     if failing:
-                        log.info("events are published again")
+                        log.info("event publishing resumed")
                     failing = False
                 await asyncio.sleep(pause)
         finally:
@@ -84,30 +85,30 @@ class EventPublisher:
                 with suppress(ServiceError):
                     await self._store.renew(fence, 0)
 
-    async def _turn(self) -> float:
-        """Publish what there is, if in charge; return how long to wait (seconds)."""
+    async def _run_once(self) -> float:
+        """Acquire or renew the lease, publish if due; return how long to wait (seconds)."""
         if self._fence is None:
-            self._fence = await self._store.take(self._lease)
+            self._fence = await self._store.acquire(self._lease)
             if self._fence is None:
                 return min(1.0, self._lease / 4)
-            log.info("in charge of events", fence=self._fence)
+            log.info("event publisher lease acquired", fence=self._fence)
             self._renew_at = monotonic() + self._lease / 3
-        due = monotonic() >= self._look_at
-        if not await (self._sweep(self._fence) if due else self._hold(self._fence)):
-            return self._overtaken()
-        return max(0.0, min(self._look_at, self._renew_at) - monotonic())
+        due = monotonic() >= self._scan_at
+        if not await (self._publish_all(self._fence) if due else self._renew(self._fence)):
+            return self._lease_lost()
+        return max(0.0, min(self._scan_at, self._renew_at) - monotonic())
 
-    async def _sweep(self, fence: int) -> bool:
-        """Publish what all organizations have; False if another worker is in charge."""
+    async def _publish_all(self, fence: int) -> bool:
+        """Publish the pending changes of all organizations; False if the lease was lost."""
         began = monotonic()
-        looking = 0.0
+        scanning = 0.0
         after, behind, found = "", 0, False
         while True:
-            look = monotonic()
-            part = await self._store.look(after)
-            looking += monotonic() - look
+            scan_began = monotonic()
+            part = await self._store.scan(after)
+            scanning += monotonic() - scan_began
             behind += part.behind
-            # The beginning alone is no news if there was more before.
+            # A partial sum is reported only if it exceeds the last complete one.
             if part.last or behind > self._behind:
                 self._behind = behind
                 self._metrics.events_behind.set(behind)
@@ -120,34 +121,34 @@ class EventPublisher:
                     return False
             if part.last:
                 break
-            if not await self._hold(fence):
+            if not await self._renew(fence):
                 return False
             after = part.end
-        pause = looking / LOOKING_SHARE - (monotonic() - began)
-        self._look_at = monotonic() + max(0.0 if found else self._interval, pause)
+        pause = scanning / SCAN_SHARE - (monotonic() - began)
+        self._scan_at = monotonic() + max(0.0 if found else self._interval, pause)
         return True
 
-    async def _hold(self, fence: int) -> bool:
-        """Extend the lease when it is time; False if another worker is in charge."""
+    async def _renew(self, fence: int) -> bool:
+        """Renew the lease if that is due; False if the lease was lost."""
         if monotonic() < self._renew_at:
             return True
         self._renew_at = monotonic() + self._lease / 3
         return await self._store.renew(fence, self._lease)
 
-    def _overtaken(self) -> float:
-        log.info("no longer in charge of events", fence=self._fence)
+    def _lease_lost(self) -> float:
+        log.info("event publisher lease lost", fence=self._fence)
         self._fence = None
         self._behind = 0
         self._metrics.events_behind.set(0)
         return self._interval
 
     async def _publish(self, cursors: Mapping[str, int], fence: int) -> bool:
-        """Publish what some organizations have; False if another worker is in charge.
+        """Publish the pending changes of some organizations; False if the lease was lost.
 
-        Raises BrokerUnavailable after moving the cursors over what was confirmed.
+        Raises BrokerUnavailable, after moving the cursors past the confirmed changes.
         """
         wanted = dict(cursors)
-        for _ in range(GROUPS_IN_A_ROW):
+        for _ in range(MAX_CONSECUTIVE_GROUPS):
             each = GROUP // len(wanted)
             entries = await self._store.entries(wanted, each=each)
             if not entries:
@@ -164,7 +165,7 @@ class EventPublisher:
             for failure in failures:
                 if failure is not None:
                     raise failure
-            # Those that had as much as they were given room for may have more.
+            # An organization that filled its share of the group may have more changes.
             wanted = {
                 organization_id: revision
                 for organization_id, revision in confirmed.items()
@@ -178,7 +179,7 @@ class EventPublisher:
 def _confirmed(
     entries: Sequence[HistoryEntry], failures: Sequence[BrokerUnavailable | None]
 ) -> dict[str, int]:
-    """Return how far each organization is confirmed without a gap."""
+    """Return for each organization the last revision confirmed without a gap."""
     confirmed: dict[str, int] = {}
     stopped: set[str] = set()
     for entry, failure in zip(entries, failures, strict=True):

@@ -1,4 +1,4 @@
-"""A change as a message of RabbitMQ."""
+"""Changes as RabbitMQ messages."""
 
 import hashlib
 
@@ -12,19 +12,19 @@ from service.domain import HistoryEntry
 
 EXCHANGE = "appointments.events"
 
-# Routing keys and message ids are short strings of AMQP: at most 255 bytes.
-LONGEST = 255
+# Routing keys and message ids are AMQP short strings: at most 255 bytes.
+MAX_SHORT_STRING = 255
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 
 
 async def declare_exchange(channel: AbstractChannel) -> None:
-    """Declare where the changes go; binding queues to it is up to those who want them."""
+    """Declare the exchange. Consumers declare and bind their own queues."""
     await channel.declare_exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True)
 
 
 def message(entry: HistoryEntry) -> Outgoing:
-    """Make the message of a change: persistent, the entry as proto3 JSON."""
+    """Return the message of a change: persistent, with the history entry as proto3 JSON."""
     organization_id = entry.appointment.organization_id
     return Outgoing(
         routing_key=routing_key(organization_id, entry.change.value.lower()),
@@ -41,7 +41,11 @@ def message(entry: HistoryEntry) -> Outgoing:
 
 
 def routing_key(organization_id: str, change: str) -> str:
-    """Return `<organization>.<change>`, of two words whatever the organization is called."""
+    """Return `<organization>.<change>`.
+
+    Dots and other special characters of the organization are percent-encoded, so that the
+    key always has two words.
+    """
     encoded = "".join(
         chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in organization_id.encode()
     )
@@ -49,8 +53,8 @@ def routing_key(organization_id: str, change: str) -> str:
 
 
 def _short(name: str, end: str, organization_id: str) -> str:
-    """Put both together, or the organization's digest instead of its name, if too long."""
+    """Concatenate both; if that is too long, replace the name by the organization's digest."""
     text = name + end
-    if len(text.encode()) <= LONGEST:
+    if len(text.encode()) <= MAX_SHORT_STRING:
         return text
     return f"sha256-{hashlib.sha256(organization_id.encode()).hexdigest()}{end}"

@@ -1,4 +1,4 @@
-"""What is to be published, how far it has been, and whose turn it is to do it."""
+"""The publisher's lease, its cursor in each organization, and the changes to publish."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from service.domain import HistoryEntry
 from service.postgres import rows
 from service.postgres.database import Database
 
-# Organizations that one look at the cursors covers: some ten milliseconds.
-LOOK: LiteralString = "10000"
+# Organizations per scan, which then takes some ten milliseconds.
+SCAN_SIZE: LiteralString = "10000"
 
-# Only the database's clock counts: those of the workers may differ.
+# Leases use only the database's clock, since the clocks of workers may differ.
 _TAKE: LiteralString = """
     INSERT INTO event_publishers AS publisher (consumer, fence, leased_until)
     VALUES (%(consumer)s, 1, clock_timestamp() + %(lease)s * interval '1 second')
@@ -34,10 +34,10 @@ _BEHIND: LiteralString = f"""
         FROM organizations
         WHERE organization_id > %(after)s
         ORDER BY organization_id
-        LIMIT {LOOK}
+        LIMIT {SCAN_SIZE}
     )
     SELECT
-        count(*) = {LOOK},
+        count(*) = {SCAN_SIZE},
         max(part.organization_id),
         coalesce(sum(part.revision - coalesce(cursor.revision, 0)), 0)::bigint,
         array_agg(part.organization_id)
@@ -63,8 +63,8 @@ _ENTRIES: LiteralString = f"""
     ORDER BY wanted.organization_id, entry.revision
 """
 
-# The row of the publisher stays locked to the end of the statement: a takeover comes
-# before it, and it does nothing, or after it.
+# Renewing the lease locks the publisher's row until the end of the statement. If another
+# worker took over before that, the statement does nothing; otherwise the takeover waits.
 _ADVANCE: LiteralString = f"""
     WITH held AS ({_RENEW}),
     moved AS (
@@ -82,44 +82,44 @@ _ADVANCE: LiteralString = f"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A part of all organizations, in the order of their ids."""
+class Scan:
+    """The pending changes of organizations whose ids are in a range that ends with `end`."""
 
     last: bool
     end: str
-    # Changes not handed over yet.
+    # Number of changes not published yet.
     behind: int
-    # How far those organizations are that have such changes.
+    # The cursors of the organizations that have such changes.
     cursors: Mapping[str, int]
 
 
 class EventStore:
-    """The cursors of one consumer. Everything raises what Database.fetch raises."""
+    """The lease and cursors of one consumer. All methods raise what Database.fetch raises."""
 
     def __init__(self, database: Database, consumer: str = "rabbitmq") -> None:
         self._database = database
         self._consumer = consumer
 
-    async def take(self, lease: float) -> int | None:
-        """Become the publisher for a time (seconds), unless another is.
+    async def acquire(self, lease: float) -> int | None:
+        """Acquire the lease for a time (seconds) unless another worker holds it.
 
-        Returns the fence, which has to be shown for whatever the publisher alone may do.
+        Returns the fence, which `renew` and `advance` require, or None.
         """
         found = await self._database.fetch(_TAKE, {"consumer": self._consumer, "lease": lease})
         return found[0][0] if found else None
 
     async def renew(self, fence: int, lease: float) -> bool:
-        """Extend the lease; 0 seconds give it back. False if another has taken over."""
+        """Renew the lease; 0 seconds release it. False if the lease was lost."""
         parameters = {"consumer": self._consumer, "fence": fence, "lease": lease}
         return bool(await self._database.fetch(_RENEW, parameters))
 
-    async def look(self, after: str) -> Part:
-        """Return what is behind among the organizations whose ids follow."""
+    async def scan(self, after: str) -> Scan:
+        """Return the pending changes of the next organizations, by id."""
         parameters = {"consumer": self._consumer, "after": after}
         ((more, end, behind, organizations, cursors),) = await self._database.fetch(
             _BEHIND, parameters
         )
-        return Part(
+        return Scan(
             last=not more,
             end=end or "",
             behind=behind,
@@ -127,7 +127,7 @@ class EventStore:
         )
 
     async def entries(self, cursors: Mapping[str, int], *, each: int) -> list[HistoryEntry]:
-        """Return what follows the cursors, by organization and revision, some of each."""
+        """Return up to `each` changes after each cursor, by organization and revision."""
         found = await self._database.fetch(
             _ENTRIES,
             {
@@ -139,8 +139,8 @@ class EventStore:
         return [rows.history_entry(row[-1], row) for row in found]
 
     async def advance(self, cursors: Mapping[str, int], fence: int, lease: float) -> bool:
-        """Move cursors forward and extend the lease; False, with nothing moved, if another
-        has taken over."""
+        """Move cursors forward and renew the lease; False, with nothing moved, if the lease
+        was lost."""
         found = await self._database.fetch(
             _ADVANCE,
             {
