@@ -15,7 +15,7 @@ import pytest
 from service.metrics import Metrics
 from service.operations.postgres.worker import _COUNT
 from service.postgres.database import Database
-from service.postgres.purge import AT_ONCE, Purge
+from service.postgres.purge import BATCH, Purge
 from service.postgres.rows import Row
 from service.postgres.session import Timeouts
 from tests.conftest import CreateDatabase
@@ -166,8 +166,8 @@ async def test_a_purge_does_not_pass_what_it_has_deleted(url: str) -> None:
         )
         async with database:
             purge = Purge(database, table="operations", time="finished_at", keep=kept)
-            for _ in range(rows // AT_ONCE):
-                assert await purge.purge() == AT_ONCE
+            for _ in range(rows // BATCH):
+                assert await purge.purge() == BATCH
             await database.fetch("SELECT pg_stat_force_next_flush()")
             before = _blocks_read(connection)
             assert await purge.purge() == 0

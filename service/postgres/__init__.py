@@ -1,1 +1,1 @@
-"""PostgreSQL: connections, sessions, rows, and the state of the schema."""
+"""PostgreSQL: connections, session settings, rows, schema checks, migrations."""

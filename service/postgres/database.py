@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL, and what its errors mean to a caller."""
+"""A pool of connections to PostgreSQL, and the translation of its errors."""
 
 import asyncio
 import select
@@ -23,33 +23,33 @@ _NOT_KNOWN = "whether a write was stored is not known, the same request may be s
 
 
 class _Connection(AsyncConnection[TupleRow]):
-    """A connection with one cursor, which remembers whether the server warned of a commit.
+    """A connection with one reusable cursor and the last warning of the server.
 
-    A wait for a synchronous standby that is cancelled ends with a mere warning: the
-    transaction is committed here and perhaps nowhere else.
+    If the wait for a synchronous standby is cancelled, a commit succeeds with a warning only:
+    the transaction is durable on the primary, and possibly on no standby.
     """
 
     warning: str | None = None
-    # Making a cursor costs as much as running a statement.
+    # Reused, because creating a cursor costs as much as executing a statement.
     statements: AsyncCursor[TupleRow]
 
 
 async def _prepare(connection: _Connection, timeouts: Timeouts) -> None:
     await check_session(connection, timeouts)
 
-    def note(diagnostic: Diagnostic) -> None:
+    def store_warning(diagnostic: Diagnostic) -> None:
         if diagnostic.severity_nonlocalized == "WARNING":
             connection.warning = diagnostic.message_primary
 
-    connection.add_notice_handler(note)
+    connection.add_notice_handler(store_warning)
     connection.statements = connection.cursor(binary=True)
 
 
 class Database:
-    """A pool of connections that work as the service's role.
+    """A pool of connections that use the service's role.
 
-    Connections that the server closed meanwhile are found before use, at the cost of
-    a look at the socket, so that a restart of the server fails no later request.
+    Before a connection is used, its socket is checked for a close by the server, so that a
+    restart of the server fails no later request.
     """
 
     def __init__(
@@ -70,28 +70,28 @@ class Database:
             name=name,
             min_size=connections,
             max_size=connections,
-            # Short, so that no attempt sleeps long after the server is back; the next
-            # request that finds no connection starts a new attempt.
+            # Short, because the delay between attempts grows: reconnecting must not wait long
+            # after the server is back. The next request without a connection starts again.
             reconnect_timeout=1.0,
             max_lifetime=30 * 60,
             kwargs={"autocommit": True},
             open=False,
         )
         self._timeouts = timeouts
-        self._patience = timeouts.connection + timeouts.statement + 1.0
+        self._total_timeout = timeouts.connection + timeouts.statement + 1.0
         self._connections = connections
-        self._most_users = connections + max_waiting
-        # Statements under way, those included whose caller has gone.
+        self._max_running = connections + max_waiting
+        # Statements that run or wait for a connection, also for callers that have gone.
         self._running: set[asyncio.Task[list[Row]]] = set()
-        self._lent = 0
-        metrics.pool_connections.labels(name, "busy").set_function(lambda: self._lent)
+        self._in_use = 0
+        metrics.pool_connections.labels(name, "busy").set_function(lambda: self._in_use)
         metrics.pool_connections.labels(name, "idle").set_function(
             lambda: self._pool.get_stats()["pool_available"]
         )
-        metrics.pool_waiting.labels(name).set_function(lambda: len(self._running) - self._lent)
+        metrics.pool_waiting.labels(name).set_function(lambda: len(self._running) - self._in_use)
 
     async def __aenter__(self) -> Self:
-        """Start filling the pool; does not wait for the server."""
+        """Start to connect in the background, without waiting for the server."""
         await self._pool.open(wait=False)
         return self
 
@@ -103,84 +103,84 @@ class Database:
     async def fetch(
         self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> list[Row]:
-        """Run one statement as a transaction of its own and return its rows.
+        """Run one statement in a transaction of its own and return its rows.
 
-        It runs in a task of its own: a caller that is cancelled goes at once, and the
-        connection still comes back to the pool in order.
+        The statement runs in a task of its own. A caller that is cancelled returns at once,
+        while the statement completes and its connection returns to the pool.
 
-        Raises Overloaded when too many use or await a connection, LockTimeout,
-        DatabaseUnavailable, and psycopg.Error if the statement itself is at fault.
+        Raises Overloaded if too many statements run or wait for a connection, LockTimeout,
+        DatabaseUnavailable, and psycopg.Error if the statement itself is wrong.
         """
-        if len(self._running) >= self._most_users:
+        if len(self._running) >= self._max_running:
             raise Overloaded(
                 f"{len(self._running)} requests use or await the database; {_NOTHING_WRITTEN} later"
             )
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[Row]] = loop.create_future()
+        result: asyncio.Future[list[Row]] = loop.create_future()
         task = loop.create_task(self._fetch(statement, parameters))
         self._running.add(task)
 
-        def give_up() -> None:
-            # The server hangs, or its statement_timeout would have ended it.
-            if not answer.done():
-                answer.set_exception(
-                    DatabaseUnavailable(f"the database does not answer; {_NOT_KNOWN}")
+        def time_out() -> None:
+            # The server hangs; otherwise its statement_timeout would have ended the statement.
+            if not result.done():
+                result.set_exception(
+                    DatabaseUnavailable(f"the database does not respond; {_NOT_KNOWN}")
                 )
             task.cancel()
 
-        timer = loop.call_later(self._patience, give_up)
+        timer = loop.call_later(self._total_timeout, time_out)
 
-        def hand_over(task: asyncio.Task[list[Row]]) -> None:
+        def set_result(task: asyncio.Task[list[Row]]) -> None:
             timer.cancel()
             self._running.discard(task)
             error = asyncio.CancelledError() if task.cancelled() else task.exception()
-            if answer.done():  # the caller has gone, or was told to wait no longer
+            if result.done():  # cancelled or timed out
                 return
             if error is not None:
-                answer.set_exception(error)
+                result.set_exception(error)
             else:
-                answer.set_result(task.result())
+                result.set_result(task.result())
 
-        task.add_done_callback(hand_over)
-        return await answer
+        task.add_done_callback(set_result)
+        return await result
 
     async def _fetch(
         self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any]
     ) -> list[Row]:
-        connection = await self._take()
-        self._lent += 1
+        connection = await self._get_connection()
+        self._in_use += 1
         try:
             cursor = connection.statements
             await cursor.execute(statement, parameters)
             rows = await cursor.fetchall() if cursor.description else []
             if connection.warning is not None:
                 raise DatabaseUnavailable(
-                    f"the database is not sure of its commit ({connection.warning}); {_NOT_KNOWN}"
+                    f"the commit is not confirmed ({connection.warning}); {_NOT_KNOWN}"
                 )
         except psycopg.Error as error:
-            meaning = await _explain(connection, error)
-            if meaning is None:
+            translated = await _translate(connection, error)
+            if translated is None:
                 raise
-            raise meaning from error
+            raise translated from error
         else:
             return rows
         finally:
-            self._lent -= 1
+            self._in_use -= 1
             connection.warning = None
             await self._pool.putconn(connection)
 
-    async def _take(self) -> _Connection:
-        """Take a connection that the server has not closed.
+    async def _get_connection(self) -> _Connection:
+        """Return a connection that the server has not closed.
 
-        The pool's own check is not used: it backs off for a second after the second
-        dead connection, although the next one may be well.
+        The pool's own check is not used: it backs off for a second after the second closed
+        connection, although the next one may be open.
         """
-        give_up = monotonic() + self._timeouts.connection
+        deadline = monotonic() + self._timeouts.connection
         while True:
             try:
-                connection = await self._pool.getconn(timeout=give_up - monotonic())
+                connection = await self._pool.getconn(timeout=deadline - monotonic())
             except (PoolTimeout, psycopg.OperationalError) as error:
-                if self._lent >= self._connections:
+                if self._in_use >= self._connections:
                     raise Overloaded(f"the database is busy; {_NOTHING_WRITTEN} later") from error
                 raise DatabaseUnavailable(
                     f"the database cannot be reached; {_NOTHING_WRITTEN} later"
@@ -191,12 +191,12 @@ class Database:
             await self._pool.putconn(connection)
 
 
-async def _explain(connection: _Connection, error: psycopg.Error) -> ServiceError | None:
-    """Return what a failed statement means to a caller; None if the statement is at fault.
+async def _translate(connection: _Connection, error: psycopg.Error) -> ServiceError | None:
+    """Return the ServiceError for a failed statement; None if the statement itself is wrong.
 
-    An answer of the server means that the transaction was rolled back; a lost
-    connection leaves open whether a commit had happened. A connection that is lost, or
-    whose server takes no more writes, is closed: the pool replaces it.
+    An error that the server reports means that the transaction was rolled back. After a lost
+    connection it is not known whether a commit succeeded. A connection that is lost, or whose
+    server has become read-only, is closed, so that the pool replaces it.
     """
     match error:
         case psycopg.errors.LockNotAvailable():
@@ -207,7 +207,7 @@ async def _explain(connection: _Connection, error: psycopg.Error) -> ServiceErro
             await connection.close()
             return DatabaseUnavailable(f"the database is read-only now; {_NOTHING_WRITTEN} later")
         case psycopg.OperationalError() | psycopg.InterfaceError():
-            # 57P01 to 57P05: the server ends the session, possibly right after a commit.
+            # 57P01 to 57P05: the server ended the session, possibly right after a commit.
             if error.sqlstate and not error.sqlstate.startswith(("08", "57P")):
                 return DatabaseUnavailable(f"the database is in trouble; {_NOTHING_WRITTEN} later")
             await connection.close()
@@ -216,10 +216,10 @@ async def _explain(connection: _Connection, error: psycopg.Error) -> ServiceErro
 
 
 def _still_open(connection: _Connection) -> bool:
-    """Tell whether the server has not closed an idle connection, without a round trip.
+    """Return False if the server has closed an idle connection. Makes no round trip.
 
-    Nothing is due on an idle connection, so bytes on its socket are the server's last
-    words, and their end is the end of the connection.
+    A server that ends a session sends an error, then closes the connection. Reading what has
+    arrived on the socket therefore fails if the connection is closed.
     """
     try:
         poll = select.poll()

@@ -1,8 +1,8 @@
-"""`migrations/migrate [--wait] [command]`: run dbmate, by default its `migrate`.
+"""`migrations/migrate [--wait] [command]`: run dbmate, by default its command `migrate`.
 
-Whatever the database or its user presets, the tables are made in `public`, of a database
-that keeps every character. With `--wait` a server that does not listen yet is waited for, up
-to a minute. Run in the directory that `migrations` is in.
+Creates the tables in the schema `public`, whatever the presets of the database and its user,
+and refuses a database whose encoding is not UTF8. `--wait` waits up to a minute for a server
+that does not listen yet. Must be run in the directory that contains `migrations`.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from psycopg.conninfo import make_conninfo
 from service.postgres.schema import connect
 from service.postgres.session import ENCODING, DatabaseUnfit, check_encoding
 
-# A migration takes as long as it takes, while the connection that has the lock is idle;
-# options of the user's own may still bound it.
+# A migration has no time limit by default, nor has the idle connection that holds dbmate's
+# lock meanwhile. The options of the URL or PGOPTIONS may set limits.
 DEFAULTS = {
     "statement_timeout": "0",
     "lock_timeout": "0",
@@ -33,7 +33,7 @@ FIXED = {"search_path": "public"}
 
 
 def main() -> None:
-    """Become dbmate; what keeps it from starting is one line on standard error."""
+    """Execute dbmate. Errors before that are one line on standard error."""
     url = os.environ.get("DATABASE_URL")
     if not url:
         sys.exit("DATABASE_URL is not set, as in DATABASE_URL=postgresql://user:password@host/name")
@@ -41,7 +41,7 @@ def main() -> None:
     waiting = "--wait" in command
     command = [argument for argument in command if argument != "--wait"] or ["migrate"]
     dbmate = ["dbmate", "--migrations-dir", "migrations", "--no-dump-schema", "--migration-lock"]
-    # libpq's default, so that one DATABASE_URL serves the service and dbmate alike.
+    # libpq's default, so that the service and dbmate can use the same DATABASE_URL.
     environment = {"PGSSLMODE": "prefer", **os.environ, "DATABASE_URL": with_options(url)}
     if waiting:
         waited = subprocess.run([*dbmate, "wait"], env=environment, check=False)  # noqa: S603
@@ -55,15 +55,15 @@ def main() -> None:
 
 
 def with_options(url: str) -> str:
-    """Return the URL with our options around those that it, or PGOPTIONS, has."""
+    """Return the URL with DEFAULTS before, and FIXED after, its own options or PGOPTIONS."""
     parts = urlsplit(url)
     query = parse_qs(parts.query, keep_blank_values=True)
     given = query.get("options", [os.environ.get("PGOPTIONS", "")])[-1]
     options = [*_options(DEFAULTS), given, *_options(FIXED)]
     query["options"] = [" ".join(filter(None, options))]
-    user, at, place = parts.netloc.rpartition("@")
-    if ipv6 := re.fullmatch(r"\[(?P<host>.*)\](?::(?P<port>\d+))?", place):
-        # dbmate loses the brackets of such a host, and then its port.
+    user, at, address = parts.netloc.rpartition("@")
+    if ipv6 := re.fullmatch(r"\[(?P<host>.*)\](?::(?P<port>\d+))?", address):
+        # dbmate drops the brackets of an IPv6 address, and then loses the port.
         query |= {name: [given] for name, given in ipv6.groupdict().items() if given}
         parts = parts._replace(netloc=user + at)
     return urlunsplit(parts._replace(query=urlencode(query, doseq=True, quote_via=quote)))
@@ -74,7 +74,7 @@ def _options(settings: dict[str, str]) -> list[str]:
 
 
 async def _check(url: str) -> None:
-    """Raise DatabaseUnfit. What cannot be reached is for dbmate to say."""
+    """Raise DatabaseUnfit for an unsuitable database. dbmate reports connection errors."""
     try:
         conninfo = make_conninfo(
             url, client_encoding=ENCODING, connect_timeout=5, target_session_attrs="read-write"

@@ -1,4 +1,4 @@
-"""A duty of workers: to delete what has been kept for long enough."""
+"""Deletes rows after their retention period; runs in workers."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -9,12 +9,12 @@ import structlog
 from service.errors import ServiceError
 from service.postgres.database import Database
 
-AT_ONCE = 1000
+BATCH = 1000
 # Seconds.
 INTERVAL = 10.0
 
-# An index by time finds the oldest; rows are never changed, so their places hold. It begins
-# at the time of the latest that was deleted: dead rows before it are passed no more.
+# An index by time finds the oldest rows. Rows are never updated, so their ctid is stable. The
+# scan starts at the time of the last deleted row, so that it does not pass dead rows again.
 _PURGE: LiteralString = """
     DELETE FROM {table}
     WHERE ctid = ANY (ARRAY(
@@ -31,10 +31,10 @@ log = structlog.get_logger()
 
 
 class Purge:
-    """Deletes rows of a table when a time in them is long enough ago.
+    """Deletes rows of a table once the column `time` is older than `keep`.
 
-    A row that comes later than its turn, with an earlier time than one that was deleted, is
-    deleted after the next start.
+    A row that is inserted with an earlier time than a row already deleted is deleted after
+    the next start.
     """
 
     def __init__(
@@ -54,16 +54,16 @@ class Purge:
                 purged = await self.purge()
             except ServiceError as error:
                 if not failing:
-                    log.warning("old rows stay", table=self._table, error=error.message)
+                    log.warning("purge failed", table=self._table, error=error.message)
                 failing, purged = True, 0
             else:
                 failing = False
-            if purged < AT_ONCE:
+            if purged < BATCH:
                 await asyncio.sleep(INTERVAL)
 
     async def purge(self) -> int:
-        """Delete up to AT_ONCE rows and return how many. Raises ServiceError."""
-        parameters = {"keep": self._keep, "limit": AT_ONCE, "since": self._since}
+        """Delete up to BATCH rows and return how many. Raises ServiceError."""
+        parameters = {"keep": self._keep, "limit": BATCH, "since": self._since}
         purged = await self._database.fetch(self._statement, parameters)
         self._since = max((time for (time,) in purged), default=self._since)
         return len(purged)

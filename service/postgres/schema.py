@@ -1,4 +1,4 @@
-"""Whether a database is one that this code can work with, asked before anything starts."""
+"""Checks at startup that the database is suitable and migrated."""
 
 import asyncio
 
@@ -15,22 +15,22 @@ from service.postgres.session import (
     session_conninfo,
 )
 
-# The newest migration that the code relies on; a test holds it against migrations/.
+# The newest migration that the code needs. A test compares it with migrations/.
 NEEDED_MIGRATION = "20261126000105"
 
 
 class SchemaOutdated(Exception):
-    """The database lacks migrations, or is not one of ours at all."""
+    """The database lacks a migration that this code needs."""
 
 
 async def check_primary(url: str, timeouts: Timeouts) -> None:
-    """Raise if the service cannot work with the primary.
+    """Raise an error if the service cannot work with the primary.
 
-    DatabaseUnfit by its encoding, its read-only state, the user's rights or a setting;
-    SchemaOutdated if the migration that this code needs is not applied; psycopg.Error if it
-    cannot be reached.
+    Raises DatabaseUnfit because of its encoding, a read-only state, the user's rights or a
+    setting; SchemaOutdated if the migration that this code needs is not applied;
+    psycopg.Error if the database cannot be reached.
     """
-    # Without the role, so that what is wrong with it can be told.
+    # Connects without the role first, to report precisely if the role is the problem.
     async with await connect(session_conninfo(url, timeouts, replica=False, role=None)) as plain:
         check_encoding(plain)
         if not await _may_take_role(plain) or not await _is_migrated(plain):
@@ -42,14 +42,14 @@ async def check_primary(url: str, timeouts: Timeouts) -> None:
 
 
 async def check_replica(url: str, timeouts: Timeouts) -> None:
-    """Raise DatabaseUnfit if a replica that answers now is not fit."""
+    """Raise DatabaseUnfit if a replica is unsuitable. Ignores one that cannot be reached."""
     try:
         async with asyncio.timeout(timeouts.statement):
             async with await connect(
                 session_conninfo(url, timeouts, replica=True, role=None)
             ) as plain:
                 check_encoding(plain)
-                # It may not have replayed the first migration yet.
+                # The replica may not have replayed the first migration yet.
                 if not await _may_take_role(plain):
                     return
             async with await connect(session_conninfo(url, timeouts, replica=True)) as connection:
@@ -59,7 +59,7 @@ async def check_replica(url: str, timeouts: Timeouts) -> None:
 
 
 async def connect(conninfo: str) -> AsyncConnection[TupleRow]:
-    """Return a connection. Raises DatabaseUnfit if it takes no writes but is to."""
+    """Return a connection. Raises DatabaseUnfit if it must be read-write and is not."""
     try:
         return await AsyncConnection.connect(conninfo, autocommit=True)
     except psycopg.OperationalError as error:
@@ -72,7 +72,7 @@ async def connect(conninfo: str) -> AsyncConnection[TupleRow]:
 
 
 async def _may_take_role(connection: AsyncConnection[TupleRow]) -> bool:
-    """Tell whether there is the role. Raises DatabaseUnfit if the user may not take it."""
+    """Return whether the role exists. Raises DatabaseUnfit if the user may not assume it."""
     try:
         async with connection.transaction():
             await connection.execute(f"SET LOCAL ROLE {ROLE}")

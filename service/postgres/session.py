@@ -1,8 +1,7 @@
-"""What every session with PostgreSQL is like, whatever a database or role presets.
+"""The settings of every PostgreSQL session, independent of presets of database and role.
 
-The settings are sent as startup options, which win over `ALTER DATABASE ... SET` and
-`ALTER ROLE ... SET`. A pooler may drop them without a word, so each new connection is
-checked to have them.
+The settings are sent as startup options, which override `ALTER DATABASE ... SET` and
+`ALTER ROLE ... SET`. A pooler may drop them silently, so every new connection is checked.
 """
 
 import asyncio
@@ -16,26 +15,27 @@ from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
 
-# Made by the migrations; reads appointments and history, and writes them by functions alone.
+# Created by the migrations. May read appointments and history, and writes them only through
+# functions.
 ROLE = "appointments_service"
 
-# What is stored must come back as it was sent.
+# Other encodings cannot store every character.
 ENCODING = "UTF8"
 
-# Seconds that a new connection has to say how it is set.
-_CHECKED_WITHIN = 5.0
+# Seconds for the check of a new connection.
+_CHECK_TIMEOUT = 5.0
 
-# Variables that libpq sends after the options, so that they win over them.
+# Environment variables that libpq sends after the options, so that they override them.
 _LIBPQ_VARIABLES = {"TimeZone": "PGTZ", "DateStyle": "PGDATESTYLE"}
 
 
 class DatabaseUnfit(Exception):
-    """The database, or the way to it, is not as the service needs it; says what to mend."""
+    """The database or the connection to it is unsuitable. The message says what to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """Bounds on waiting, in seconds, each far below the usual deadline of a caller."""
+    """Timeouts in seconds. Each is to be far below the usual deadline of a caller."""
 
     connection: float
     lock: float
@@ -43,17 +43,16 @@ class Timeouts:
 
 
 def session_settings(timeouts: Timeouts) -> dict[str, str]:
-    """Return what every connection of the service relies on, but for its role and encoding."""
+    """Return the settings of every connection of the service, except role and encoding."""
     return {
-        # The tables are in `public`, whatever is first elsewhere.
         "search_path": "public",
         # apply_writes is correct under no other level.
         "default_transaction_isolation": "read committed",
-        # A write answered with success is durable.
+        # A write that succeeded is durable.
         "synchronous_commit": "on",
-        # A commit that no standby has confirmed is told by a warning.
+        # The server reports a commit that no standby has confirmed as a warning.
         "client_min_messages": "notice",
-        # How values are read and written.
+        # The formats of values.
         "TimeZone": "UTC",
         "DateStyle": "ISO, MDY",
         "IntervalStyle": "postgres",
@@ -62,16 +61,16 @@ def session_settings(timeouts: Timeouts) -> dict[str, str]:
         "standard_conforming_strings": "on",
         "array_nulls": "on",
         "row_security": "on",
-        # Planning costs more than running, and no table is ever to be read as a whole:
-        # neither depends on the statistics of the moment.
+        # Planning costs more than executing, and no statement needs a sequential scan.
+        # With these settings the plans do not depend on statistics.
         "plan_cache_mode": "force_generic_plan",
         "enable_seqscan": "off",
-        # Before PostgreSQL 18 a plan with what is off counts as expensive, and would be compiled.
+        # Before PostgreSQL 18, the cost of a plan with a disabled node would trigger JIT.
         "jit": "off",
         "lock_timeout": f"{math.ceil(timeouts.lock * 1000)}",
         "statement_timeout": f"{math.ceil(timeouts.statement * 1000)}",
         "idle_in_transaction_session_timeout": "10000",
-        # Idle connections wait for the next request.
+        # The pool keeps idle connections.
         "idle_session_timeout": "0",
     }
 
@@ -79,9 +78,9 @@ def session_settings(timeouts: Timeouts) -> dict[str, str]:
 def session_conninfo(
     url: str, timeouts: Timeouts, *, replica: bool, role: str | None = ROLE
 ) -> str:
-    """Complete a connection string with what every connection of the service relies on.
+    """Add the settings of every connection of the service to a connection string.
 
-    Options of the caller's own come first, so that these win.
+    They follow the `options` of the connection string, and so override them.
     """
     settings = session_settings(timeouts) | ({"role": role} if role else {})
     ours = " ".join(
@@ -94,11 +93,11 @@ def session_conninfo(
         client_encoding=ENCODING,
         application_name=given.get("application_name", "appointments"),
         connect_timeout=given.get("connect_timeout", 5),
-        # Fresh reads too must not meet a standby, which may be behind.
+        # Reads also need the primary, since a standby may lag.
         target_session_attrs="any" if replica else "read-write",
-        # The addresses that a replica's name may have are alike.
+        # All addresses of a replica's name are equivalent.
         load_balance_hosts=given.get("load_balance_hosts", "random" if replica else None),
-        # A server that is gone without a word is noticed in about ten seconds.
+        # A server that disappears silently is detected within about ten seconds.
         keepalives_idle=given.get("keepalives_idle", 5),
         keepalives_interval=given.get("keepalives_interval", 2),
         keepalives_count=given.get("keepalives_count", 3),
@@ -107,23 +106,23 @@ def session_conninfo(
 
 
 def check_encoding(connection: AsyncConnection[Any]) -> None:
-    """Raise DatabaseUnfit if the database does not keep every character as it is."""
+    """Raise DatabaseUnfit if the database's encoding is not UTF8."""
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != ENCODING:
         raise DatabaseUnfit(
             f"the encoding of the database {connection.info.dbname} is {encoding}, not {ENCODING}:"
-            f" move to one made by CREATE DATABASE ... ENCODING '{ENCODING}' TEMPLATE template0"
+            f" use one created by CREATE DATABASE ... ENCODING '{ENCODING}' TEMPLATE template0"
         )
 
 
 async def check_session(connection: AsyncConnection[Any], timeouts: Timeouts) -> None:
-    """Raise DatabaseUnfit, which names every setting that a new connection lacks.
+    """Raise DatabaseUnfit, naming every wrong setting of a new connection.
 
-    One round trip. A connection that is not fit, or does not answer, is closed.
+    Takes one round trip. Closes a connection that is unsuitable or does not respond.
     """
     try:
         check_encoding(connection)
-        async with asyncio.timeout(_CHECKED_WITHIN):
+        async with asyncio.timeout(_CHECK_TIMEOUT):
             await _check_settings(connection, session_settings(timeouts))
     except BaseException:
         await connection.close()
@@ -143,8 +142,8 @@ async def _check_settings(connection: AsyncConnection[Any], wanted: Mapping[str,
         )
         found: dict[str, str] = dict(await cursor.fetchall())
     wanted = {"role": ROLE, **wanted}
-    # Before PostgreSQL 17 there is none, so it cannot be sent; one that ends no statement
-    # of ours may stay.
+    # Not sent, since it does not exist before PostgreSQL 17. A value above statement_timeout
+    # ends no statement of the service and is accepted.
     if 0 < int(found.get("transaction_timeout", 0)) <= int(wanted["statement_timeout"]):
         wanted["transaction_timeout"] = "0"
     lacking = [name for name, value in wanted.items() if _plain(found[name]) != _plain(value)]
@@ -161,11 +160,11 @@ async def _check_settings(connection: AsyncConnection[Any], wanted: Mapping[str,
     user = sql.Identifier(found["user"]).as_string()
     statements = " ".join(f"ALTER ROLE {user} SET {name} = '{wanted[name]}';" for name in lacking)
     raise DatabaseUnfit(
-        f"the connection has {has}: let its user carry what a pooler between drops, or what cannot"
-        f" be sent: {statements}"
+        f"the connection has {has}: set for its user what cannot be sent, or what a pooler in"
+        f" between drops: {statements}"
     )
 
 
 def _plain(value: str) -> str:
-    """Settings are alike whatever their spaces and capitals."""
+    """Normalize a setting for comparison: without spaces, in lower case."""
     return "".join(value.split()).casefold()

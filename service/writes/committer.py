@@ -1,13 +1,13 @@
-"""Group commit: what waits for one organization goes to the database as one batch.
+"""Group commit: concurrent writes of one organization go to the database as one batch.
 
-While a batch of an organization is in flight its further writes queue; when it
-returns, all that queued go as the next one. There is no timer: alone, a write goes at
-once; under load, batches grow by themselves.
+While a batch of an organization is in flight, its further writes are queued. When the batch
+returns, all queued writes become the next batch. There is no timer: a single write is sent
+at once, and under load batches grow by themselves.
 
-Small batches of many organizations share a call: while one such call is in flight,
-organizations queue; when it returns, all that queued share the next. A call of its own
-is made for an organization with so many writes that sharing gains nothing, and for one
-whose lock another session holds: nobody else waits for that lock.
+Small batches of several organizations share a database call. While the shared call is in
+flight, further organizations are queued; when it returns, they share the next one. An
+organization gets a call of its own if it has so many writes that sharing gains nothing, or
+if another session holds its lock, so that no other organization waits for that lock.
 """
 
 import asyncio
@@ -21,39 +21,39 @@ from service.errors import Overloaded
 from service.metrics import Metrics
 from service.writes.store import WriteStore
 
-# The most that one call may bring; it must find room.
+# Maximum number of writes in one request. The queue always has room for one such request.
 MAX_BATCH_REQUEST = 1000
 
-# From so many waiting writes on, an organization gets a call of its own if it can.
+# With this many queued writes, an organization gets a call of its own if a connection is idle.
 OWN_CALL_WRITES = 16
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class _PendingWrite:
     write: Write
     result: asyncio.Future[WriteResult | Exception]
 
 
 @dataclass(slots=True, eq=False)
 class _Queue:
-    """One organization's writes that are not in flight yet."""
+    """The writes of one organization that are not in flight yet."""
 
     organization_id: str
-    # Shares no call: none does, or one left it out. Kept until the queue is empty.
+    # Never shares a call: sharing is off, or the shared call found the organization locked.
     alone: bool
-    waiting: deque[_Waiting] = field(default_factory=deque)
+    waiting: deque[_PendingWrite] = field(default_factory=deque)
     in_flight: bool = False
 
 
-_Batch = tuple[_Queue, list[_Waiting]]
+_Batch = tuple[_Queue, list[_PendingWrite]]
 
 
 class Committer:
-    """Hands writes to the store in batches, one batch of an organization at a time.
+    """Sends writes to the store in batches, one batch per organization at a time.
 
-    `connections` bounds the calls in flight, `max_organizations` the batches that share
-    a call (1: none do), `max_batch` the writes of one call, `max_queued` the writes that
-    wait in all; one organization may have half of them.
+    `connections` limits the calls in flight, `max_organizations` the batches that share a
+    call (1: sharing is off), `max_batch` the writes in a call, `max_queued` the queued
+    writes. One organization may queue at most half of `max_queued`.
     """
 
     def __init__(
@@ -71,29 +71,30 @@ class Committer:
         self._max_organizations = max_organizations
         self._max_batch = max_batch
         self._max_queued = max_queued
-        # So that one organization cannot shut the others out.
-        self._max_queued_by_one = max(max_queued // 2, MAX_BATCH_REQUEST)
-        # One connection is for shared calls alone: locks held elsewhere cannot use up all.
+        # One organization alone cannot fill the queue.
+        self._max_queued_per_organization = max(max_queued // 2, MAX_BATCH_REQUEST)
+        # One connection is reserved for shared calls, so that locked organizations cannot
+        # occupy every connection.
         self._sharing = max_organizations > 1 and connections > 1
-        self._shared_is_free = self._sharing
-        self._free = connections - 1 if self._sharing else connections
+        self._shared_is_idle = self._sharing
+        self._idle_connections = connections - 1 if self._sharing else connections
         self._queued = 0
         self._queues: dict[str, _Queue] = {}
-        # Queues with waiting writes and none in flight, by organization, oldest first:
-        # those that share calls, those that are large enough for one of their own, and
-        # those that may not share.
+        # Queues with pending writes and no batch in flight, by organization, oldest first:
+        # those that share calls, those that are large enough for a call of their own, and
+        # those that must not share.
         self._small: dict[str, _Queue] = {}
         self._large: dict[str, _Queue] = {}
         self._alone: dict[str, _Queue] = {}
         self._dispatching = False
         self._last: dict[str, _Queue] = self._large
-        self._flights: set[asyncio.Task[None]] = set()
+        self._calls: set[asyncio.Task[None]] = set()
         metrics.queued_writes.set_function(lambda: self._queued)
 
     async def submit(self, organization_id: str, write: Write) -> WriteResult:
-        """Apply one write; return its result or raise why it was refused."""
-        [waiting] = self._enqueue(organization_id, [write])
-        result = await waiting.result
+        """Apply one write and return its result. Raises the error if it was refused."""
+        [pending] = self._enqueue(organization_id, [write])
+        result = await pending.result
         if isinstance(result, Exception):
             raise result
         return result
@@ -101,29 +102,29 @@ class Committer:
     async def submit_all(
         self, organization_id: str, writes: Sequence[Write]
     ) -> list[WriteResult | Exception]:
-        """Apply writes in order, each seeing those before it; return a result for each.
+        """Apply writes in order, each seeing the previous ones; return a result for each.
 
-        A caller that is cancelled takes those writes back that are still queued; what
-        is in flight is finished all the same, so that it is never half known.
+        Cancelling removes the writes that are still queued. Writes in flight are completed,
+        so that the database call never ends in an unknown state because of a caller.
 
-        Raises Overloaded, with nothing queued, when too many writes wait already.
+        Raises Overloaded, with nothing queued, if too many writes are queued already.
         """
-        waiting = self._enqueue(organization_id, writes)
-        # Cancelling the gathering cancels what it gathers: those results are not wanted.
-        return await asyncio.gather(*(item.result for item in waiting))
+        pending = self._enqueue(organization_id, writes)
+        # Cancelling gather() cancels the futures, which marks the writes as not wanted.
+        return await asyncio.gather(*(item.result for item in pending))
 
     async def drain(self) -> None:
         """Wait until nothing is queued or in flight."""
         while self._queues:
-            await (asyncio.wait(self._flights) if self._flights else asyncio.sleep(0))
+            await (asyncio.wait(self._calls) if self._calls else asyncio.sleep(0))
 
-    def _enqueue(self, organization_id: str, writes: Sequence[Write]) -> list[_Waiting]:
+    def _enqueue(self, organization_id: str, writes: Sequence[Write]) -> list[_PendingWrite]:
         queue = self._queues.get(organization_id)
         if queue is None:
             queue = _Queue(organization_id, alone=not self._sharing)
         if (
             self._queued + len(writes) > self._max_queued
-            or len(queue.waiting) + len(writes) > self._max_queued_by_one
+            or len(queue.waiting) + len(writes) > self._max_queued_per_organization
         ):
             raise Overloaded(
                 f"{self._queued} writes wait already, {len(queue.waiting)} of them of this"
@@ -131,19 +132,19 @@ class Committer:
             )
         self._queues[organization_id] = queue
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting(write, loop.create_future()) for write in writes]
+        waiting = [_PendingWrite(write, loop.create_future()) for write in writes]
         queue.waiting.extend(waiting)
         self._queued += len(waiting)
         if not queue.in_flight:
-            self._line_up(queue)
+            self._schedule(queue)
             if not self._dispatching:
-                # Once all that has arrived by now is queued.
+                # Runs after all writes that have arrived by now are queued.
                 self._dispatching = True
                 loop.call_soon(self._dispatch)
         return waiting
 
-    def _line_up(self, queue: _Queue) -> None:
-        """Put an organization among those whose batch may go."""
+    def _schedule(self, queue: _Queue) -> None:
+        """Add an organization to those whose next batch may be sent."""
         if queue.alone:
             self._alone[queue.organization_id] = queue
         elif len(queue.waiting) < OWN_CALL_WRITES:
@@ -153,23 +154,23 @@ class Committer:
             self._large[queue.organization_id] = queue
 
     def _dispatch(self) -> None:
-        """Start every call that there is a connection for."""
+        """Start calls while connections are idle."""
         self._dispatching = False
-        while self._free and (self._alone or self._large):
-            # In turn: neither kind is to keep the other waiting.
+        while self._idle_connections and (self._alone or self._large):
+            # Alternate, so that neither kind starves the other.
             turn = self._alone if self._last is self._large else self._large
             self._last = queues = turn or self._last
             queue = queues.pop(next(iter(queues)))
             batch = self._take(queue, self._max_batch)
             if batch:
-                self._free -= 1
-                self._start(self._fly_alone(queue, batch))
-        if self._shared_is_free and (batches := self._gather()):
-            self._shared_is_free = False
-            self._start(self._fly_shared(batches))
+                self._idle_connections -= 1
+                self._start(self._apply_alone(queue, batch))
+        if self._shared_is_idle and (batches := self._take_shared()):
+            self._shared_is_idle = False
+            self._start(self._apply_shared(batches))
 
-    def _gather(self) -> list[_Batch]:
-        """Take what shares the next call."""
+    def _take_shared(self) -> list[_Batch]:
+        """Take the batches of the next shared call."""
         batches: list[_Batch] = []
         room = self._max_batch
         for queues in (self._small, self._large):
@@ -181,9 +182,9 @@ class Committer:
                     room -= len(batch)
         return batches
 
-    def _take(self, queue: _Queue, most: int) -> list[_Waiting]:
-        """Take the next batch; empty, and the queue forgotten, if every caller went away."""
-        batch: list[_Waiting] = []
+    def _take(self, queue: _Queue, most: int) -> list[_PendingWrite]:
+        """Take the next batch. If all callers have gone, return none and drop the queue."""
+        batch: list[_PendingWrite] = []
         while queue.waiting and len(batch) < most:
             item = queue.waiting.popleft()
             self._queued -= 1
@@ -195,25 +196,25 @@ class Committer:
             del self._queues[queue.organization_id]
         return batch
 
-    def _start(self, flight: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(flight)
-        self._flights.add(task)
-        task.add_done_callback(self._flights.discard)
+    def _start(self, call: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(call)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
 
-    async def _fly_alone(self, queue: _Queue, batch: list[_Waiting]) -> None:
+    async def _apply_alone(self, queue: _Queue, batch: list[_PendingWrite]) -> None:
         self._metrics.batch_size.observe(len(batch))
         results: Sequence[WriteResult | Exception]
         try:
             writes = [item.write for item in batch]
             results = await self._store.apply(queue.organization_id, writes)
             _check_length(batch, results)
-        except Exception as error:  # noqa: BLE001  # each caller is to learn of it
+        except Exception as error:  # noqa: BLE001  # raised to every caller
             results = [error] * len(batch)
-        self._free += 1
-        self._land(queue, batch, results)
+        self._idle_connections += 1
+        self._complete(queue, batch, results)
         self._dispatch()
 
-    async def _fly_shared(self, batches: list[_Batch]) -> None:
+    async def _apply_shared(self, batches: list[_Batch]) -> None:
         results: Sequence[Sequence[WriteResult | Exception] | None]
         try:
             results = await self._store.apply_batches(
@@ -226,24 +227,24 @@ class Committer:
             for (_, batch), each in zip(batches, results, strict=True):
                 if each is not None:
                     _check_length(batch, each)
-        except Exception as error:  # noqa: BLE001  # each caller is to learn of it
+        except Exception as error:  # noqa: BLE001  # raised to every caller
             results = [[error] * len(batch) for _, batch in batches]
-        self._shared_is_free = True
-        carried = 0
+        self._shared_is_idle = True
+        applied = 0
         for (queue, batch), result in zip(batches, results, strict=True):
-            carried += len(batch) if result is not None else 0
-            self._land(queue, batch, result)
-        if carried:
-            self._metrics.batch_size.observe(carried)
+            applied += len(batch) if result is not None else 0
+            self._complete(queue, batch, result)
+        if applied:
+            self._metrics.batch_size.observe(applied)
         self._dispatch()
 
-    def _land(
+    def _complete(
         self,
         queue: _Queue,
-        batch: list[_Waiting],
+        batch: list[_PendingWrite],
         results: Sequence[WriteResult | Exception] | None,
     ) -> None:
-        """Give results to the callers, or put the batch back to go alone if there are none."""
+        """Set the callers' results. Without results, requeue the batch for a call of its own."""
         queue.in_flight = False
         if results is None:
             queue.alone = True
@@ -254,12 +255,12 @@ class Committer:
                 if not item.result.done():
                     item.result.set_result(result)
         if queue.waiting:
-            self._line_up(queue)
+            self._schedule(queue)
         else:
             del self._queues[queue.organization_id]
 
 
-def _check_length(asked: Sequence[object], answered: Sequence[object]) -> None:
-    """Notice missing results before any caller has one: all of a flight learn of it then."""
-    if len(asked) != len(answered):
-        raise ValueError(f"{len(answered)} results for {len(asked)}")
+def _check_length(writes: Sequence[object], results: Sequence[object]) -> None:
+    """Raise ValueError if results are missing, before any caller has its result."""
+    if len(writes) != len(results):
+        raise ValueError(f"{len(results)} results for {len(writes)}")
