@@ -120,7 +120,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             settings.database_read_url or "",
             connections=settings.read_connections,
             max_waiting=settings.max_queued_reads,
-            patience=settings.replica_timeout,
+            timeout=settings.replica_timeout,
             metrics=metrics,
         )
         await replicas.check()
@@ -230,7 +230,7 @@ def _services(
                 store,
                 metrics,
                 interval=settings.watch_poll_interval,
-                patience=settings.watch_patience,
+                outage_timeout=settings.watch_patience,
                 max_watchers=settings.max_watchers,
             ),
         ),

@@ -147,7 +147,7 @@ def test_a_database_by_ipv6(
     until(lambda: http_status(V4, port=gateway.port, path="/readyz") == 200)
     service.wait_for_event(
         lambda event: (
-            event.get("event") == "replica answers" and event["replica"] == f"[::1]:{port}"
+            event.get("event") == "replica available" and event["replica"] == f"[::1]:{port}"
         )
     )
 

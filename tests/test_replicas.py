@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from local.programs import StartError
 from local.stack import DATABASE
-from service.reads.replicas import PAUSE, by_host
+from service.reads.replicas import PROBE_INTERVAL, by_host
 from tests.api import Organization, refusal
 from tests.conftest import OwnPostgres, StartProgram
 from tests.observing import PATIENT, until
@@ -281,7 +281,7 @@ def test_a_replica_that_hangs_is_waited_for_once(
         assert sum(timed() for _ in range(20)) < 0.9
         assert replicated.count("failed", hung) == 1
         # The service tries it again, in vain and beside the reads.
-        give_up = time.monotonic() + PAUSE + 2
+        give_up = time.monotonic() + PROBE_INTERVAL + 2
         longest = 0.0
         while time.monotonic() < give_up:
             longest = max(longest, timed())

@@ -153,14 +153,14 @@ async def test_watchers_that_come_again_wait_for_the_next_look(
         cast("ReadStore", None),
         metrics,
         interval=0.01,
-        patience=5.0,
+        outage_timeout=5.0,
         max_watchers=10,
     )
 
     async def come_again() -> None:
         while True:
-            with watch._place("some") as organization, suppress(KeyError):
-                await organization.beyond(0)
+            with watch._watching("some") as organization, suppress(KeyError):
+                await organization.wait_beyond(0)
             await asyncio.sleep(0.01)
 
     errors = await errors_of(come_again)

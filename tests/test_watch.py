@@ -368,7 +368,7 @@ async def test_one_question_for_all_and_none_when_nobody_watches(
     )
     database.asked = []
     reads = ReadStore(database, None)
-    watch = Watch(database, reads, metrics, interval=0.01, patience=5, max_watchers=100)
+    watch = Watch(database, reads, metrics, interval=0.01, outage_timeout=5, max_watchers=100)
     async with database:
         watchers = [watch.changes(f"{org.id}-{n}", after=0) for n in range(10)]
         shared = [watch.changes(org.id, after=0) for _ in range(20)]

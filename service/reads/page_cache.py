@@ -1,4 +1,4 @@
-"""A cache of list pages, each good for as long as its organization is unchanged."""
+"""A cache of list pages. A page is valid while its organization is unchanged."""
 
 import time
 from collections import OrderedDict
@@ -10,13 +10,13 @@ from service.reads.moments import Moment, Moments
 
 MAX_BYTES = 16 * 1024 * 1024
 MAX_CACHED_PAGE_BYTES = 256 * 1024
-# Changes made by hand, past apply_writes, show after so many seconds at the latest.
+# Seconds. Changes made directly in the database, without apply_writes, show after this time.
 MAX_AGE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class CachedPage:
-    """A page, and the moment of its organization that it shows."""
+    """A page, and the moment of its organization when it was read."""
 
     moment: Moment
     response: rpc.ListAppointmentsResponse
@@ -25,7 +25,7 @@ class CachedPage:
 
 
 class PageCache:
-    """Pages by their requests, serialized; the least recently used are dropped first."""
+    """Pages by serialized request. The least recently used are evicted first."""
 
     def __init__(self, moments: Moments) -> None:
         self._moments = moments
@@ -33,7 +33,7 @@ class PageCache:
         self._size = 0
 
     async def current(self, request: bytes, organization_id: str) -> CachedPage | None:
-        """Return the page of a request if the database says that nothing has changed."""
+        """Return the page of a request if the organization is unchanged in the database."""
         page = self._pages.get(request)
         if page is None or page.until < time.monotonic():
             return None
@@ -41,8 +41,8 @@ class PageCache:
         return page if page.moment == await self._moments.of(organization_id) else None
 
     def put(self, request: bytes, moment: Moment, response: rpc.ListAppointmentsResponse) -> None:
-        """Keep a page, if it is not too large."""
-        # A message takes several times its size on the wire.
+        """Store a page unless it is too large."""
+        # In memory a message takes several times its serialized size.
         size = 4 * response.ByteSize() + len(request)
         if size > MAX_CACHED_PAGE_BYTES:
             return

@@ -1,4 +1,4 @@
-"""Read replicas: asked where an older state will do; no read waits long for one."""
+"""Read replicas, for reads that allow an older state. No read waits long for a replica."""
 
 import asyncio
 from collections import deque
@@ -21,9 +21,9 @@ from service.postgres.rows import Row
 from service.postgres.schema import check_replica
 from service.postgres.session import DatabaseUnfit, Timeouts
 
-# Seconds that a replica which failed is left alone for, again and again until it answers.
-PAUSE = 2.0
-# Seconds to wait for a connection to a replica: the primary has one.
+# Seconds between probes of a replica that failed.
+PROBE_INTERVAL = 2.0
+# Seconds to wait for a connection to a replica. It is short because the primary can answer.
 CONNECTION_TIMEOUT = 0.1
 
 log = structlog.get_logger()
@@ -33,27 +33,27 @@ log = structlog.get_logger()
 class _Replica:
     name: str
     database: Database
-    # Set while it is not to be asked: at first, and from a failure on until it answers again.
+    # Set while the replica is not used: until its first response, and after each failure.
     failed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Replicas:
-    """The hosts of a connection string, asked in turn, each with connections of its own.
+    """The hosts of a connection string, used in turn, each with its own connections.
 
-    One that fails, or has not answered within `patience` seconds, is left alone until it
-    answers again, which is tried without a caller: few reads ever wait for it, and none
-    fails. A read that is slow, or that recovery cancels, counts as a failure too.
+    A replica that fails, or does not respond within `timeout` (seconds), is not used until it
+    responds to a probe in the background. So few reads wait for a failed replica, and none
+    fails. A read that is slow or is cancelled by recovery also counts as a failure.
     """
 
     def __init__(
-        self, url: str, *, connections: int, max_waiting: int, patience: float, metrics: Metrics
+        self, url: str, *, connections: int, max_waiting: int, timeout: float, metrics: Metrics
     ) -> None:
-        self._patience = patience
+        self._timeout = timeout
         self._reads = metrics.replica_reads
         self._errors = metrics.unexpected_errors
         self._stack = AsyncExitStack()
         self._urls = by_host(url)
-        self._timeouts = Timeouts(connection=CONNECTION_TIMEOUT, lock=patience, statement=patience)
+        self._timeouts = Timeouts(connection=CONNECTION_TIMEOUT, lock=timeout, statement=timeout)
         self._replicas = deque(
             _Replica(
                 name=name,
@@ -71,7 +71,7 @@ class Replicas:
         )
 
     async def check(self) -> None:
-        """Raise DatabaseUnfit if one that answers now cannot be worked with."""
+        """Raise DatabaseUnfit if a replica that responds now is unsuitable."""
         for name, url in self._urls.items():
             try:
                 await check_replica(url, self._timeouts)
@@ -79,7 +79,7 @@ class Replicas:
                 raise DatabaseUnfit(f"the replica {name} of DATABASE_READ_URL: {error}") from error
 
     async def __aenter__(self) -> Self:
-        """Start connecting; does not wait for any of them."""
+        """Start to connect in the background, without waiting for any replica."""
         for replica in self._replicas:
             await self._stack.enter_async_context(replica.database)
             replica.failed.set()
@@ -95,31 +95,31 @@ class Replicas:
     async def fetch(
         self, statement: LiteralString, parameters: Mapping[str, Any], *, revision: int
     ) -> list[Row] | None:
-        """Return the rows from a replica that has a revision; None if the primary must answer.
+        """Return rows from a replica that has a revision; None if the primary must be read.
 
-        The first column of a row is the revision that the replica has.
+        The first column of the rows must be the revision that the replica has.
         """
-        give_up = asyncio.get_running_loop().time() + self._patience
+        deadline = asyncio.get_running_loop().time() + self._timeout
         self._replicas.rotate(-1)
         for replica in [replica for replica in self._replicas if not replica.failed.is_set()]:
             try:
-                async with asyncio.timeout_at(give_up):
+                async with asyncio.timeout_at(deadline):
                     rows = await replica.database.fetch(statement, parameters)
             except Overloaded:
                 self._count(replica, "busy")
             except TimeoutError:
-                self._leave_alone(replica, "no answer in time")
+                self._set_failed(replica, "timed out")
                 return None
             except (ServiceError, psycopg.Error) as error:
-                self._leave_alone(replica, str(error.__cause__ or error))
+                self._set_failed(replica, str(error.__cause__ or error))
             else:
                 found: int = rows[0][0]
                 self._count(replica, "answered" if found >= revision else "behind")
-                # What one has not replayed yet the others may lack too; the primary does not.
+                # If one replica lags, others may lag too; the primary never does.
                 return rows if found >= revision else None
         return None
 
-    def _leave_alone(self, replica: _Replica, error: str) -> None:
+    def _set_failed(self, replica: _Replica, error: str) -> None:
         self._count(replica, "failed")
         if not replica.failed.is_set():
             replica.failed.set()
@@ -129,17 +129,17 @@ class Replicas:
         self._reads.labels(replica.name, result).inc()
 
     async def _watch(self, replica: _Replica) -> NoReturn:
-        """Let a replica be asked as soon as it answers, and again after each failure."""
+        """Probe a replica until it responds, at the start and after each failure."""
         while True:
-            if await self._answers(replica):
+            if await self._responds(replica):
                 replica.failed.clear()
-                log.info("replica answers", replica=replica.name)
+                log.info("replica available", replica=replica.name)
                 await replica.failed.wait()
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(PROBE_INTERVAL)
 
-    async def _answers(self, replica: _Replica) -> bool:
+    async def _responds(self, replica: _Replica) -> bool:
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._timeout):
                 await replica.database.fetch("SELECT 1")
         except (ServiceError, TimeoutError):
             return False
@@ -147,10 +147,10 @@ class Replicas:
 
 
 def by_host(url: str) -> dict[str, str]:
-    """Split a connection string into one for each of its hosts, by host and port.
+    """Split a connection string into one per host; the keys are `host:port`.
 
-    Raises psycopg.ProgrammingError, and ValueError for ports that do not match the hosts.
-    An empty one has no hosts.
+    An empty connection string has no hosts. Raises psycopg.ProgrammingError, and ValueError
+    if the number of ports does not match the hosts.
     """
     if not url:
         return {}

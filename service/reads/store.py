@@ -1,4 +1,4 @@
-"""Reading: never takes the lock, and shows one moment of the database each time."""
+"""Reads of appointments and history. A read takes no lock and uses a single snapshot."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from service.reads.replicas import Replicas
 
 T = TypeVar("T")
 
-# One statement has one snapshot: the rows and the moment belong together.
+# One statement has one snapshot, so the rows are consistent with the revision.
 _WITH_MOMENT: LiteralString = """
     SELECT organization.revision, organization.recorded_at, found.*
     FROM (
@@ -27,7 +27,8 @@ _WITH_MOMENT: LiteralString = """
     ORDER BY {order}
 """
 
-# By the order of the primary key: an equality looks as cheap along another index.
+# BETWEEN and ORDER BY select the primary key; for an equality, the planner estimates the same
+# cost for another index.
 _GET: LiteralString = f"""
     SELECT {rows.APPOINTMENT}
     FROM appointments
@@ -65,7 +66,7 @@ _ENTRIES: LiteralString = f"""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page(Generic[T]):
-    """Rows of one moment of their organization."""
+    """Rows, and the state of their organization that they belong to."""
 
     items: Sequence[T]
     moment: Moment
@@ -77,9 +78,9 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Which appointments a list shows: those that intersect `[start, end)`.
+    """The filter of a list: appointments that intersect `[start, end)`.
 
-    If both are one time, those that run then.
+    If start and end are equal, appointments that run at that time.
     """
 
     resource_id: str | None
@@ -89,12 +90,12 @@ class Window:
 
 
 class ReadStore:
-    """Reads from the primary, or from a replica where the caller allows an older state.
+    """Reads from the primary, or from a replica if the caller allows an older state.
 
-    Everywhere `min_revision` is None for a fresh read; a number allows a replica that
-    has that revision of the organization, and the one that the read is about. `as_of`
-    is a revision to read the past at. One beyond the organization's latest raises
-    InvalidFields.
+    `min_revision` None reads the latest state, from the primary. A number allows a replica
+    that has this revision of the organization, and the revision that the read is about.
+    `as_of` is the revision of a past state. Both raise InvalidFields if they are beyond the
+    organization's latest revision.
     """
 
     def __init__(self, primary: Database, replicas: Replicas | None) -> None:
@@ -102,7 +103,7 @@ class ReadStore:
         self._replicas = replicas
 
     async def revision_at(self, organization_id: str, time: datetime) -> int:
-        """Return the latest revision that was recorded at or before a time, 0 for none."""
+        """Return the latest revision recorded at or before a time, or 0."""
         found = await self._primary.fetch(
             "SELECT revision_at(%(id)s, %(time)s)",
             {"id": organization_id, "time": time},
@@ -142,7 +143,7 @@ class ReadStore:
         as_of: int | None,
         min_revision: int | None,
     ) -> Page[Appointment]:
-        """Return appointments by start, then id, beyond the start and id of `after`."""
+        """Return appointments by start and id, following the start and id in `after`."""
         page = await self._read(
             _list_query(window, after=after is not None, as_of=as_of is not None),
             _BY_START,
@@ -172,7 +173,7 @@ class ReadStore:
         limit: int,
         min_revision: int | None,
     ) -> Page[HistoryEntry]:
-        """Return the changes after a revision: of one appointment, or of all for no id.
+        """Return the changes after a revision of one appointment, or of all if `id` is None.
 
         Raises AppointmentNotFound for an id without history.
         """
@@ -203,7 +204,8 @@ class ReadStore:
         statement = _WITH_MOMENT.format(query=query, order=order)
         as_of = parameters.get("as_of")
         if self._replicas is not None and min_revision is not None:
-            # One without the revision to go on after would say that nothing comes after it.
+            # A replica without the revision `after` would return no changes, as if there
+            # were none.
             needed = max(min_revision, as_of or 0, parameters.get("after", 0))
             found = await self._replicas.fetch(statement, parameters, revision=needed)
             if found is not None:
@@ -218,9 +220,9 @@ class ReadStore:
 def _list_query(window: Window, *, after: bool, as_of: bool) -> LiteralString:
     """Build the query of a list.
 
-    Of the current state, what starts inside the window comes from an index in order;
-    what started before it and reaches in is found as ranges that contain its start,
-    through the GiST indexes, of which active and cancelled ranges have one each.
+    In the current state, appointments that start inside the window are read in order from a
+    B-tree index. Appointments that started before are found as ranges that contain the
+    start of the window, with one GiST index each for active and cancelled appointments.
     """
     active: LiteralString = "state = 'ACTIVE'"
     same: list[LiteralString] = []
@@ -252,8 +254,9 @@ def _list_query(window: Window, *, after: bool, as_of: bool) -> LiteralString:
         running = _where(
             [*same, state, "tstzrange(start_time, end_time) @> %(window_start)s::timestamptz"]
         )
-        # Few run at one moment. OFFSET 0 keeps the other conditions and the order out of
-        # there: with them an index by start looks cheap, and reads all that ever started.
+        # Few appointments run at a time. OFFSET 0 keeps the other conditions and the order
+        # out of the subquery: with them the planner prefers an index by start, which reads
+        # everything that ever started.
         fenced: LiteralString = f"(SELECT * FROM appointments {running} OFFSET 0) AS running"
         parts.append(_part(fenced, [*beyond, "start_time < %(window_start)s"]))
     union: LiteralString = " UNION ALL ".join(f"({part})" for part in parts)
@@ -276,6 +279,6 @@ def _where(conditions: Sequence[LiteralString]) -> LiteralString:
 
 
 def _page(found: list[Row]) -> Page[Row]:
-    """Split the moment off; without a match there is one row that has only that."""
+    """Split off the moment. Without a match, there is one row with nothing else."""
     items = [row[2:] for row in found if row[2] is not None]
     return Page(items=items, moment=found[0][:2])

@@ -1,7 +1,7 @@
-"""Watching organizations: one question every moment tells which of them have advanced.
+"""Watches organizations by polling: one query returns the revisions of all that are watched.
 
-The database is asked: a notification would take a lock of the whole server at every
-commit, and is lost with its connection.
+NOTIFY is not used: it takes a server-wide lock at every commit, and notifications are lost
+when a connection is.
 """
 
 import asyncio
@@ -19,15 +19,15 @@ from service.metrics import Metrics
 from service.postgres.database import Database
 from service.reads.store import ReadStore
 
-# A watcher that reads slowly holds one message, some three times over: as an object, as
-# bytes, and in what gRPC has not sent yet.
+# Limits of a message. A slow watcher occupies about three times the size of one message: the
+# object, its bytes, and what gRPC has not sent yet.
 MAX_ENTRIES = 128
 MAX_MESSAGE_BYTES = 64 * 1024
-# Read for a first message; then twice as many as the last message held, so that a page of
-# large entries is not read for the few of them that fit.
+# Entries that are read for the first message. Each next message reads twice as many as the
+# last one contained, so that few large entries are read and then do not fit.
 FIRST_ENTRIES = 8
-# Pages that watchers read at the same time: the other connections are for other reads.
-READS_AT_ONCE = 2
+# Concurrent reads of all watchers. Other reads use the other connections.
+MAX_CONCURRENT_READS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,10 @@ class Changes:
 
 
 class Watch:
-    """Shows any number of watchers what changes, each from a revision of its own.
+    """Sends changes to watchers, each from its own revision on.
 
-    Every `interval` the database is asked once for all organizations that are watched, and
-    not at all if none is. While it is away watchers wait, for `patience` at most. Both are
-    in seconds.
+    One query per poll `interval` serves all watchers; without watchers there is none. While
+    the database is unavailable, watchers wait for up to `outage_timeout`. Both in seconds.
     """
 
     def __init__(
@@ -53,14 +52,14 @@ class Watch:
         metrics: Metrics,
         *,
         interval: float,
-        patience: float,
+        outage_timeout: float,
         max_watchers: int,
     ) -> None:
         self._database = database
         self._reads = reads
         self._entries = metrics.watched_entries
         self._interval = interval
-        self._patience = patience
+        self._outage_timeout = outage_timeout
         self._max_watchers = max_watchers
         self._watchers = 0
         metrics.watchers.set_function(lambda: self._watchers)
@@ -69,15 +68,15 @@ class Watch:
         self._backoff = Backoff("watch organizations", metrics.unexpected_errors)
         self._pause = interval
         self._reading: dict[tuple[str, int], asyncio.Task[Changes]] = {}
-        self._turns = asyncio.Semaphore(READS_AT_ONCE)
+        self._read_slots = asyncio.Semaphore(MAX_CONCURRENT_READS)
 
     async def changes(self, organization_id: str, *, after: int) -> AsyncGenerator[Changes, None]:
-        """Give every change after a revision in order, without end.
+        """Yield every change after a revision in order, without end.
 
-        The first comes at once, without entries if there are none yet. Raises Overloaded,
-        InvalidFields for a revision beyond the latest, DatabaseUnavailable.
+        The first message comes at once, without entries if there are none yet. Raises
+        Overloaded, InvalidFields for a revision beyond the latest, DatabaseUnavailable.
         """
-        with self._place(organization_id) as organization:
+        with self._watching(organization_id) as organization:
             changes = await self._read(organization_id, after, FIRST_ENTRIES, min_revision=None)
             latest = changes.organization_revision
             if after > latest:
@@ -88,8 +87,8 @@ class Watch:
                 yield changes
                 count = len(changes.response.entries)
                 self._entries.inc(count)
-                await organization.beyond(after)
-                changes = await self._read_patiently(
+                await organization.wait_beyond(after)
+                changes = await self._read_with_retries(
                     organization_id,
                     after,
                     min(max(2 * count, FIRST_ENTRIES), MAX_ENTRIES),
@@ -97,7 +96,8 @@ class Watch:
                 )
 
     @contextmanager
-    def _place(self, organization_id: str) -> Iterator["_Organization"]:
+    def _watching(self, organization_id: str) -> Iterator["_Organization"]:
+        """Count a watcher, and poll while there is any. Raises Overloaded."""
         if self._watchers >= self._max_watchers:
             raise Overloaded(f"{self._watchers} watch already; try another time")
         organization = self._organizations.setdefault(organization_id, _Organization())
@@ -117,8 +117,8 @@ class Watch:
                 del self._organizations[organization_id]
 
     async def _poll(self) -> None:
-        """Note which organizations have advanced, as long as any is watched."""
-        answered = monotonic()
+        """Poll the revisions of the watched organizations until none is watched."""
+        last_response = monotonic()
         while self._organizations:
             await asyncio.sleep(self._pause)
             self._pause = self._interval
@@ -131,62 +131,62 @@ class Watch:
                 )
                 revisions: dict[str, int] = dict(found)
                 for organization_id, before in known.items():
-                    self._note(organization_id, before, revisions.get(organization_id, 0))
+                    self._update(organization_id, before, revisions.get(organization_id, 0))
             except (DatabaseUnavailable, Overloaded) as error:
-                if monotonic() - answered < self._patience:
+                if monotonic() - last_response < self._outage_timeout:
                     continue
-                self._give_up(self._away(error))
-            except Exception as error:  # noqa: BLE001  # each watcher is to learn of it
-                self._give_up(error)
-                # Those that come again at once wait as well.
+                self._fail_all(self._unavailable(error))
+            except Exception as error:  # noqa: BLE001  # raised to every watcher
+                self._fail_all(error)
+                # The delay also holds for watchers that call again at once.
                 self._pause = self._backoff.failed(error)
             else:
                 self._backoff.succeeded()
-            answered = monotonic()
+            last_response = monotonic()
         self._polling = None
 
-    def _note(self, organization_id: str, before: int, revision: int) -> None:
-        """Note an organization's revision, and what it was known to be before it was asked."""
+    def _update(self, organization_id: str, before: int, revision: int) -> None:
+        """Update an organization's revision. `before` is the one known before the query."""
         if organization_id not in self._organizations:
             return
         if revision >= before:
             self._organizations[organization_id].advance(revision)
         else:
-            # Restored, or a standby that lacks the latest writes took over.
+            # A backup was restored, or a standby without the latest writes was promoted.
             error = InvalidFields.beyond_latest("after_revision", revision)
             self._organizations.pop(organization_id).fail(error)
 
-    def _give_up(self, error: Exception) -> None:
+    def _fail_all(self, error: Exception) -> None:
         for organization in self._organizations.values():
             organization.fail(error)
-        # Whoever comes from now on waits for news of its own.
+        # New watchers must not fail with an old error.
         self._organizations.clear()
 
-    def _away(self, error: Exception) -> DatabaseUnavailable:
+    def _unavailable(self, error: Exception) -> DatabaseUnavailable:
         return DatabaseUnavailable(
-            f"the database has not answered for {self._patience:g} s ({error}); watch again"
-            " after the last revision seen"
+            f"the database has not responded for {self._outage_timeout:g} s ({error}); watch"
+            " again after the last revision seen"
         )
 
-    async def _read_patiently(
+    async def _read_with_retries(
         self, organization_id: str, after: int, limit: int, *, min_revision: int
     ) -> Changes:
-        give_up = monotonic() + self._patience
+        deadline = monotonic() + self._outage_timeout
         while True:
             try:
-                return await self._read_once_for_all(organization_id, after, limit, min_revision)
+                return await self._read_shared(organization_id, after, limit, min_revision)
             except (DatabaseUnavailable, Overloaded) as error:
-                if monotonic() >= give_up:
-                    raise self._away(error) from error
+                if monotonic() >= deadline:
+                    raise self._unavailable(error) from error
             await asyncio.sleep(self._interval)
 
-    async def _read_once_for_all(
+    async def _read_shared(
         self, organization_id: str, after: int, limit: int, min_revision: int
     ) -> Changes:
-        """Read what comes after a revision once for all that wait for it now.
+        """Read the changes after a revision once for all watchers that wait for them.
 
-        A read under way will do, whatever its limit: it began when the organization had
-        advanced already.
+        A read in flight can be shared, whatever its limit, because it began after the
+        organization had advanced.
         """
         key = organization_id, after
         reading = self._reading.get(key)
@@ -199,7 +199,7 @@ class Watch:
             def forget(task: asyncio.Task[Changes]) -> None:
                 del self._reading[key]
                 if not task.cancelled():
-                    task.exception()  # seen, even if nobody waits for it any more
+                    task.exception()  # retrieved, even if all watchers have gone
 
             reading.add_done_callback(forget)
         return await asyncio.shield(reading)
@@ -207,7 +207,7 @@ class Watch:
     async def _read(
         self, organization_id: str, after: int, limit: int, *, min_revision: int | None
     ) -> Changes:
-        async with self._turns:
+        async with self._read_slots:
             page = await self._reads.history(
                 organization_id,
                 None,
@@ -226,13 +226,13 @@ class Watch:
 
 
 class _Organization:
-    """An organization that is watched, and the latest revision of it that is known."""
+    """A watched organization and its latest known revision."""
 
     def __init__(self) -> None:
         self.watchers = 0
         self.revision = 0
         self._failure: Exception | None = None
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def advance(self, revision: int) -> None:
         if revision > self.revision:
@@ -240,17 +240,17 @@ class _Organization:
             self._wake()
 
     def fail(self, error: Exception) -> None:
-        """Let all that wait fail with this error."""
+        """Raise an error to all watchers that wait."""
         self._failure = error
         self._wake()
 
-    async def beyond(self, revision: int) -> None:
-        """Wait for a later revision. Raises what the watch failed with."""
+    async def wait_beyond(self, revision: int) -> None:
+        """Wait for a later revision. Raises the error passed to `fail`."""
         while self.revision <= revision:
             if self._failure is not None:
                 raise self._failure
-            await self._news.wait()
+            await self._changed.wait()
 
     def _wake(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        self._changed.set()
+        self._changed = asyncio.Event()
