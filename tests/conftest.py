@@ -28,7 +28,7 @@ from local.stack import ANY_PORT, DATABASE, base_environment
 from tests.api import Organization
 from tests.databases import Clusters, Databases, new_database
 from tests.forking import ForkServer
-from tests.place import Place
+from tests.operations.place import Place
 
 StartProgram = Callable[..., Program]
 OwnPostgres = Callable[..., EmbeddedPostgres]

@@ -20,7 +20,7 @@ from service.postgres.rows import Row
 from service.postgres.session import Timeouts
 from tests.conftest import CreateDatabase
 from tests.observing import until
-from tests.place import queued_write
+from tests.operations.place import queued_write
 
 ORGANIZATIONS = 20
 # Of each organization, a day's minutes: as many operations become dead rows.

@@ -12,7 +12,7 @@ from tests.api import Organization
 from tests.conftest import StartProgram
 from tests.load import Load
 from tests.observing import metric, until
-from tests.place import Place
+from tests.operations.place import Place
 from tests.rest_client import Client
 
 

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.conftest import StartProgram
 from tests.observing import metric, until
-from tests.place import Place
+from tests.operations.place import Place
 from tests.rest_client import Client
 
 UNDER_WAY = "gateway_calls_in_flight"

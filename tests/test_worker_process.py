@@ -11,7 +11,7 @@ from local.programs import StartError
 from local.stack import DATABASE
 from tests.conftest import CreateDatabase, OwnPostgres, StartProgram
 from tests.observing import held_lock, metric, until
-from tests.submitting import Submissions
+from tests.operations.submissions import Submissions
 
 
 def failed_start(start: Callable[[], object]) -> str:

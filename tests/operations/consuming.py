@@ -9,7 +9,7 @@ from aio_pika.abc import AbstractChannel
 
 from local.programs import Program
 from tests.observing import until
-from tests.submitter import Submitter
+from tests.operations.submitter import Submitter
 
 Settings = dict[str, str]
 

@@ -8,7 +8,7 @@ import grpc
 from google.longrunning import operations_pb2 as lro
 
 from tests.api import Organization, Refusal, refusal, refusal_of
-from tests.submitting import Submissions, response_of
+from tests.operations.submissions import Submissions, response_of
 
 
 class Submitter:

@@ -6,7 +6,7 @@ import grpc
 import psycopg
 
 from local.programs import Program
-from tests.submitting import Submissions
+from tests.operations.submissions import Submissions
 
 # Leases that end soon, in a worker whose calls are short.
 SHORT = {"OPERATION_LEASE": "0.5", "LOCK_TIMEOUT": "0.2", "STATEMENT_TIMEOUT": "0.2"}

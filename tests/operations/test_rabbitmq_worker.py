@@ -1,17 +1,14 @@
 """Workers of the queue in RabbitMQ: all in order, once, whoever dies, hangs or is refused."""
 
 import asyncio
-import signal
-import time
 import uuid
 from contextlib import ExitStack
 
 import aio_pika
 import orjson
+import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from appointments.v1 import appointment_pb2 as pb
 
-from local.programs import Program
 from service.operations.rabbitmq.messages import PARTITIONS, partition_of
 from service.operations.rabbitmq.queue import (
     DEAD,
@@ -20,21 +17,22 @@ from service.operations.rabbitmq.queue import (
     declare_queues,
 )
 from tests.conftest import StartProgram
-from tests.observing import held_lock, metric, until
-from tests.rabbitmq.consuming import (
+from tests.observing import held_lock, until
+from tests.operations.consuming import (
     Settings,
     check_order,
     on_channel,
     submit_many,
-    wait_until_consuming,
     waiting,
 )
-from tests.submitter import Submitter, problem
-from tests.submitting import metadata_of
+from tests.operations.queues import Queue
+from tests.operations.submitter import Submitter, problem
 
 
-def applied(worker: Program) -> float:
-    return metric(worker, "appointments_applied_operations_sum")
+@pytest.fixture
+def queue(queue_in_rabbitmq: Queue) -> Queue:
+    """Of RabbitMQ alone."""
+    return queue_in_rabbitmq
 
 
 def publish(settings: Settings, *bodies: bytes) -> None:
@@ -45,91 +43,6 @@ def publish(settings: Settings, *bodies: bytes) -> None:
             await channel.default_exchange.publish(message, PARTITIONS[0])
 
     on_channel(settings["AMQP_URL"], send)
-
-
-def test_order_holds_with_several_workers_while_the_active_ones_are_killed(
-    settings: Settings,
-    client: Submitter,
-    start_consumer: StartProgram,
-    organization: str,
-) -> None:
-    organizations = [f"{n}-{organization}" for n in range(6)]
-    workers = [start_consumer() for _ in range(3)]
-    names: list[str] = []
-    for part in range(3):
-        for org in organizations:
-            names += submit_many(client, org, range(part * 40, part * 40 + 20))
-        with held_lock(settings["DATABASE_URL"], organizations[0]) as lock:
-            for org in organizations:
-                names += submit_many(client, org, range(part * 40 + 20, part * 40 + 40))
-            lock.wait_for(1)
-            if part < 2:  # the one that has the most of it in hand
-                active = max(workers, key=applied)
-                workers.remove(active)
-                active.kill()
-    client.all_ended(names)
-    for org in organizations:
-        check_order(client, org, 120)
-
-
-def test_a_worker_that_was_stopped_for_long_does_no_harm(
-    settings: Settings,
-    client: Submitter,
-    start_consumer: StartProgram,
-    organization: str,
-) -> None:
-    quick = {"AMQP_URL": settings["AMQP_URL"] + "?heartbeat=1"}
-    stalled = start_consumer(**quick)
-    names = []
-    with held_lock(settings["DATABASE_URL"], organization) as lock:
-        names += submit_many(client, organization, range(1))
-        lock.wait_for(1)
-        # These the worker has been given, or will be, before it goes on.
-        names += submit_many(client, organization, range(1, 40))
-        until(lambda: waiting(settings, *PARTITIONS) <= 40 - 16)
-        stalled.process.send_signal(signal.SIGSTOP)
-    try:
-        other = start_consumer(**quick)
-        client.all_ended(names)
-        names = submit_many(client, organization, range(40, 60))
-        client.all_ended(names)
-    finally:
-        stalled.process.send_signal(signal.SIGCONT)
-    wait_until_consuming(stalled, 2)
-    other.kill()
-    client.all_ended(submit_many(client, organization, range(60, 80)))
-    check_order(client, organization, 80)
-    until(lambda: waiting(settings, *PARTITIONS) == 0)
-
-
-def test_a_worker_that_is_told_to_stop_finishes_what_it_has_begun(
-    settings: Settings, client: Submitter, start_consumer: StartProgram, organization: str
-) -> None:
-    worker = start_consumer()
-    with held_lock(settings["DATABASE_URL"], organization) as lock:
-        [name] = submit_many(client, organization, range(1))
-        lock.wait_for(1)
-        worker.process.send_signal(signal.SIGTERM)
-        worker.wait_for_event(lambda event: event["event"] == "stopping")
-    assert worker.stop(within=10) == 0
-    assert client.get(name).done
-    assert waiting(settings, *PARTITIONS) == 0
-
-
-def test_a_worker_that_is_told_to_stop_gives_back_what_it_cannot_finish(
-    settings: Settings, client: Submitter, start_consumer: StartProgram, organization: str
-) -> None:
-    worker = start_consumer()
-    with held_lock(settings["DATABASE_URL"], organization) as lock:
-        names = submit_many(client, organization, range(30))
-        lock.wait_for(1)
-        began = time.monotonic()
-        assert worker.stop(within=20) == 0
-        assert time.monotonic() - began < 10
-        until(lambda: waiting(settings, *PARTITIONS) > 0)
-    start_consumer()
-    client.all_ended(names)
-    check_order(client, organization, 30)
 
 
 def test_locked_organizations_hold_up_their_own_partitions_alone(
@@ -147,29 +60,11 @@ def test_locked_organizations_hold_up_their_own_partitions_alone(
         for number in range(10):
             [name] = submit_many(client, free, range(number, number + 1))
             until(lambda name=name: client.get(name).done, within=1)  # type: ignore[misc]
-        assert sum(lock.waiting() for lock in locks) <= 1
+            assert sum(lock.waiting() for lock in locks) <= 1
+        until(lambda: sum(lock.waiting() for lock in locks) == 1)
     client.all_ended(names)
     for org in locked:
         check_order(client, org, 2)
-
-
-def test_what_the_database_refuses_fails_alone(
-    client: Submitter, start_consumer: StartProgram, organization: str
-) -> None:
-    names = [
-        client.upsert(organization, f"{n}", n, n + 1, title="poison" if n % 3 == 1 else "")
-        for n in range(12)
-    ]
-    start_consumer()
-    for number, name in enumerate(names):
-        ended = client.ended(name)
-        if number % 3 == 1:
-            refused = problem(ended)
-            assert refused.reason == "OPERATION_FAILED"
-            assert "poisoned" in refused.message
-        else:
-            assert metadata_of(ended).outcome == pb.CREATED
-    client.organization(organization).check_history()
 
 
 def test_what_always_takes_too_long_is_given_up(

@@ -1,8 +1,8 @@
-"""Writes that are accepted now and applied soon, by gRPC."""
+"""What an operation ends with, by gRPC, with each queue."""
 
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
@@ -13,43 +13,33 @@ from google.longrunning import operations_pb2 as lro
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.status_pb2 import Status
 
-from local.programs import Program
+from service.operations.operation import parent_name
 from tests.api import TIMEOUT, Organization, appointment, refusal
-from tests.conftest import CreateDatabase, StartProgram
-from tests.observing import until
-from tests.submitting import Submissions, metadata_of, response_of
+from tests.conftest import StartProgram, listening
+from tests.operations.queues import Queue
+from tests.operations.submissions import Submissions, metadata_of, response_of
+
+
+@pytest.fixture(scope="module")
+def served(shared_queue: Queue, database_url: str, fork: StartProgram) -> Iterator[grpc.Channel]:
+    """A channel to a service whose operations a worker applies."""
+    settings = {"DATABASE_URL": database_url, **shared_queue.settings}
+    with ExitStack() as stack:
+        service = listening(stack, fork("service", settings))
+        listening(stack, fork("service", settings, "worker"))
+        yield stack.enter_context(grpc.insecure_channel(service.address))
 
 
 @pytest.fixture
-def later(channel: grpc.Channel, organization: str) -> Submissions:
-    """A fresh organization of `service`; whether a worker runs is of no importance."""
-    return Submissions(channel, organization)
+def soon(served: grpc.Channel, organization: str) -> Submissions:
+    """A fresh organization."""
+    return Submissions(served, organization)
 
 
 @pytest.fixture
-def soon(worker: Program, later: Submissions) -> Submissions:
-    """The same, and a worker runs."""
-    return later
-
-
-@dataclass(frozen=True, slots=True)
-class Quiet:
-    """An organization in a database that no worker looks at until the test starts one."""
-
-    submissions: Submissions
-    start_worker: Callable[[], Program]
-
-
-@pytest.fixture
-def quiet(
-    create_database: CreateDatabase,
-    start_service: StartProgram,
-    start_worker: StartProgram,
-    organization: str,
-) -> Iterator[Quiet]:
-    url = create_database()
-    with grpc.insecure_channel(start_service(DATABASE_URL=url).address) as channel:
-        yield Quiet(Submissions(channel, organization), lambda: start_worker(DATABASE_URL=url))
+def org(soon: Submissions) -> Organization:
+    """The same, with synchronous calls."""
+    return soon.org
 
 
 def sync_status(error: grpc.RpcError) -> Status:
@@ -62,7 +52,7 @@ def sync_status(error: grpc.RpcError) -> Status:
 def test_it_ends_with_the_appointment_that_is_stored(soon: Submissions, org: Organization) -> None:
     accepted = soon.upsert("a", 0, 10, title="first", attributes={"room": 3}, resource_id="r")
     assert not accepted.done
-    assert accepted.name.startswith(f"organizations/{org.id}/operations/")
+    assert accepted.name.startswith(f"{parent_name(org.id)}/operations/")
     assert metadata_of(accepted) == rpc.OperationMetadata(
         organization_id=org.id,
         appointment_id="a",
@@ -218,10 +208,10 @@ def test_a_conflict_lists_as_many_as_the_synchronous_call(
     ],
 )
 def test_the_fields_rules_are_checked_before_it_is_accepted(
-    later: Submissions, request_: rpc.SubmitAppointmentRequest, fields: set[str]
+    soon: Submissions, request_: rpc.SubmitAppointmentRequest, fields: set[str]
 ) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        later.appointments.SubmitAppointment(request_, timeout=TIMEOUT)
+        soon.appointments.SubmitAppointment(request_, timeout=TIMEOUT)
     refused = refusal(caught.value)
     assert refused.reason == "INVALID_FIELD"
     assert set(refused.fields) == fields
@@ -255,43 +245,17 @@ def test_the_actor_of_the_caller_is_recorded(soon: Submissions, org: Organizatio
     assert org.changes()[0].actor == "somebody"
 
 
-def test_wait_answers_when_it_is_done_or_when_the_time_is_over(
-    quiet: Quiet,
-) -> None:
-    later = quiet.submissions
-    accepted = later.upsert("a", 0, 10)
-    for seconds in (0, 0.2):
-        waited = later.wait(accepted, timeout=seconds)
-        assert waited == accepted
-    call = later.operations.WaitOperation.future(
-        lro.WaitOperationRequest(name=accepted.name), timeout=TIMEOUT
-    )
-    assert not call.done()
-    quiet.start_worker()
-    done = call.result()
-    assert done.done
-    assert later.wait(done, timeout=0) == done
-    assert dict(call.trailing_metadata())["organization-revision"] == "1"
-
-
-def test_wait_ends_before_the_callers_own_deadline(quiet: Quiet) -> None:
-    later = quiet.submissions
-    accepted = later.upsert("a", 0, 10)
-    request = lro.WaitOperationRequest(name=accepted.name)
-    assert later.operations.WaitOperation(request, timeout=1.0) == accepted
-
-
-def test_a_negative_time_to_wait_is_refused(later: Submissions) -> None:
-    accepted = later.upsert("a", 0, 10)
+def test_a_negative_time_to_wait_is_refused(soon: Submissions) -> None:
+    accepted = soon.upsert("a", 0, 10)
     request = lro.WaitOperationRequest(name=accepted.name, timeout=Duration(seconds=-1))
     with pytest.raises(grpc.RpcError) as caught:
-        later.operations.WaitOperation(request, timeout=TIMEOUT)
+        soon.operations.WaitOperation(request, timeout=TIMEOUT)
     assert set(refusal(caught.value).fields) == {"timeout"}
 
 
 @pytest.mark.parametrize("odd", ["a/b", "50%", "%2F", "Zürich 東京 🗓", "a?b#c", " ", "..", "+"])
-def test_any_organization_has_a_name(soon: Submissions, channel: grpc.Channel, odd: str) -> None:
-    named = Submissions(channel, f"{odd}{uuid.uuid4()}")
+def test_any_organization_has_a_name(served: grpc.Channel, odd: str) -> None:
+    named = Submissions(served, f"{odd}{uuid.uuid4()}")
     done = named.wait(named.upsert("a", 0, 1))
     assert response_of(done).organization_id == named.id
     assert done.name.count("/") == 3
@@ -320,36 +284,21 @@ ID = "01890a5d-ac96-774b-bcce-b302099a8057"
     ],
 )
 @pytest.mark.parametrize("wait", [False, True])
-def test_a_name_of_no_operation(later: Submissions, name: str, reason: str, wait: bool) -> None:
+def test_a_name_of_no_operation(soon: Submissions, name: str, reason: str, wait: bool) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        later.wait(lro.Operation(name=name)) if wait else later.get(name)
+        soon.wait(lro.Operation(name=name)) if wait else soon.get(name)
     assert refusal(caught.value).reason == reason
 
 
-def test_an_operation_of_another_organization_is_not_found(later: Submissions) -> None:
-    accepted = later.upsert("a", 0, 1)
-    other = accepted.name.replace(later.id, "other")
-    with pytest.raises(grpc.RpcError) as caught:
-        later.get(other)
-    assert refusal(caught.value).reason == "OPERATION_NOT_FOUND"
-
-
-def test_lists_are_filtered_and_paged(quiet: Quiet) -> None:
-    later = quiet.submissions
-    names = [later.upsert(str(number), 0, 1).name for number in range(9)]
+def test_finished_operations_are_listed_filtered_and_paged(soon: Submissions) -> None:
+    accepted = [soon.upsert(str(number), 0, 1) for number in range(9)]
     # By their ids: of one millisecond they are in no order.
-    assert later.listed(filter="done=false", page_size=4) == sorted(names, reverse=True)
-    assert later.listed(filter="done=true") == later.listed(filter="error:*") == []
-    worker = quiet.start_worker()
-    for name in names:
-        later.wait(lro.Operation(name=name))
-    worker.stop()
-    queued = [later.upsert(str(number), 0, 1).name for number in range(3)]
-    every = sorted([*names, *queued], reverse=True)
-    assert later.listed(page_size=1) == later.listed(page_size=0) == every
-    assert later.listed(filter="done=false") == sorted(queued, reverse=True)
-    assert later.listed(filter="done=true", page_size=4) == sorted(names, reverse=True)
-    assert later.listed(filter="error:*", page_size=3) == sorted(names[1:], reverse=True)
+    names = sorted((soon.wait(operation).name for operation in accepted), reverse=True)
+    assert soon.listed(page_size=1) == soon.listed(page_size=0) == names
+    assert soon.listed(filter="done=true", page_size=4) == names
+    assert soon.listed(filter="done=false") == []
+    refused = sorted((operation.name for operation in accepted[1:]), reverse=True)
+    assert soon.listed(filter="error:*", page_size=3) == refused
 
 
 @pytest.mark.parametrize(
@@ -365,44 +314,32 @@ def test_lists_are_filtered_and_paged(quiet: Quiet) -> None:
     ],
 )
 def test_a_list_that_cannot_be_is_refused(
-    later: Submissions, fields: dict[str, Any], named: set[str]
+    soon: Submissions, fields: dict[str, Any], named: set[str]
 ) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        later.page(**fields)
+        soon.page(**fields)
     assert set(refusal(caught.value).fields) == named
 
 
-def test_a_page_token_goes_with_its_filter(later: Submissions) -> None:
+def test_a_page_token_goes_with_its_filter(soon: Submissions) -> None:
     for number in range(3):
-        later.upsert(str(number), 0, 1)
-    token = later.page(page_size=1).next_page_token
+        soon.wait(soon.upsert(str(number), 0, 1))
+    token = soon.page(page_size=1).next_page_token
     with pytest.raises(grpc.RpcError) as caught:
-        later.page(page_size=1, page_token=token, filter="done=false")
+        soon.page(page_size=1, page_token=token, filter="error:*")
     assert set(refusal(caught.value).fields) == {"page_token"}
-    encoded = "".join(f"%{byte:02x}" for byte in later.id.encode())  # the same name
-    further = later.page(page_size=1, page_token=token, name=f"organizations/{encoded}")
+    encoded = "".join(f"%{byte:02x}" for byte in soon.id.encode())  # the same name
+    further = soon.page(page_size=1, page_token=token, name=f"organizations/{encoded}")
     assert len(further.operations) == 1
 
 
 @pytest.mark.parametrize("method", ["DeleteOperation", "CancelOperation"])
-def test_what_is_accepted_cannot_be_taken_back(later: Submissions, method: str) -> None:
-    accepted = later.upsert("a", 0, 1)
+def test_what_is_accepted_cannot_be_taken_back(soon: Submissions, method: str) -> None:
+    accepted = soon.upsert("a", 0, 1)
     request = getattr(lro, f"{method}Request")(name=accepted.name)
     with pytest.raises(grpc.RpcError) as caught:
-        getattr(later.operations, method)(request, timeout=TIMEOUT)
+        getattr(soon.operations, method)(request, timeout=TIMEOUT)
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    kept = later.get(accepted.name)
+    kept = soon.get(accepted.name)
     assert kept.name == accepted.name
     assert not kept.HasField("error")
-
-
-def test_results_are_purged_when_they_are_old(
-    later: Submissions, org: Organization, start_worker: StartProgram
-) -> None:
-    start_worker(OPERATION_RETENTION_DAYS="0.000001")
-    names = [later.upsert(str(number), number, number + 1).name for number in range(5)]
-    until(lambda: len(org.changes()) == 5)
-    until(lambda: later.listed() == [])
-    with pytest.raises(grpc.RpcError) as caught:
-        later.get(names[0])
-    assert refusal(caught.value).reason == "OPERATION_NOT_FOUND"

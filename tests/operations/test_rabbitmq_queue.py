@@ -21,7 +21,7 @@ from service.operations.operation import parent_name
 from service.operations.rabbitmq.messages import PARTITIONS
 from tests.conftest import OwnPostgres, StartProgram
 from tests.observing import until
-from tests.rabbitmq.consuming import (
+from tests.operations.consuming import (
     Settings,
     check_order,
     on_channel,
@@ -29,9 +29,16 @@ from tests.rabbitmq.consuming import (
     try_to_submit,
     wait_until_consuming,
 )
+from tests.operations.queues import Queue
+from tests.operations.submitter import Submitter
 from tests.rest_client import Client
-from tests.submitter import Submitter, problem
-from tests.submitting import metadata_of, response_of
+
+
+@pytest.fixture
+def queue(queue_in_rabbitmq: Queue) -> Queue:
+    """Of RabbitMQ alone."""
+    return queue_in_rabbitmq
+
 
 # Seconds after which a quorum queue is known to the broker that restarts after a kill.
 QUEUES_KNOWN_AFTER = 3.5
@@ -46,38 +53,6 @@ def stopped(pid: int) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
-
-
-def test_an_operation_ends_as_the_synchronous_call_does(
-    client: Submitter, start_consumer: StartProgram, organization: str
-) -> None:
-    names = [
-        client.upsert(organization, "a", 0, 10, title="Cut"),
-        client.upsert(organization, "b", 5, 15),
-        client.upsert(organization, "a", 0, 10, title="Cut"),
-        client.upsert(organization, "a", 0, 20),
-        client.cancel(organization, "a"),
-        client.cancel(organization, "nowhere"),
-    ]
-    assert not any(client.get(name).done for name in names)
-    assert client.organization(organization).changes() == []
-    start_consumer()
-    ended = [client.ended(name) for name in names]
-    org = client.organization(organization)
-    assert [metadata_of(ended[n]).outcome for n in (0, 2, 3, 4)] == [
-        pb.CREATED,
-        pb.UNCHANGED,
-        pb.UPDATED,
-        pb.CANCELLED,
-    ]
-    assert response_of(ended[4]) == org.get("a")
-    taken = problem(ended[1])
-    assert (taken.reason, [each.id for each in taken.conflicts]) == ("TIME_RANGE_CONFLICT", ["a"])
-    assert problem(ended[5]).reason == "APPOINTMENT_NOT_FOUND"
-    assert [entry.appointment for entry in org.changes()] == [
-        response_of(ended[n]) for n in (0, 3, 4)
-    ]
-    org.check_history()
 
 
 def test_an_id_that_cannot_have_been_given_out_is_not_found(
@@ -193,28 +168,6 @@ def test_a_broker_that_hangs_keeps_nobody_waiting(
     start_consumer()
     client.all_ended([client.upsert(organization, "2", 2, 3)])
     check_order(client, organization, 3)
-
-
-def test_keys_and_etags_hold_for_accepted_writes(
-    client: Submitter, start_consumer: StartProgram, organization: str
-) -> None:
-    start_consumer()
-    org = client.organization(organization)
-    first = client.upsert(organization, "a", 0, 10, idempotency_key="k")
-    again = client.upsert(organization, "a", 0, 10, idempotency_key="k")
-    other = client.upsert(organization, "a", 0, 20, idempotency_key="k")
-    created = response_of(client.ended(first))
-    assert response_of(client.ended(again)) == created
-    assert problem(client.ended(other)).reason == "IDEMPOTENCY_KEY_REUSED"
-    assert org.upsert("a", 0, 10, idempotency_key="k").appointment == created
-    changed = org.upsert("a", 0, 11, etag=created.etag).appointment
-    late = client.upsert(organization, "a", 0, 12, etag=created.etag)
-    assert problem(client.ended(late)).reason == "ETAG_MISMATCH"
-    fresh = client.upsert(organization, "a", 0, 13, etag=changed.etag)
-    assert response_of(client.ended(fresh)).version == 3
-    exists = client.upsert(organization, "a", 0, 14, create_only=True)
-    assert problem(client.ended(exists)).reason == "APPOINTMENT_EXISTS"
-    assert len(org.changes()) == 3
 
 
 def test_a_broker_that_is_killed_loses_nothing_that_was_accepted(

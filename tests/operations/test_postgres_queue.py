@@ -1,11 +1,9 @@
-"""Workers: in order, once, whatever is killed, stopped or away."""
+"""What only the queue in PostgreSQL has: leases with fences, and lists of what waits."""
 
 import json
-import random
 import signal
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -14,58 +12,11 @@ import pytest
 from appointments.v1 import appointment_pb2 as pb
 from google.longrunning import operations_pb2 as lro
 
-from local.stack import DATABASE
-from tests.conftest import OwnPostgres, StartProgram
+from tests.api import refusal
+from tests.conftest import StartProgram
 from tests.observing import until
-from tests.place import SHORT, Place, queued_write
-from tests.submitting import Submissions, metadata_of, response_of
-
-
-def test_several_workers_keep_the_order_of_each_organization(
-    place: Place, start_beside: StartProgram
-) -> None:
-    organizations = [place.organization(f"o{number}") for number in range(4)]
-
-    def submit(org: Submissions) -> None:
-        for number in range(150):
-            org.upsert("a", 0, number + 1, title=str(number))
-
-    with ThreadPoolExecutor(8) as pool:
-        submitting = list(pool.map(lambda org: pool.submit(submit, org), organizations))
-        for _ in range(3):
-            start_beside()
-        for done in submitting:
-            done.result()
-    until(place.all_applied)
-    for org in organizations:
-        titles = [entry.appointment.title for entry in org.org.changes()]
-        assert titles == [str(number) for number in range(150)]
-        org.org.check_history()
-
-
-def test_what_is_accepted_survives_when_everything_is_killed(
-    place: Place, start_beside: StartProgram, start_service: StartProgram
-) -> None:
-    worker = start_beside()
-    accepted = []
-    for number in range(200):
-        accepted.append(
-            place.organization(f"o{number % 5}").upsert(str(number), number, number + 1)
-        )
-        if number == 100:
-            worker.kill()
-    place.service.kill()
-    assert place.count("queued_operations") > 0
-    again = start_service(DATABASE_URL=place.url)
-    start_beside(**SHORT)
-    with grpc.insecure_channel(again.address) as channel:
-        for operation in accepted:
-            done = Submissions(channel, "").wait(operation)
-            assert metadata_of(done).outcome == pb.CREATED
-        for number in range(5):
-            org = Submissions(channel, f"o{number}").org
-            assert len(org.changes()) == 40
-            org.check_history()
+from tests.operations.place import SHORT, Place, queued_write
+from tests.operations.submissions import metadata_of
 
 
 def test_nothing_is_answered_before_it_is_stored(place: Place) -> None:
@@ -79,43 +30,6 @@ def test_nothing_is_answered_before_it_is_stored(place: Place) -> None:
         holder.rollback()
         accepted = submitting.result()
         assert org.listed() == [accepted.name]
-
-
-@pytest.mark.parametrize("immediate", [True, False], ids=["crash", "restart"])
-def test_the_database_away_and_back_while_operations_are_queued(
-    own_postgres: OwnPostgres,
-    start_service: StartProgram,
-    start_worker: StartProgram,
-    immediate: bool,
-) -> None:
-    postgres = own_postgres()
-    url = postgres.url(DATABASE)
-    service = start_service(DATABASE_URL=url)
-    workers = [start_worker(DATABASE_URL=url) for _ in range(2)]
-    with grpc.insecure_channel(service.address) as channel:
-        org = Submissions(channel, "o")
-        accepted = [org.upsert(str(number), number, number + 1) for number in range(300)]
-        postgres.stop(immediate=immediate)
-        for worker in workers:
-            worker.wait_for_event(lambda event: event["event"] == "operations not applied")
-        postgres.start()
-        started = time.monotonic()
-        accepted += [_patiently(lambda: org.upsert("later", 400, 401))]
-        for operation in accepted:
-            assert metadata_of(org.wait(operation)).outcome == pb.CREATED
-        assert time.monotonic() - started < 10, "leases are given back, not waited for"
-        assert len(org.org.changes()) == 301
-        org.org.check_history()
-    assert [worker.stop() for worker in workers] == [0, 0]
-
-
-def _patiently(submit: Callable[[], lro.Operation]) -> lro.Operation:
-    while True:
-        try:
-            return submit()
-        except grpc.RpcError as error:
-            assert error.code() == grpc.StatusCode.UNAVAILABLE
-            time.sleep(0.05)
 
 
 def test_a_worker_stopped_beyond_its_lease_has_no_effect_when_it_goes_on(
@@ -244,58 +158,39 @@ def test_large_organizations_do_not_keep_small_ones_waiting(
     assert place.count("(SELECT DISTINCT organization_id FROM queued_operations) AS left_over") == 6
 
 
-def test_synchronous_and_asynchronous_writes_keep_every_promise_together(
-    place: Place, start_beside: StartProgram
-) -> None:
-    for _ in range(2):
-        start_beside()
-    organizations = [place.organization(f"o{number}") for number in range(3)]
+def test_lists_show_what_is_queued_too(place: Place, start_beside: StartProgram) -> None:
+    later = place.organization("o")
+    names = [later.upsert(str(number), 0, 1).name for number in range(9)]
+    # By their ids: of one millisecond they are in no order.
+    assert later.listed(filter="done=false", page_size=4) == sorted(names, reverse=True)
+    assert later.listed(filter="done=true") == later.listed(filter="error:*") == []
+    worker = start_beside()
+    for name in names:
+        later.wait(lro.Operation(name=name))
+    worker.stop()
+    queued = [later.upsert(str(number), 0, 1).name for number in range(3)]
+    every = sorted([*names, *queued], reverse=True)
+    assert later.listed(page_size=1) == later.listed(page_size=0) == every
+    assert later.listed(filter="done=false") == sorted(queued, reverse=True)
+    assert later.listed(filter="done=true", page_size=4) == sorted(names, reverse=True)
+    assert later.listed(filter="error:*", page_size=3) == sorted(names[1:], reverse=True)
 
-    def write(writer: int) -> list[tuple[Submissions, lro.Operation]]:
-        rng = random.Random(writer)
-        accepted = []
-        for number in range(60):
-            org = rng.choice(organizations)
-            id, start = str(rng.randrange(30)), rng.randrange(200)
-            options = {"idempotency_key": f"{writer}-{number}"} if rng.random() < 0.5 else {}
-            try:
-                match rng.randrange(5):
-                    case 0:
-                        org.org.cancel(id)
-                    case 1:
-                        accepted.append((org, org.cancel(id)))
-                    case 2:
-                        org.org.upsert(id, start, start + 5, **options)
-                    case _:
-                        accepted.append((org, org.upsert(id, start, start + 5, **options)))
-                        if options:
-                            accepted.append((org, org.upsert(id, start, start + 5, **options)))
-            except grpc.RpcError as error:
-                assert error.code() in (
-                    grpc.StatusCode.ALREADY_EXISTS,
-                    grpc.StatusCode.NOT_FOUND,
-                )
-        return accepted
 
-    with ThreadPoolExecutor(16) as pool:
-        accepted = [pair for pairs in pool.map(write, range(16)) for pair in pairs]
-    until(place.all_applied)
-    histories = {
-        org.id: {entry.revision: entry for entry in org.org.changes()} for org in organizations
-    }
-    for org, operation in accepted:
-        done = org.get(operation.name)
-        assert done.done
-        if done.WhichOneof("result") == "response":
-            stored = response_of(done)
-            entry = histories[org.id][stored.revision]
-            assert stored == entry.appointment
-            outcome = pb.Outcome.Name(metadata_of(done).outcome)
-            assert outcome in (pb.HistoryEntry.Change.Name(entry.change), "UNCHANGED")
-        else:
-            assert done.error.code in (
-                grpc.StatusCode.ALREADY_EXISTS.value[0],
-                grpc.StatusCode.NOT_FOUND.value[0],
-            )
-    for org in organizations:
-        org.org.check_history()
+def test_an_operation_of_another_organization_is_not_found(place: Place) -> None:
+    org = place.organization("here")
+    accepted = org.upsert("a", 0, 1)
+    other = accepted.name.replace(org.id, "elsewhere")
+    with pytest.raises(grpc.RpcError) as caught:
+        org.get(other)
+    assert refusal(caught.value).reason == "OPERATION_NOT_FOUND"
+
+
+def test_results_are_purged_when_they_are_old(place: Place, start_beside: StartProgram) -> None:
+    later = place.organization("o")
+    start_beside(OPERATION_RETENTION_DAYS="0.000001")
+    names = [later.upsert(str(number), number, number + 1).name for number in range(5)]
+    until(lambda: len(later.org.changes()) == 5)
+    until(lambda: later.listed() == [])
+    with pytest.raises(grpc.RpcError) as caught:
+        later.get(names[0])
+    assert refusal(caught.value).reason == "OPERATION_NOT_FOUND"

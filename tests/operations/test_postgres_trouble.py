@@ -11,8 +11,8 @@ from appointments.v1 import appointment_pb2 as pb
 from tests.api import refusal_of
 from tests.conftest import StartProgram
 from tests.observing import PATIENT, held_lock, until
-from tests.place import SHORT, Place, queued_write
-from tests.submitting import metadata_of
+from tests.operations.place import SHORT, Place, queued_write
+from tests.operations.submissions import metadata_of
 
 
 @pytest.mark.parametrize(

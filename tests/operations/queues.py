@@ -1,0 +1,76 @@
+"""The operation queues as the tests see them: what is promised of one is promised of each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psycopg
+from aio_pika.abc import AbstractChannel
+
+from local.programs import Program
+from service.operations.rabbitmq.messages import PARTITIONS
+from service.operations.rabbitmq.queue import DEAD, UNREADABLE
+from tests.operations.consuming import Settings, on_channel, wait_until_consuming, waiting
+from tests.operations.place import SHORT
+
+QUEUES = ("postgres", "rabbitmq")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """An operation queue, and how programs are told to use it."""
+
+    name: str
+    # Of services and workers.
+    settings: Settings
+    # Of workers, with which others soon take over the work of one that hangs.
+    impatient: Settings
+    # Returns when a worker that listens takes operations.
+    wait_until_ready: Callable[[Program], None]
+    # The same after it has hung.
+    wait_until_ready_again: Callable[[Program], None]
+    # How many operations no worker has been given.
+    untaken: Callable[[Settings], int]
+
+
+def postgres_queue() -> Queue:
+    return Queue(
+        name="postgres",
+        settings={"OPERATION_QUEUE": "postgres"},
+        impatient=SHORT,
+        wait_until_ready=lambda _worker: None,
+        wait_until_ready_again=lambda _worker: None,
+        untaken=_not_leased,
+    )
+
+
+def rabbitmq_queue(url: str) -> Queue:
+    return Queue(
+        name="rabbitmq",
+        settings={"OPERATION_QUEUE": "rabbitmq", "AMQP_URL": url},
+        impatient={"AMQP_URL": f"{url}?heartbeat=1"},
+        wait_until_ready=wait_until_consuming,
+        wait_until_ready_again=lambda worker: wait_until_consuming(worker, 2),
+        untaken=lambda settings: waiting(settings, *PARTITIONS),
+    )
+
+
+def _not_leased(settings: Settings) -> int:
+    with psycopg.connect(settings["DATABASE_URL"]) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM queued_operations AS q WHERE NOT EXISTS ("
+            " SELECT FROM operation_leases AS l WHERE l.organization_id = q.organization_id"
+            " AND l.leased_until > clock_timestamp())"
+        ).fetchone()
+    assert row is not None
+    count: int = row[0]
+    return count
+
+
+def delete_queues(url: str) -> None:
+    """Forget every operation in RabbitMQ."""
+
+    async def delete(channel: AbstractChannel) -> None:
+        for name in (*PARTITIONS, DEAD, UNREADABLE):
+            await channel.queue_delete(name)
+
+    on_channel(url, delete)
