@@ -157,7 +157,7 @@ class TestSilence:
         assert {status["grpc-message"] for status in statuses.values()} == {
             "no request came in time; nothing was written"
         }
-        assert took >= 0.5
+        assert 0.5 <= took < 5
 
     def test_a_request_that_trickles_has_no_more_time(self, impatient: Program) -> None:
         with Connection(impatient.address) as connection:

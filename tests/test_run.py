@@ -225,7 +225,7 @@ def test_a_port_is_looked_for_on_the_programs_own_address(name: str) -> None:
     with taken_port() as port:
         elsewhere = {"GRPC_HOST": "127.0.0.2", "GATEWAY_HOST": "127.0.0.2"}
         check_ports({**ANY_PORT, **elsewhere, name: port})
-        with pytest.raises(StartError):
+        with pytest.raises(StartError, match=rf"^port {port} is in use .*{name}"):
             check_ports({**ANY_PORT, name: port})
 
 
