@@ -13,9 +13,7 @@ import psutil
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from local.programs import Program, StartError
 from local.rabbitmq import RabbitMQ
-from local.stack import ANY_PORT, base_environment
 from service.amqp import Broker, Outgoing
 from service.errors import BrokerUnavailable
 from service.rpc.status import status_of
@@ -188,14 +186,3 @@ async def test_nobody_learns_the_password() -> None:
     for text in (failure.message, repr(failure), repr(failure.__cause__)):
         assert "s3cret" not in text
     await broker.close()
-
-
-@pytest.mark.parametrize(
-    "url", ["amqp://me:s3cret@host:port/", "http://me:s3cret@host/", "amqp:s3cret", "s3cret"]
-)
-def test_a_url_that_is_none_is_said_without_repeating_it(url: str) -> None:
-    settings = {**ANY_PORT, "DATABASE_URL": "postgresql://nowhere", "AMQP_URL": url}
-    with pytest.raises(StartError) as caught:
-        Program("service", {**base_environment(), **settings}).wait_until_listening()
-    assert "AMQP_URL: must be like amqp://" in str(caught.value)
-    assert "s3cret" not in str(caught.value)

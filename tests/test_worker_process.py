@@ -34,20 +34,6 @@ def test_without_a_database_it_says_so(start_worker: StartProgram) -> None:
     assert "the database of DATABASE_URL cannot be used" in words
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("WORKER_CONNECTIONS", "2"),
-        ("WORKER_METRICS_PORT", "70000"),
-        ("OPERATION_LEASE", "soon"),
-        ("OPERATION_POLL_INTERVAL", "0"),
-        ("OPERATION_RETENTION_DAYS", "0"),
-    ],
-)
-def test_a_wrong_setting_is_named(start_worker: StartProgram, name: str, value: str) -> None:
-    assert f"error: {name}: " in failed_start(lambda: start_worker(**{name: value}))
-
-
 def test_a_second_worker_on_the_same_metrics_port_says_so(start_worker: StartProgram) -> None:
     port = str(start_worker().metrics_port)
     words = failed_start(lambda: start_worker(WORKER_METRICS_PORT=port))

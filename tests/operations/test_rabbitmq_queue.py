@@ -14,7 +14,7 @@ import pytest
 from aio_pika.abc import AbstractChannel
 from appointments.v1 import appointment_pb2 as pb
 
-from local.programs import Program, StartError
+from local.programs import Program
 from local.rabbitmq import RabbitMQ
 from local.stack import DATABASE
 from service.operations.operation import parent_name
@@ -221,15 +221,3 @@ def test_queues_that_somebody_made_otherwise_are_told(
     for program in (queue_service, worker):
         event = program.wait_for_event(lambda event: "PRECONDITION_FAILED" in str(event))
         assert PARTITIONS[0] in event["error"]
-
-
-@pytest.mark.parametrize("arguments", ["service", "worker"])
-def test_rabbitmq_without_its_url_is_one_line(
-    start_service: StartProgram, start_worker: StartProgram, arguments: str
-) -> None:
-    start = start_service if arguments == "service" else start_worker
-    with pytest.raises(StartError, match="OPERATION_QUEUE=rabbitmq needs AMQP_URL") as caught:
-        start(OPERATION_QUEUE="rabbitmq")
-    assert "Traceback" not in str(caught.value)
-    with pytest.raises(StartError, match="AMQP_URL: must be like amqp://"):
-        start(OPERATION_QUEUE="rabbitmq", AMQP_URL="localhost:5672")
