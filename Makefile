@@ -6,7 +6,7 @@ PROTO_FILES := $(sort $(wildcard protos/appointments/v1/*.proto protos/appointme
 SERVICE_FILES := $(sort $(wildcard protos/appointments/v1/*_service.proto)) protos/appointments/relay/v1/relay.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format migrate migration schema demo demo-fosdem bench bench-quick bench-plot protos lock audit clean
+.PHONY: help run test test-fast chaos lint format migrate migration schema demo demo-fosdem bench bench-quick bench-plot protos lock audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,8 +66,16 @@ migration: .venv/running ## Write the migration that changes the functions to mi
 schema: .venv/running ## Write migrations/schema.sql from the migrations
 	@$(BIN)/python -m local.schema dump
 
-test: .venv/installed ## Run the whole test suite
+test: .venv/installed ## Run the whole test suite (five minutes)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+test-fast: .venv/installed ## Run the tests that need no programs of their own (a minute)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --fast
+
+CHAOS_OPERATIONS ?= 10000
+
+chaos: .venv/installed ## Kill every process repeatedly during 10,000 asynchronous writes to each queue
+	CHAOS_OPERATIONS=$(CHAOS_OPERATIONS) $(BIN)/python -m pytest -s tests/test_chaos.py
 
 lint: .venv/installed .venv/protoc/installed ## Check style, types, imports, dependencies, protos, stubs and migrations
 	$(BIN)/ruff check .

@@ -35,6 +35,8 @@ OwnPostgres = Callable[..., EmbeddedPostgres]
 CreateDatabase = Callable[[], str]
 
 SHARED_DIRECTORY = pytest.StashKey[Path]()
+# Fixtures that start something for a test or a module alone.
+STARTERS = frozenset({"fork", "own_postgres", "rabbitmq", "start_run", "tools"})
 LINES_SHOWN = 40
 # What asyncio, and our programs' logs, say of a failure that nobody awaited.
 UNNOTICED = (
@@ -69,7 +71,29 @@ def pytest_report_header() -> str:
     if not url:
         return "PostgreSQL: embedded"
     host = urlsplit(url).hostname or "a Unix socket"
-    return f"PostgreSQL: a new database on {host} (TEST_DATABASE_URL)"
+    return f"PostgreSQL: new databases on {host} (TEST_DATABASE_URL)"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="leave out tests that start programs or servers of their own or are marked slow",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Obey --fast."""
+    if not config.getoption("--fast"):
+        return
+    slow = [item for item in items if _is_slow(item)]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    fixtures: list[str] = getattr(item, "fixturenames", [])
+    return item.get_closest_marker("slow") is not None or not STARTERS.isdisjoint(fixtures)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

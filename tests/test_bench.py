@@ -25,6 +25,8 @@ from local.rabbitmq import server_script
 from tests.conftest import CreateDatabase, StartProgram
 from tests.observing import PATIENT, held_lock, until
 
+pytestmark = pytest.mark.slow
+
 
 async def load(
     program: Program, work: Workload, *, callers: int = 64, seconds: float = 0.3

@@ -14,6 +14,8 @@ from demo.rest import Rest
 from local.programs import ROOT, Program
 from local.stack import base_environment
 
+pytestmark = pytest.mark.slow
+
 
 def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     """What `make demo` runs."""

@@ -18,6 +18,8 @@ from local.rabbitmq import free_ports
 from local.stack import base_environment
 from tests.reader import Reader, blocks_of, commands_of
 
+pytestmark = pytest.mark.slow
+
 # In the order in which a newcomer reads them. Each continues what those before it have started.
 FIRST = [ROOT / "README.md", ROOT / "docs/api.md", ROOT / "docs/events.md"]
 DOCUMENTS = [*FIRST, *sorted({*(ROOT / "docs").rglob("*.md")} - {*FIRST})]

@@ -16,6 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.api import MORNING, Organization, at, batch_request, refusal, refusal_of
 from tests.model import Answer, Content, Model, Stored, Write
 
+pytestmark = pytest.mark.slow
+
 MINUTES = st.integers(min_value=0, max_value=12)
 FEW_IDS = st.sampled_from(["a", "b", "c", "d"])
 RESOURCES = st.sampled_from(["", "r"])

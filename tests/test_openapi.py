@@ -8,6 +8,8 @@ import pytest
 
 from local.programs import Program
 
+pytestmark = pytest.mark.slow
+
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 
 
