@@ -12,7 +12,7 @@ import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -290,13 +290,9 @@ def start_gateway(request: pytest.FixtureRequest, fork: StartProgram) -> Iterato
         yield start
 
 
-@pytest.fixture
-def own_postgres(clusters: Clusters) -> Iterator[OwnPostgres]:
-    """Start a server of the test's own, which it may stop and start again.
-
-    `own_postgres()` has a migrated database, `own_postgres(migrated=False)` an empty one:
-    `server.url("appointments")`. More arguments are settings of the server.
-    """
+@contextmanager
+def postgres_starts(clusters: Clusters) -> Iterator[OwnPostgres]:
+    """What starts servers that stop when the block ends. See own_postgres."""
     with ExitStack() as stack:
 
         def start(*, migrated: bool = True, **settings: str) -> EmbeddedPostgres:
@@ -307,6 +303,17 @@ def own_postgres(clusters: Clusters) -> Iterator[OwnPostgres]:
             server.start()
             return server
 
+        yield start
+
+
+@pytest.fixture
+def own_postgres(clusters: Clusters) -> Iterator[OwnPostgres]:
+    """Start a server of the test's own, which it may stop and start again.
+
+    `own_postgres()` has a migrated database, `own_postgres(migrated=False)` an empty one:
+    `server.url("appointments")`. More arguments are settings of the server.
+    """
+    with postgres_starts(clusters) as start:
         yield start
 
 

@@ -21,6 +21,7 @@ from demo.rest import Rest
 from local.postgres import _open_ways
 from local.programs import ROOT, StartError
 from local.stack import ANY_PORT, base_environment, check_ports
+from tests.databases import Clusters
 
 WITHIN = 60
 
@@ -86,13 +87,15 @@ StartRun = Callable[..., Run]
 
 
 @pytest.fixture
-def start_run(tmp_path: Path) -> Iterator[StartRun]:
-    """Start `make run` with a data directory of the test's own."""
+def start_run(tmp_path: Path, clusters: Clusters) -> Iterator[StartRun]:
+    """Start `make run` with a data directory of the test's own; `prepared`, it is made already."""
     runs: list[Run] = []
     if os.geteuid() == 0:
         _open_ways(tmp_path / "postgres")  # so that no run has anything to say of it
 
-    def start(**settings: str) -> Run:
+    def start(*, prepared: bool = False, **settings: str) -> Run:
+        if prepared:
+            clusters.copy_to(tmp_path / "postgres", migrated=True)
         settings.setdefault("RUN_DATA_DIR", str(tmp_path / "postgres"))
         runs.append(Run(settings))
         return runs[-1]
@@ -134,7 +137,7 @@ async def test_it_answers_and_stops_in_order_and_finds_its_data_again(
 
 
 def test_the_printed_commands_work(start_run: StartRun) -> None:
-    run = start_run().wait_until_ready()
+    run = start_run(prepared=True).wait_until_ready()
     commands = run.output.split("Try:\n")[1].split("\n\n")[0].splitlines()
     assert [command.split()[0] for command in commands] == [
         "curl",
@@ -213,7 +216,7 @@ def test_every_setting_is_checked_before_anything_starts(
 
 
 def test_a_misspelt_setting_is_told(start_run: StartRun) -> None:
-    run = start_run(GATEWAY_PRT="3001", GATEWAYS="2").wait_until_ready()
+    run = start_run(prepared=True, GATEWAY_PRT="3001", GATEWAYS="2").wait_until_ready()
     told = "GATEWAY_PRT is no setting: is GATEWAY_PORT meant?\n"
     assert run.output.count("is no setting") == run.output.count(told) == 1
     assert run.press_ctrl_c() == (0, "")
@@ -251,7 +254,7 @@ async def test_a_database_url_is_used_and_nothing_embedded(
 
 
 async def test_a_second_run_is_one_line_and_leaves_the_first_alone(start_run: StartRun) -> None:
-    first = start_run().wait_until_ready()
+    first = start_run(prepared=True).wait_until_ready()
     same_port = start_run(GRPC_PORT=first.grpc_port).end()
     assert same_port[0] == 1
     assert f"port {first.grpc_port} is in use by process" in same_port[1]
@@ -270,7 +273,7 @@ async def test_showing_the_logs_costs_little(start_run: StartRun) -> None:
 
     A gateway spends some 200 us on a request; two lines of each are shown.
     """
-    run = start_run().wait_until_ready()
+    run = start_run(prepared=True).wait_until_ready()
     shown = asyncio.create_task(asyncio.to_thread(run.end))
     process = psutil.Process(run.process.pid)
     requests = 3000
@@ -295,7 +298,7 @@ async def test_showing_the_logs_costs_little(start_run: StartRun) -> None:
 
 @pytest.mark.parametrize("name", ["service", "gateway"])
 def test_a_program_that_ends_stops_everything(start_run: StartRun, name: str) -> None:
-    run = start_run().wait_until_ready()
+    run = start_run(prepared=True).wait_until_ready()
     processes = run.descendants()
     victim = next(process for process in processes if process.cmdline()[-2:] == ["-m", name])
     victim.kill()
@@ -309,7 +312,7 @@ def test_a_program_that_ends_stops_everything(start_run: StartRun, name: str) ->
     sys.platform != "linux", reason="only Linux tells a process of its parent's end"
 )
 async def test_after_kill_nothing_is_left_and_the_next_run_works(start_run: StartRun) -> None:
-    run = start_run().wait_until_ready()
+    run = start_run(prepared=True).wait_until_ready()
     async with Rest.connected(run.url) as rest:
         assert (await rest.upsert(BODY)).status == 201
     processes = run.descendants()
@@ -341,7 +344,7 @@ def test_a_directory_that_is_opened_is_named(
 
 
 def test_it_runs_by_ipv6_and_the_printed_urls_are_reached(start_run: StartRun) -> None:
-    run = start_run(GRPC_HOST="::1", GATEWAY_HOST="[::]").wait_until_ready()
+    run = start_run(prepared=True, GRPC_HOST="::1", GATEWAY_HOST="[::]").wait_until_ready()
     with urllib.request.urlopen(f"{run.url}/readyz") as answer:
         assert answer.status == 200
     port = run.url.rpartition(":")[2]
