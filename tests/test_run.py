@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import aiohttp
 import psutil
@@ -84,6 +85,13 @@ class Run:
 
 
 StartRun = Callable[..., Run]
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In a place of its own: pytest closes its directories to PostgreSQL's user at any start."""
+    with TemporaryDirectory(prefix="appointments-") as path:
+        yield Path(path)
 
 
 @pytest.fixture
