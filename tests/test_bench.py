@@ -16,6 +16,7 @@ import pytest
 from bench.dispatch import measure
 from bench.driver import drive
 from bench.eventual import missing
+from bench.forms import writers
 from bench.generators import driver, wrk, wrk_is_installed
 from bench.measured import Measured
 from bench.stored import overlapping, preload
@@ -224,3 +225,16 @@ def check(row: Mapping[str, Any]) -> None:
     else:
         assert row["ratio"] > 0
         assert row["cpu_us"]["service"] > 0
+
+
+def test_all_forms_of_a_result_have_the_same_appointments(create_database: CreateDatabase) -> None:
+    with writers(create_database()) as made:
+        found = {title: writer.write(3) for title, writer in made.items()}
+        assert len(found) == 5
+        first, *others = (
+            [(each.id, each.start, each.end, each.title, each.revision) for each in appointments]
+            for appointments in found.values()
+        )
+        assert [revision for *_, revision in first] == [1, 2, 3]
+        assert all(other == first for other in others)
+        assert all(min(writer.measure(2, 2)) > 0 for writer in made.values())

@@ -39,6 +39,7 @@ NOT_RUN = {
     "make migrate": "tests/test_migrations.py",
     "make migration NAME=what_changes": "tests/test_schema.py",
     "make schema": "tests/test_schema.py",
+    "python -m bench.forms": "tests/test_bench.py",
     "make protos": "make lint, which runs it and compares",
     "make lint": ".ci/run",
     "make help": "tests/test_docs.py",
