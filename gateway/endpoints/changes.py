@@ -22,7 +22,7 @@ from appointments.v1.appointment_service_pb2 import (
 
 from gateway.endpoints.organizations import organization_reader
 from gateway.endpoints.rpc import CallEndpoint
-from gateway.http.exchange import Exchange
+from gateway.http.context import RequestContext
 from gateway.http.problems import FieldError, ProblemError, StatusReader, invalid_fields
 from gateway.http.streams import (
     MEDIA_TYPE,
@@ -84,41 +84,41 @@ class ChangesEndpoint:
         self._patience = patience
         self._log = structlog.get_logger()
 
-    async def __call__(self, exchange: Exchange) -> StreamResponse:
+    async def __call__(self, context: RequestContext) -> StreamResponse:
         """Answer. Raises `ProblemError` for every refusal, before a stream begins."""
-        last_event_id = _last_event_id(exchange.request)
-        if accepts_events(exchange.request):
-            return await self._stream(exchange, last_event_id)
-        answer = await self._page(exchange)
+        last_event_id = _last_event_id(context.request)
+        if accepts_events(context.request):
+            return await self._stream(context, last_event_id)
+        answer = await self._page(context)
         answer.headers[hdrs.VARY] = hdrs.ACCEPT
         return answer
 
-    async def _stream(self, exchange: Exchange, last_event_id: int | None) -> StreamResponse:
-        exchange.method = self._stream_name
-        metadata = metadata_of(exchange)
-        asked: Any = self._input.read(exchange, b"")
-        exchange.organization = self._organization_of(asked)
+    async def _stream(self, context: RequestContext, last_event_id: int | None) -> StreamResponse:
+        context.method = self._stream_name
+        metadata = metadata_of(context)
+        asked: Any = self._input.read(context, b"")
+        context.organization = self._organization_of(asked)
         resumes = last_event_id is not None
         if resumes:
             asked.after_revision = last_event_id
-        stream = EventStream(exchange, patience=self._patience)
+        stream = EventStream(context, patience=self._patience)
         try:
             async with asyncio.timeout(None) as stopping:
                 with self._streams.place(stopping):
                     try:
-                        end = await self._send(stream, exchange, asked, metadata, resumes=resumes)
+                        end = await self._send(stream, context, asked, metadata, resumes=resumes)
                     except SlowReaderError:
                         end = End.SLOW_READER
                     # It keeps its place until the rest has been read.
-                    await self._end(stream, exchange, end)
+                    await self._end(stream, context, end)
         except TimeoutError:
-            await self._end(stream, exchange, End.STOPPING)
+            await self._end(stream, context, End.STOPPING)
         except TooManyStreamsError:
-            await self._end(stream, exchange, End.OVERLOADED)
+            await self._end(stream, context, End.OVERLOADED)
         except ConnectionError:
-            await self._end(stream, exchange, End.CALLER_GONE)
+            await self._end(stream, context, End.CALLER_GONE)
         except asyncio.CancelledError:
-            await self._end(stream, exchange, End.CALLER_GONE)
+            await self._end(stream, context, End.CALLER_GONE)
             raise
         except CallError as error:
             # What the service says of the revision is said of where it was given.
@@ -132,7 +132,7 @@ class ChangesEndpoint:
     async def _send(
         self,
         stream: EventStream,
-        exchange: Exchange,
+        context: RequestContext,
         asked: WatchAppointmentsRequest,
         metadata: Metadata,
         *,
@@ -144,27 +144,27 @@ class ChangesEndpoint:
         `CallError` if the service refuses before the stream has begun.
         """
         while True:
-            messages = self._watch.follow(asked, metadata, request_id=exchange.request_id)
+            messages = self._watch.follow(asked, metadata, request_id=context.request_id)
             try:
                 async with aclosing(messages):
                     async for message in messages:
                         await stream.begin()
-                        if exchange.request.method == hdrs.METH_HEAD:
+                        if context.request.method == hdrs.METH_HEAD:
                             return None
                         if message is None or not message.entries:
                             await stream.send(HEARTBEAT)
                         else:
                             await stream.send(self._events(message))
-                            exchange.events = (exchange.events or 0) + len(message.entries)
+                            context.events = (context.events or 0) + len(message.entries)
                         resumes = resumes or message is not None
             except CallError as error:
                 latest = error.organization_revision
                 if not resumes or latest is None or latest >= asked.after_revision:
-                    if exchange.begun is None:
+                    if context.begun is None:
                         raise
                     self._log.warning(
                         "watch refused",
-                        request_id=exchange.request_id,
+                        request_id=context.request_id,
                         code=error.status.code,
                         error=error.status.message,
                     )
@@ -176,12 +176,12 @@ class ChangesEndpoint:
             await stream.send(b'id: 0\nevent: reset\ndata: {"revision":"%d"}\n\n' % latest)
             asked.after_revision = 0
 
-    async def _end(self, stream: EventStream, exchange: Exchange, end: End | None) -> None:
+    async def _end(self, stream: EventStream, context: RequestContext, end: End | None) -> None:
         if end is None or stream.ended:
             return
         self._metrics.streams_ended.labels(end).inc()
         if end is not End.CALLER_GONE:
-            exchange.code = end.name
+            context.code = end.name
         await stream.finish(end)
 
     def _events(self, message: WatchAppointmentsResponse) -> bytes:

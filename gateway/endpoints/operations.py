@@ -23,7 +23,7 @@ from google.rpc.status_pb2 import Status
 
 from gateway.endpoints.organizations import DEFAULT_ORGANIZATION, location_of
 from gateway.http.answers import json_answer
-from gateway.http.exchange import Exchange
+from gateway.http.context import RequestContext
 from gateway.http.in_flight import InFlight
 from gateway.http.problems import (
     Errors,
@@ -107,25 +107,25 @@ class OperationEndpoint:
         self._in_flight = in_flight
         self._waiting = waiting
 
-    async def __call__(self, exchange: Exchange) -> Response:
-        fields = _read_fields(exchange, _ORGANIZATION | _WAIT)
+    async def __call__(self, context: RequestContext) -> Response:
+        fields = _read_fields(context, _ORGANIZATION | _WAIT)
         try:
-            operation_id = decode_percent(exchange.variables["id"]).lower()
+            operation_id = decode_percent(context.variables["id"]).lower()
         except ValueError as error:
             raise invalid_fields([FieldError("id", str(error))]) from None
         if not _UUID.fullmatch(operation_id):
             raise _not_found()
-        exchange.organization = fields.get("organization_id", DEFAULT_ORGANIZATION)
-        name = f"{_parent(exchange.organization)}/operations/{operation_id}"
+        context.organization = fields.get("organization_id", DEFAULT_ORGANIZATION)
+        name = f"{_parent(context.organization)}/operations/{operation_id}"
         seconds = fields.get("wait", 0.0)
         if seconds:
             wait = wait_request(name, seconds)
             with self._waiting:
-                reply = await self._service.call(WAIT_OPERATION, wait, exchange, wait=seconds)
+                reply = await self._service.call(WAIT_OPERATION, wait, context, wait=seconds)
         else:
             get = GetOperationRequest(name=name)
             with self._in_flight:
-                reply = await self._service.call(GET_OPERATION, get, exchange)
+                reply = await self._service.call(GET_OPERATION, get, context)
         return self._answers.one(
             Operation.FromString(reply.response),
             HTTPStatus.OK,
@@ -146,12 +146,12 @@ class OperationsEndpoint:
         self._answers = answers
         self._in_flight = in_flight
 
-    async def __call__(self, exchange: Exchange) -> Response:
-        fields = _read_fields(exchange, _ORGANIZATION | _PAGE)
-        exchange.organization = fields.pop("organization_id", DEFAULT_ORGANIZATION)
-        request = ListOperationsRequest(name=_parent(exchange.organization), **fields)
+    async def __call__(self, context: RequestContext) -> Response:
+        fields = _read_fields(context, _ORGANIZATION | _PAGE)
+        context.organization = fields.pop("organization_id", DEFAULT_ORGANIZATION)
+        request = ListOperationsRequest(name=_parent(context.organization), **fields)
         with self._in_flight:
-            reply = await self._service.call(LIST_OPERATIONS, request, exchange)
+            reply = await self._service.call(LIST_OPERATIONS, request, context)
         return self._answers.page(
             ListOperationsResponse.FromString(reply.response),
             revision_header(reply.organization_revision),
@@ -163,11 +163,11 @@ def _not_found() -> ProblemError:
 
 
 def _read_fields(
-    exchange: Exchange, parameters: Mapping[str, QueryParameter]
+    context: RequestContext, parameters: Mapping[str, QueryParameter]
 ) -> dict[str, AnyType]:
     errors: Errors = []
     fields: dict[str, AnyType] = {}
-    read_query(exchange.query, parameters, fields, errors)
+    read_query(context.query, parameters, fields, errors)
     if errors:
         raise invalid_fields(errors)
     return fields

@@ -11,7 +11,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.http.answers import json_answer
-from gateway.http.exchange import Exchange
+from gateway.http.context import RequestContext
 from gateway.http.problems import ProblemError, refusal
 from gateway.http.server import DOCS_PATH
 from public_json.reasons import Reason
@@ -28,7 +28,7 @@ class Alive:
     name = "/healthz"
     takes_body = False
 
-    async def __call__(self, exchange: Exchange) -> Response:  # noqa: ARG002
+    async def __call__(self, context: RequestContext) -> Response:  # noqa: ARG002
         return json_answer(HTTPStatus.OK, b'{"status":"ok"}', _NO_STORE)
 
 
@@ -42,7 +42,7 @@ class Ready:
         self._stub = health_pb2_grpc.HealthStub(channel)
         self._request = health_pb2.HealthCheckRequest(service=service)
 
-    async def __call__(self, exchange: Exchange) -> Response:  # noqa: ARG002
+    async def __call__(self, context: RequestContext) -> Response:  # noqa: ARG002
         serving = health_pb2.HealthCheckResponse.SERVING
         try:
             answer = await self._stub.Check(self._request, timeout=READY_TIMEOUT)
@@ -69,7 +69,7 @@ class Page:
         self._body = body
         self._headers = {hdrs.CONTENT_TYPE: media_type, **(headers or {})}
 
-    async def __call__(self, exchange: Exchange) -> Response:  # noqa: ARG002
+    async def __call__(self, context: RequestContext) -> Response:  # noqa: ARG002
         return Response(body=self._body, headers=self._headers)
 
 

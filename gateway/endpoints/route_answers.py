@@ -14,7 +14,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from gateway.endpoints.organizations import location_of
 from gateway.http.answers import json_answer
-from gateway.http.exchange import Exchange
+from gateway.http.context import RequestContext
 from gateway.http.problems import refusal
 from gateway.transcoding.routes import Route
 from gateway.upstream.client import REVISION, revision_header
@@ -51,7 +51,7 @@ class RouteAnswers:
         self._reads = route.http_method == hdrs.METH_GET
         self._render_cached = lru_cache(CACHED_RESPONSES)(self._render_response)
 
-    def of_reply(self, exchange: Exchange, message: Message, reply: Reply) -> Response:
+    def of_reply(self, context: RequestContext, message: Message, reply: Reply) -> Response:
         """Render the service's reply to a message. Raises `ProblemError`: 412."""
         headers = {**_COMMON_HEADERS, **revision_header(reply.organization_revision)}
         if not self._has_outcome and self._location is None:
@@ -60,7 +60,7 @@ class RouteAnswers:
             else:
                 body, further = self._render_response(reply.response)
             headers.update(further)
-            if self._has_etag and _is_not_modified(exchange, headers):
+            if self._has_etag and _is_not_modified(context, headers):
                 return Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
             return json_answer(HTTPStatus.OK, body, headers)
         response = self._read_response(reply.response)
@@ -72,18 +72,18 @@ class RouteAnswers:
             body, further = self._body(shown)
             return json_answer(HTTPStatus.CREATED, body, {**headers, **further})
         dry_run = getattr(message, "validate_only", False)
-        return self.written(exchange, shown, response.outcome, headers, dry_run)
+        return self.written(context, shown, response.outcome, headers, dry_run)
 
     def written(
         self,
-        exchange: Exchange,
+        context: RequestContext,
         shown: Any,  # noqa: ANN401  messages of any type
         outcome: Outcome.ValueType,
         headers: dict[str, str],
         dry_run: bool = False,
     ) -> Response:
         """Answer a write that was made, or that would have been."""
-        headers[OUTCOME] = exchange.outcome = _OUTCOMES[outcome]
+        headers[OUTCOME] = context.outcome = _OUTCOMES[outcome]
         created = outcome == Outcome.CREATED and not dry_run
         if self._location is not None and not dry_run:
             headers[hdrs.LOCATION] = location_of(self._location, shown.id, shown.organization_id)
@@ -103,13 +103,13 @@ class RouteAnswers:
         return orjson.dumps(self._render(shown)), {ETAG: f'"{etag}"'} if etag else {}
 
 
-def _is_not_modified(exchange: Exchange, headers: Mapping[str, str]) -> bool:
+def _is_not_modified(context: RequestContext, headers: Mapping[str, str]) -> bool:
     """Evaluate the conditions of a read (RFC 9110, 13.2.2). Raises `ProblemError`: 412."""
     etag = headers[ETAG][1:-1]
-    if exchange.if_match is not None and not exchange.if_match.match_strongly(etag):
+    if context.if_match is not None and not context.if_match.match_strongly(etag):
         raise refusal(
             Reason.ETAG_MISMATCH,
             "the appointment has another etag than those in If-Match",
             {name: headers[name] for name in (REVISION, ETAG)},
         )
-    return exchange.if_none_match is not None and exchange.if_none_match.match_weakly(etag)
+    return context.if_none_match is not None and context.if_none_match.match_weakly(etag)

@@ -13,7 +13,7 @@ from gateway.endpoints.route_answers import RouteAnswers
 from gateway.endpoints.submission import Submission, read_preferences, submission_kind
 from gateway.http.bodies import BodyReader
 from gateway.http.conditions import expected_etags
-from gateway.http.exchange import Exchange
+from gateway.http.context import RequestContext
 from gateway.http.in_flight import InFlight
 from gateway.http.problems import ProblemError, refusal
 from gateway.transcoding.inputs import InputReader
@@ -63,38 +63,38 @@ class CallEndpoint:
             else None
         )
 
-    async def __call__(self, exchange: Exchange) -> Response:
+    async def __call__(self, context: RequestContext) -> Response:
         """Make the call and render its answer. Raises `ProblemError` for every refusal."""
         body = b""
         if self.takes_body:
             with self._settings.receiving:
-                body = await self._settings.bodies.read(exchange.request)
+                body = await self._settings.bodies.read(context.request)
         submission = self._submission
         with self._settings.in_flight:
-            message = self._input.read(exchange, body)
-            exchange.organization = self._organization_of(message)
-            etags = self._expected(exchange, message)
+            message = self._input.read(context, body)
+            context.organization = self._organization_of(message)
+            etags = self._expected(context, message)
             if submission is not None:
-                preferences = read_preferences(exchange.request)
+                preferences = read_preferences(context.request)
             # Of several etags only the answer to a write at once tells which to try next.
             if submission is None or not preferences.respond_async or len(etags) > 1:
-                reply = await self._call(exchange, message, etags)
-                return self._answers.of_reply(exchange, message, reply)
-            operation = await submission.submit(exchange, message)
-        return await submission.answer(exchange, operation, preferences)
+                reply = await self._call(context, message, etags)
+                return self._answers.of_reply(context, message, reply)
+            operation = await submission.submit(context, message)
+        return await submission.answer(context, operation, preferences)
 
-    def _expected(self, exchange: Exchange, message: Any) -> Sequence[str]:  # noqa: ANN401
+    def _expected(self, context: RequestContext, message: Any) -> Sequence[str]:  # noqa: ANN401
         """Give the etags of which a write expects one, and put the first into its message."""
-        if exchange.if_match is None or self._reads:
+        if context.if_match is None or self._reads:
             return ()
         body_etag = message.appointment.etag if self.takes_body else ""
-        etags = expected_etags(exchange.if_match, body_etag)
+        etags = expected_etags(context.if_match, body_etag)
         message.etag = etags[0]
         return etags
 
     async def _call(
         self,
-        exchange: Exchange,
+        context: RequestContext,
         message: Any,  # noqa: ANN401  messages of any type
         etags: Sequence[str],
     ) -> Reply:
@@ -106,13 +106,13 @@ class CallEndpoint:
         try:
             for further in etags[1:]:
                 try:
-                    return await service.call(self._rpc_path, message, exchange)
+                    return await service.call(self._rpc_path, message, context)
                 except ProblemError as error:
                     if error.problem.code != Reason.ETAG_MISMATCH:
                         raise
                 message.etag = further
-            return await service.call(self._rpc_path, message, exchange)
+            return await service.call(self._rpc_path, message, context)
         except ProblemError as error:
-            if exchange.if_match is None or error.problem.code != Reason.APPOINTMENT_NOT_FOUND:
+            if context.if_match is None or error.problem.code != Reason.APPOINTMENT_NOT_FOUND:
                 raise
             raise refusal(Reason.ETAG_MISMATCH, error.problem.detail, error.headers) from error

@@ -21,7 +21,7 @@ from gateway.endpoints.operations import (
     wait_request,
 )
 from gateway.endpoints.route_answers import RouteAnswers
-from gateway.http.exchange import Exchange
+from gateway.http.context import RequestContext
 from gateway.http.in_flight import InFlight
 from gateway.http.problems import ProblemError
 from gateway.upstream.client import ServiceCaller, revision_header
@@ -93,15 +93,15 @@ class Submission:
         self._operations = operations
         self._waiting = waiting
 
-    async def submit(self, exchange: Exchange, request: Message) -> Operation:
+    async def submit(self, context: RequestContext, request: Message) -> Operation:
         """Submit. Raises `ProblemError` for what is not accepted, or not known to be."""
         submission = SubmitAppointmentRequest()
         getattr(submission, self._kind).CopyFrom(request)
-        reply = await self._service.call(SUBMIT, submission, exchange)
+        reply = await self._service.call(SUBMIT, submission, context)
         return Operation.FromString(reply.response)
 
     async def answer(
-        self, exchange: Exchange, operation: Operation, preferences: Preferences
+        self, context: RequestContext, operation: Operation, preferences: Preferences
     ) -> Response:
         """Wait for the end as long as the caller likes to, and answer.
 
@@ -114,7 +114,7 @@ class Submission:
             try:
                 with self._waiting:
                     reply = await self._service.call(
-                        WAIT_OPERATION, wait, exchange, wait=preferences.wait
+                        WAIT_OPERATION, wait, context, wait=preferences.wait
                     )
             except ProblemError:
                 pass
@@ -130,4 +130,4 @@ class Submission:
             raise ProblemError(self._operations.statuses.of_status(operation.error), headers)
         metadata = OperationMetadata.FromString(operation.metadata.value)
         stored = Appointment.FromString(operation.response.value)
-        return self._answers.written(exchange, stored, metadata.outcome, {**NO_STORE, **headers})
+        return self._answers.written(context, stored, metadata.outcome, {**NO_STORE, **headers})

@@ -6,7 +6,7 @@ import orjson
 from aiohttp import hdrs
 from aiohttp.web import Response, StreamResponse
 
-from gateway.http.exchange import Exchange
+from gateway.http.context import RequestContext
 from gateway.http.problems import MEDIA_TYPE, Problem
 
 REQUEST_ID = "X-Request-Id"
@@ -21,21 +21,21 @@ def json_answer(status: int, body: bytes, headers: Mapping[str, str]) -> Respons
     )
 
 
-def sign(response: StreamResponse, exchange: Exchange) -> None:
+def sign(response: StreamResponse, context: RequestContext) -> None:
     """Add the headers that every answer has."""
-    response.headers[REQUEST_ID] = exchange.request_id
+    response.headers[REQUEST_ID] = context.request_id
     response.headers[hdrs.SERVER] = "appointments"  # aiohttp would tell its version
 
 
 def problem_answer(
-    exchange: Exchange, problem: Problem, headers: Mapping[str, str] | None = None
+    context: RequestContext, problem: Problem, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Answer with a problem. `Connection: close` among the headers closes the connection."""
-    exchange.code = problem.code
+    context.code = problem.code
     response = Response(
         status=problem.status,
         reason=problem.status.phrase,
-        body=orjson.dumps(problem.body(exchange.request_id)),
+        body=orjson.dumps(problem.body(context.request_id)),
         headers={hdrs.CONTENT_TYPE: MEDIA_TYPE, hdrs.CACHE_CONTROL: "no-store"},
     )
     response.headers.update(headers or {})

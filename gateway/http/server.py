@@ -13,7 +13,7 @@ from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamRes
 
 from gateway.http.answers import REQUEST_ID, problem_answer, sign
 from gateway.http.bodies import BodyReader
-from gateway.http.exchange import Exchange
+from gateway.http.context import RequestContext
 from gateway.http.problems import ProblemError, internal, refusal
 from gateway.http.router import Router
 from gateway.http.unreadable import (
@@ -50,7 +50,7 @@ class Endpoint(Protocol):
     @property
     def takes_body(self) -> bool: ...
 
-    async def __call__(self, exchange: Exchange) -> StreamResponse: ...
+    async def __call__(self, context: RequestContext) -> StreamResponse: ...
 
 
 class HttpHandler:
@@ -67,76 +67,76 @@ class HttpHandler:
 
     async def __call__(self, request: BaseRequest) -> StreamResponse:
         started = time.perf_counter()
-        exchange = Exchange(request=request, request_id=request_id_of(request))
+        context = RequestContext(request=request, request_id=request_id_of(request))
         status = CALLER_GONE  # what is left if this task is cancelled
         try:
-            response = await self._answer(exchange)
+            response = await self._answer(context)
             status = response.status
         finally:
-            self._record(exchange, exchange.begun or status, time.perf_counter() - started)
+            self._record(context, context.begun or status, time.perf_counter() - started)
         return response
 
     def answer_unreadable(self, request: BaseRequest, error: BaseException | None) -> Response:
         """Answer what aiohttp could not read as HTTP; the connection is closed after it."""
-        exchange = Exchange(request=request, request_id=_new_request_id())
+        context = RequestContext(request=request, request_id=_new_request_id())
         problem = refuse_unreadable(error).problem
-        response = problem_answer(exchange, problem, {hdrs.CONNECTION: "close"})
-        sign(response, exchange)
-        self._record(exchange, response.status, 0)
+        response = problem_answer(context, problem, {hdrs.CONNECTION: "close"})
+        sign(response, context)
+        self._record(context, response.status, 0)
         return response
 
-    async def _answer(self, exchange: Exchange) -> StreamResponse:
+    async def _answer(self, context: RequestContext) -> StreamResponse:
         response: StreamResponse
         try:
-            response = await self._dispatch(exchange)
+            response = await self._dispatch(context)
         except ProblemError as error:
-            response = problem_answer(exchange, error.problem, error.headers)
+            response = problem_answer(context, error.problem, error.headers)
         except Exception:
-            self._log.exception("unexpected error", request_id=exchange.request_id)
-            if exchange.begun is not None:
+            self._log.exception("unexpected error", request_id=context.request_id)
+            if context.begun is not None:
                 raise  # ends the connection
-            response = problem_answer(exchange, internal())
-        if exchange.begun is None:
-            sign(response, exchange)
+            response = problem_answer(context, internal())
+        if context.begun is None:
+            sign(response, context)
         return response
 
-    async def _dispatch(self, exchange: Exchange) -> StreamResponse:
-        request = exchange.request
+    async def _dispatch(self, context: RequestContext) -> StreamResponse:
+        request = context.request
         target = request.raw_path
         if not target.startswith("/"):  # absolute form, RFC 9112 section 3.2.2
             target = request.rel_url.raw_path_qs
-        path, _, exchange.query = target.partition("#")[0].partition("?")
+        path, _, context.query = target.partition("#")[0].partition("?")
         found = self._router.find(path)
         if found is None:
             raise refusal(Reason.ROUTE_NOT_FOUND, self._nothing_at(path))
-        endpoints, exchange.variables = found
+        endpoints, context.variables = found
         endpoint = endpoints.get(request.method)
         if endpoint is None:
             allowed = ", ".join(sorted(endpoints))
             raise refusal(
                 Reason.METHOD_NOT_ALLOWED, f"This path takes {allowed}.", {hdrs.ALLOW: allowed}
             )
-        exchange.method = endpoint.name
+        context.method = endpoint.name
         if not endpoint.takes_body:
             await self._bodies.refuse(request)
-        return await endpoint(exchange)
+        return await endpoint(context)
 
     def _nothing_at(self, path: str) -> str:
         if path.endswith("/") and self._router.find(path.rstrip("/")) is not None:
             return "There is nothing at this path, but without the slash at its end there is."
         return f"There is nothing at this path; {DOCS_PATH} shows what there is."
 
-    def _record(self, exchange: Exchange, status: int, seconds: float) -> None:
-        self._metrics.observe(exchange.method, status, seconds)
+    def _record(self, context: RequestContext, status: int, seconds: float) -> None:
+        self._metrics.observe(context.method, status, seconds)
         facts = {
-            "request_id": exchange.request_id,
-            "organization": exchange.organization,
-            "method": exchange.method,
-            "http_method": exchange.request.method,
+            "request_id": context.request_id,
+            "organization": context.organization,
+            "method": context.method,
+            "http_method": context.request.method,
             "status": status,
-            "code": exchange.code,
-            "outcome": exchange.outcome,
-            "events": exchange.events,
+            "code": context.code,
+            "outcome": context.outcome,
+            "events": context.events,
             "duration_ms": round(seconds * 1000, 3),
         }
         self._log.info(

@@ -12,7 +12,7 @@ from aiohttp import hdrs
 from aiohttp.web import StreamResponse
 
 from gateway.http.answers import sign
-from gateway.http.exchange import Exchange
+from gateway.http.context import RequestContext
 
 MEDIA_TYPE = "text/event-stream"
 LAST_READ_TIME = 1.0
@@ -95,7 +95,7 @@ class EventStream:
     `patience` seconds at most.
     """
 
-    def __init__(self, exchange: Exchange, *, patience: float) -> None:
+    def __init__(self, context: RequestContext, *, patience: float) -> None:
         self.response = StreamResponse(
             headers={
                 hdrs.CONTENT_TYPE: MEDIA_TYPE,
@@ -104,28 +104,28 @@ class EventStream:
                 "X-Accel-Buffering": "no",  # a proxy would hold events back
             }
         )
-        sign(self.response, exchange)
+        sign(self.response, context)
         self.ended = False
-        self._exchange = exchange
+        self._exchange = context
         self._patience = patience
         self._sending = False
 
     async def begin(self, come_back: tuple[int, int] = _COME_BACK) -> None:
         """Send the headers and, but for HEAD, when to come back, unless that was done."""
-        exchange = self._exchange
-        if exchange.begun is not None:
+        context = self._exchange
+        if context.begun is not None:
             return
-        exchange.begun = HTTPStatus.OK
-        exchange.events = 0
-        if exchange.request.method == hdrs.METH_HEAD:
-            await self.response.prepare(exchange.request)
+        context.begun = HTTPStatus.OK
+        context.events = 0
+        if context.request.method == hdrs.METH_HEAD:
+            await self.response.prepare(context.request)
             return
-        transport = exchange.request.transport
+        transport = context.request.transport
         if transport is not None:
             transport.set_write_buffer_limits(high=PIECE_BYTES)
             connection = transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        await self.response.prepare(exchange.request)
+        await self.response.prepare(context.request)
         retry = random.randint(*come_back)  # noqa: S311  # spreads load, keeps no secret
         await self.send(b"retry: %d\n\n" % retry)
 

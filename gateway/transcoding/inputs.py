@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from gateway.http.conditions import IF_MATCH, read_tags
-from gateway.http.exchange import Exchange
+from gateway.http.context import RequestContext
 from gateway.http.problems import Errors, FieldError, invalid_fields
 from gateway.http.router import decode_percent
 from gateway.transcoding.bindings import (
@@ -61,8 +61,8 @@ class InputReader:
     def takes_body(self) -> bool:
         return self._body_reader is not None
 
-    def read(self, exchange: Exchange, body: bytes) -> Message:
-        """Build the input message, and read the conditions on an etag into the exchange.
+    def read(self, context: RequestContext, body: bytes) -> Message:
+        """Build the input message, and read the conditions on an etag into the context.
 
         Raises `ProblemError`: MALFORMED_REQUEST if the body is not JSON at all, else
         INVALID_FIELD with every fault of path, query, headers and body.
@@ -70,10 +70,10 @@ class InputReader:
         errors: Errors = []
         fields: dict[str, Any] = {}
         message: Message | None = None
-        self._read_variables(exchange.variables, fields, errors)
-        read_query(exchange.query, self._parameters, fields, errors, self._query_places)
-        self._read_headers(exchange.request, fields, errors)
-        self._read_conditions(exchange, errors)
+        self._read_variables(context.variables, fields, errors)
+        read_query(context.query, self._parameters, fields, errors, self._query_places)
+        self._read_headers(context.request, fields, errors)
+        self._read_conditions(context, errors)
         if self._body_reader is not None:
             value = parse_json(body)
             if type(value) is list:
@@ -124,9 +124,9 @@ class InputReader:
             if name in request.headers
         )
 
-    def _read_conditions(self, exchange: Exchange, errors: Errors) -> None:
+    def _read_conditions(self, context: RequestContext, errors: Errors) -> None:
         for name in self._conditions:
-            values = exchange.request.headers.getall(name, ())
+            values = context.request.headers.getall(name, ())
             if not values:
                 continue
             try:
@@ -135,6 +135,6 @@ class InputReader:
                 errors.append(FieldError(name, str(error)))
                 continue
             if name == IF_MATCH:
-                exchange.if_match = tags
+                context.if_match = tags
             else:
-                exchange.if_none_match = tags
+                context.if_none_match = tags

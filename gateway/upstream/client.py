@@ -5,7 +5,7 @@ from zlib import crc32
 
 from google.protobuf.message import Message
 
-from gateway.http.exchange import Exchange
+from gateway.http.context import RequestContext
 from gateway.http.problems import ProblemError, StatusReader, refusal
 from gateway.upstream.metadata import metadata_of
 from gateway.upstream.relay import CallError, Relay, Reply, envelope_bytes
@@ -26,7 +26,7 @@ class ServiceCaller:
         self._max_message_bytes = max_message_bytes
 
     async def call(
-        self, method: str, message: Message, exchange: Exchange, *, wait: float = 0
+        self, method: str, message: Message, context: RequestContext, *, wait: float = 0
     ) -> Reply:
         """Call a method; its answer may take `wait` seconds longer than usual.
 
@@ -34,7 +34,7 @@ class ServiceCaller:
         for it, and for a header that cannot be its metadata. The call is cancelled with this
         request, if its caller goes away.
         """
-        metadata = metadata_of(exchange)
+        metadata = metadata_of(context)
         encoded = message.SerializeToString()
         if len(encoded) > self._max_message_bytes - envelope_bytes(metadata):
             raise refusal(
@@ -43,7 +43,7 @@ class ServiceCaller:
                 " bytes.",
             )
         # The calls of an organization stay together, so that its writes make one batch.
-        organization = (exchange.organization or "").encode()
+        organization = (context.organization or "").encode()
         relay = self._relays[crc32(organization) % len(self._relays)]
         try:
             return await relay.call(method, encoded, metadata, wait=wait)

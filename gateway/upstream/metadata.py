@@ -6,7 +6,7 @@ own. A further header is added here, and in `service/rpc/context.py`.
 
 import re
 
-from gateway.http.exchange import Exchange
+from gateway.http.context import RequestContext
 from gateway.http.problems import FieldError, invalid_fields
 
 ACTOR = "X-Actor"
@@ -19,20 +19,20 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-def metadata_of(exchange: Exchange) -> Metadata:
+def metadata_of(context: RequestContext) -> Metadata:
     """Return the metadata of every call for a request. Raises `ProblemError`: 400."""
-    request_id = ("x-request-id", exchange.request_id)
-    actor = _actor_of(exchange)
+    request_id = ("x-request-id", context.request_id)
+    actor = _actor_of(context)
     return (request_id, ("x-actor-bin", actor.encode())) if actor else (request_id,)
 
 
-def _actor_of(exchange: Exchange) -> str:
+def _actor_of(context: RequestContext) -> str:
     """Return who makes the request, as the caller names it.
 
     The service has the same rules. They are checked here too, since the answer to a faulty
     header must not depend on how much metadata gRPC takes for a stream.
     """
-    given = exchange.request.headers.getall(ACTOR, ())
+    given = context.request.headers.getall(ACTOR, ())
     if not given:
         return ""
     if len(given) > 1:

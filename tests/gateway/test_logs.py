@@ -10,7 +10,7 @@ from aiohttp.test_utils import make_mocked_request
 from aiohttp.web import Response
 
 from gateway.http.bodies import BodyReader
-from gateway.http.exchange import Exchange
+from gateway.http.context import RequestContext
 from gateway.http.router import Router
 from gateway.http.server import Endpoint, HttpHandler
 from gateway.metrics import Metrics
@@ -22,8 +22,8 @@ class _Crash:
     name = "/crash"
     takes_body = False
 
-    async def __call__(self, exchange: Exchange) -> Response:
-        held = exchange.request.headers["X-Held"]
+    async def __call__(self, context: RequestContext) -> Response:
+        held = context.request.headers["X-Held"]
         raise RuntimeError(f"{len(held)} characters")
 
 
