@@ -28,6 +28,7 @@ MAX_README_LINES = 160
 # Commands of the documents that are not run here, and what runs them instead, or why nothing does.
 NOT_RUN = {
     "make test": "it runs this test",
+    "make test-fast": "make test, which runs its tests too",
     "make bench": "tests/test_bench.py",
     "make bench-quick": "tests/test_bench.py",
     "make bench JSON=results.json": "tests/test_bench.py",
