@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from appointments.v1 import rules_pb2
+from appointments.v1.appointment_pb2 import Appointment
 from pydantic_settings import BaseSettings
 
+import gateway.metrics
 import gateway.settings
+import service.metrics
 import service.settings
 from local.programs import ROOT
 from local.rabbitmq import free_ports
@@ -135,6 +139,46 @@ def test_every_path_in_a_document_exists() -> None:
         for path in re.findall(r"`([\w.-]+/[\w./-]*)`", document.read_text("utf-8")):
             if path.partition("/")[0] in folders:
                 assert (ROOT / path).exists(), f"{document.name}: {path}"
+
+
+def test_every_name_after_a_path_is_in_the_file() -> None:
+    """As in: `service/rpc/handler.py` (`_admit`)."""
+    found = [
+        (path, names)
+        for document in DOCUMENTS
+        for path, names in re.findall(
+            r"`([\w./]+\.(?:py|sql|proto))` \((`\w+`[^)]*)\)", document.read_text("utf-8")
+        )
+    ]
+    assert len(found) > 10
+    for path, names in found:
+        defined = (ROOT / path).read_text("utf-8")
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"\b{name}\b", defined), f"{path}: {name}"
+
+
+def test_the_limits_of_the_api_guide_are_those_of_the_protos() -> None:
+    guide = (ROOT / "docs/api.md").read_text("utf-8")
+    for field, sentence in [
+        ("id", "Ids {:,} characters"),
+        ("organization_id", "organization {:,}"),
+        ("title", "title {:,}"),
+    ]:
+        options = Appointment.DESCRIPTOR.fields_by_name[field].GetOptions()
+        assert sentence.format(options.Extensions[rules_pb2.rules].max_length) in guide
+
+
+def test_the_table_of_metrics_lists_all_of_them() -> None:
+    text = (ROOT / "docs/operations.md").read_text("utf-8").partition("\n## Metrics\n")[2]
+    of_gateway = gateway.metrics.Metrics(in_flight=lambda: 0, streams=lambda: 0)
+    registries = (service.metrics.Metrics().registry, of_gateway.registry)
+    registered = {
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for registry in registries
+        for family in registry.collect()
+        if family.name.startswith(("appointments_", "gateway_"))
+    }
+    assert set(re.findall(r"`((?:appointments|gateway)_\w+)`", text)) == registered
 
 
 def configuration() -> Iterator[tuple[str, str, str]]:

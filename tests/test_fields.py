@@ -7,6 +7,8 @@ import grpc
 import pytest
 from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
+from google.api import field_behavior_pb2
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -14,6 +16,47 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tests.api import Organization, appointment, at, refusal
 
 DAY = 24 * 60
+
+# A value for each kind of field, and for those that decide on one another.
+VALUES: dict[str, object] = {"start": at(5), "end": at(45)}
+VALUES_BY_TYPE: dict[object, object] = {
+    "google.protobuf.Timestamp": at(10),
+    "google.protobuf.Struct": Struct(fields={"a": Value(number_value=1)}),
+    FieldDescriptor.TYPE_STRING: "other",
+    FieldDescriptor.TYPE_BOOL: True,
+    FieldDescriptor.TYPE_INT32: 7,
+    FieldDescriptor.TYPE_INT64: 7,
+    FieldDescriptor.TYPE_DOUBLE: 0.5,
+}
+
+
+def is_content(field: FieldDescriptor) -> bool:
+    """Whether a caller sets the field, and it is neither a key nor a condition."""
+    behaviors = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+    output_only = field_behavior_pb2.OUTPUT_ONLY in behaviors
+    return not output_only and field.name not in {"organization_id", "id", "etag"}
+
+
+@pytest.mark.parametrize(
+    "name", [field.name for field in pb.Appointment.DESCRIPTOR.fields if is_content(field)]
+)
+def test_every_field_is_stored_returned_and_compared(org: Organization, name: str) -> None:
+    """A new field has to pass the whole way: protos, domain, functions, rows and back."""
+    field = pb.Appointment.DESCRIPTOR.fields_by_name[name]
+    kind = field.message_type.full_name if field.message_type else field.type
+    value = VALUES.get(name, VALUES_BY_TYPE.get(kind))
+    wanted = appointment(org.id, "a", 0, 30)
+    request = rpc.UpsertAppointmentRequest(appointment=wanted)
+    org.stub.UpsertAppointment(request)
+    request.appointment.MergeFrom(pb.Appointment(**{name: value}))  # type: ignore[arg-type]
+
+    written = org.stub.UpsertAppointment(request)
+    assert written.outcome == pb.UPDATED
+    assert getattr(written.appointment, name) == value
+    assert org.stub.UpsertAppointment(request).outcome == pb.UNCHANGED
+    assert org.get("a") == written.appointment
+    [_, entry] = org.history("a").entries
+    assert entry.appointment == written.appointment
 
 
 def upsert_violations(org: Organization, wanted: pb.Appointment, **options: Any) -> dict[str, str]:
