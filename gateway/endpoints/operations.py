@@ -34,8 +34,7 @@ from gateway.http.problems import (
     refusal,
 )
 from gateway.http.router import decode_percent
-from gateway.transcoding.json_reader import query_reader
-from gateway.transcoding.query import QueryParameter, read_query
+from gateway.transcoding.query import QueryParameter, query_reader, read_query
 from gateway.upstream.client import ServiceCaller, revision_header
 from public_json.reasons import Reason
 from public_json.rendering import MessageRenderer, Render

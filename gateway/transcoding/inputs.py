@@ -19,8 +19,8 @@ from gateway.transcoding.bindings import (
     places_of,
     query_fields,
 )
-from gateway.transcoding.json_reader import MessageReader, query_reader
-from gateway.transcoding.query import QueryParameter, read_query
+from gateway.transcoding.json_reader import MessageReader
+from gateway.transcoding.query import QueryParameter, query_reader, read_query
 from gateway.transcoding.routes import Route
 from gateway.transcoding.strict_json import parse_json
 

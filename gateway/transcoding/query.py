@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.http.problems import Errors, FieldError
 from gateway.http.router import decode_percent
-from gateway.transcoding.json_reader import Read, query_reader
+from gateway.transcoding.json_reader import field_reader
+from gateway.transcoding.values import Read
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,27 @@ def read_query(
             errors.append(FieldError(name, "must be there only once"))
         else:
             fields[parameter.name] = read
+
+
+def read_query_bool(value: Any, path: str, errors: Errors) -> bool | None:  # noqa: ANN401
+    """Read the words `true` and `false`, as JSON has them."""
+    if value in {"true", "false"}:
+        return bool(value == "true")
+    errors.append(FieldError(path, "must be true or false"))
+    return None
+
+
+def query_reader(field: FieldDescriptor) -> Read:
+    """Give what reads one query parameter, percent-decoded already, into this field.
+
+    Only types that have a plain text are taken; a message in a query would need paths.
+    """
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return read_query_bool
+    message = field.message_type
+    if message is not None and message.full_name != Timestamp.DESCRIPTOR.full_name:
+        raise NotImplementedError(f"{field.full_name}: no query parameter of this type")
+    return field_reader(field)
 
 
 def _as_sent(text: str) -> str:

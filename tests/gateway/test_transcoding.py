@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.http.problems import Errors
-from gateway.transcoding.json_reader import MAX_ATTRIBUTES_DEPTH, MessageReader
+from gateway.transcoding.json_reader import MessageReader
 from gateway.transcoding.strict_json import parse_json
+from gateway.transcoding.values import MAX_ATTRIBUTES_DEPTH
 
 READER = MessageReader(Appointment.DESCRIPTOR)
 BATCH_READER = MessageReader(BatchUpsertAppointmentsRequest.DESCRIPTOR)
