@@ -23,15 +23,17 @@ from gateway.endpoints.operations import (
 from gateway.endpoints.pages import DOCUMENT_PATH, Alive, Ready, document_page, viewer_pages
 from gateway.endpoints.rpc import CallEndpoint, CallSettings
 from gateway.http.bodies import BodyReader
+from gateway.http.handler import Endpoint, HttpHandler
 from gateway.http.in_flight import InFlight
 from gateway.http.problems import StatusReader
 from gateway.http.router import Router
-from gateway.http.server import Endpoint, HttpHandler, HttpServer, Patience
+from gateway.http.server import HttpServer, Timeouts
 from gateway.http.streams import Streams
 from gateway.metrics import Metrics
 from gateway.openapi.document import openapi_document
 from gateway.settings import Settings
 from gateway.transcoding.routes import batch_of, location_template, routes_of
+from gateway.upstream.channels import open_channel
 from gateway.upstream.client import ServiceCaller
 from gateway.upstream.relay import Relay
 from gateway.upstream.watch import Watch
@@ -44,32 +46,7 @@ SERVICES: tuple[ServiceDescriptor, ...] = (
 )
 
 _CONNECTION_BACKLOG = 1024
-_CHANNEL_OPTIONS = (
-    # Channels to one address share a connection otherwise.
-    ("grpc.use_local_subchannel_pool", 1),
-    # All addresses of a name are called in turn; one that comes or goes is noticed in seconds.
-    ("grpc.lb_policy_name", "round_robin"),
-    ("grpc.dns_min_time_between_resolutions_ms", 1000),
-    # A page of a thousand appointments with attributes exceeds the default of 4 MiB.
-    ("grpc.max_receive_message_length", -1),
-    # The service compresses nothing, and gRPC would inflate an answer whole, however large.
-    ("grpc.compression_enabled_algorithms_bitset", 1),
-    # A service that comes back is found again within a second.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    # A peer that vanished without a word is noticed, by an idle stream too.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 5_000),  # bounds TCP's acknowledgements alone
-    ("grpc.http2.ping_timeout_ms", 15_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    # What a stream holds that nobody reads stays at 64 KiB; by itself the window grows to
-    # megabytes.
-    ("grpc.http2.bdp_probe", 0),
-)
-
-
-# Bodies on their way for each call that may be in flight.
+# Bodies that may be arriving, for each call that may be in flight.
 BODIES_PER_CALL = 4
 
 
@@ -161,7 +138,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         channels: list[aio.Channel] = []
         relays: list[Relay] = []
         for _ in range(settings.service_connections):
-            channel = aio.insecure_channel(settings.service_address, options=_CHANNEL_OPTIONS)
+            channel = open_channel(settings.service_address)
             closing.push_async_callback(channel.close)
             channels.append(channel)
             relay = Relay(
@@ -195,11 +172,11 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
             metrics=metrics,
         )
         handler = HttpHandler(router, bodies, metrics)
-        patience = Patience(
+        timeouts = Timeouts(
             idle=settings.gateway_keepalive_timeout, headers=settings.gateway_header_timeout
         )
         runner = ServerRunner(
-            HttpServer(handler, patience, asyncio.get_running_loop()),
+            HttpServer(handler, timeouts, asyncio.get_running_loop()),
             shutdown_timeout=settings.gateway_shutdown_grace,
         )
         await runner.setup()

@@ -12,8 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.http.answers import json_answer
 from gateway.http.context import RequestContext
+from gateway.http.handler import DOCS_PATH
 from gateway.http.problems import ProblemError, refusal
-from gateway.http.server import DOCS_PATH
 from public_json.reasons import Reason
 
 READY_TIMEOUT = 1.0

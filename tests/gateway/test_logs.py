@@ -11,8 +11,8 @@ from aiohttp.web import Response
 
 from gateway.http.bodies import BodyReader
 from gateway.http.context import RequestContext
+from gateway.http.handler import Endpoint, HttpHandler
 from gateway.http.router import Router
-from gateway.http.server import Endpoint, HttpHandler
 from gateway.metrics import Metrics
 from local.programs import ROOT
 from runtime.logs import configure_logs

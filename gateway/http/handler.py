@@ -1,0 +1,145 @@
+"""Handling of a request: endpoint, errors as problems, headers, log line and metrics."""
+
+import os
+import re
+import time
+from typing import Protocol
+
+import structlog
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest, Response, StreamResponse
+
+from gateway.http.answers import REQUEST_ID, problem_answer, sign
+from gateway.http.bodies import BodyReader
+from gateway.http.context import RequestContext
+from gateway.http.problems import ProblemError, internal, refusal
+from gateway.http.router import Router
+from gateway.http.unreadable import refuse_unreadable
+from gateway.metrics import Metrics
+from public_json.reasons import Reason
+
+DOCS_PATH = "/api/docs"
+"""Named in the response to a path that does not exist."""
+
+CALLER_GONE = 499
+"""The status in logs and metrics if the caller closed the connection before the response."""
+
+_REQUEST_ID = re.compile("[!-~]{1,128}")
+
+
+class Endpoint(Protocol):
+    """Responds to the requests of a route; `name` appears in logs and metrics.
+
+    If it takes no body, requests with a body are refused before they reach it.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def takes_body(self) -> bool: ...
+
+    async def __call__(self, context: RequestContext) -> StreamResponse: ...
+
+
+class HttpHandler:
+    """Passes requests to their endpoints, and responds to errors with problems.
+
+    An unexpected error is logged once, with its traceback; the response has no details.
+    """
+
+    def __init__(self, router: Router[Endpoint], bodies: BodyReader, metrics: Metrics) -> None:
+        self._router = router
+        self._bodies = bodies
+        self._metrics = metrics
+        self._log = structlog.get_logger()
+
+    async def __call__(self, request: BaseRequest) -> StreamResponse:
+        started = time.perf_counter()
+        context = RequestContext(request=request, request_id=request_id_of(request))
+        status = CALLER_GONE  # if this task is cancelled
+        try:
+            response = await self._answer(context)
+            status = response.status
+        finally:
+            self._record(context, context.begun or status, time.perf_counter() - started)
+        return response
+
+    def answer_unreadable(self, request: BaseRequest, error: BaseException | None) -> Response:
+        """Respond to a request that aiohttp could not parse, and close the connection."""
+        context = RequestContext(request=request, request_id=_new_request_id())
+        problem = refuse_unreadable(error).problem
+        response = problem_answer(context, problem, {hdrs.CONNECTION: "close"})
+        sign(response, context)
+        self._record(context, response.status, 0)
+        return response
+
+    async def _answer(self, context: RequestContext) -> StreamResponse:
+        response: StreamResponse
+        try:
+            response = await self._dispatch(context)
+        except ProblemError as error:
+            response = problem_answer(context, error.problem, error.headers)
+        except Exception:
+            self._log.exception("unexpected error", request_id=context.request_id)
+            if context.begun is not None:
+                raise  # ends the connection
+            response = problem_answer(context, internal())
+        if context.begun is None:
+            sign(response, context)
+        return response
+
+    async def _dispatch(self, context: RequestContext) -> StreamResponse:
+        request = context.request
+        target = request.raw_path
+        if not target.startswith("/"):  # absolute form, RFC 9112 section 3.2.2
+            target = request.rel_url.raw_path_qs
+        path, _, context.query = target.partition("#")[0].partition("?")
+        found = self._router.find(path)
+        if found is None:
+            raise refusal(Reason.ROUTE_NOT_FOUND, self._nothing_at(path))
+        endpoints, context.variables = found
+        endpoint = endpoints.get(request.method)
+        if endpoint is None:
+            allowed = ", ".join(sorted(endpoints))
+            raise refusal(
+                Reason.METHOD_NOT_ALLOWED, f"This path takes {allowed}.", {hdrs.ALLOW: allowed}
+            )
+        context.method = endpoint.name
+        if not endpoint.takes_body:
+            await self._bodies.refuse(request)
+        return await endpoint(context)
+
+    def _nothing_at(self, path: str) -> str:
+        if path.endswith("/") and self._router.find(path.rstrip("/")) is not None:
+            return "There is nothing at this path, but without the slash at its end there is."
+        return f"There is nothing at this path; {DOCS_PATH} shows what there is."
+
+    def _record(self, context: RequestContext, status: int, seconds: float) -> None:
+        self._metrics.observe(context.method, status, seconds)
+        facts = {
+            "request_id": context.request_id,
+            "organization": context.organization,
+            "method": context.method,
+            "http_method": context.request.method,
+            "status": status,
+            "code": context.code,
+            "outcome": context.outcome,
+            "events": context.events,
+            "duration_ms": round(seconds * 1000, 3),
+        }
+        self._log.info(
+            "request", **{name: fact for name, fact in facts.items() if fact is not None}
+        )
+
+
+def request_id_of(request: BaseRequest) -> str:
+    """Return the request id that the caller sent if it is valid, otherwise a new one."""
+    match request.headers.getall(REQUEST_ID, ()):
+        case [given] if _REQUEST_ID.fullmatch(given):
+            return given
+    return _new_request_id()
+
+
+def _new_request_id() -> str:
+    return os.urandom(16).hex()
