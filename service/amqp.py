@@ -1,4 +1,4 @@
-"""The connection to RabbitMQ, and what its failures mean to a caller."""
+"""Publishes to RabbitMQ, and reports failures as BrokerUnavailable."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,16 +13,16 @@ from yarl import URL
 
 from service.errors import BrokerUnavailable
 
-# Seconds before another attempt to connect, doubled with every failure.
-SHORTEST_PAUSE = 0.1
-LONGEST_PAUSE = 2.0
+# Seconds before the next attempt to connect. The delay doubles with every failure.
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 2.0
 
-# Seconds of silence between two signs of life, where the URL does not say.
+# The heartbeat timeout in seconds, unless the URL sets one.
 HEARTBEAT = 10
 
 log = structlog.get_logger()
 
-# Declares what is published to or consumed from.
+# Declares exchanges and queues.
 Declare = Callable[[AbstractChannel], Awaitable[None]]
 
 
@@ -35,7 +35,7 @@ class Outgoing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Link:
+class _OpenChannel:
     connection: AbstractConnection
     channel: AbstractChannel
 
@@ -45,33 +45,34 @@ class _Link:
 
 
 class Broker:
-    """Publishes with confirms, over a connection that is made when it is needed.
+    """Publishes with publisher confirms, over a connection that is opened when needed.
 
-    After any failure the connection is thrown away and the next publish makes another:
-    aio-pika's own reconnection hides what became of the messages in between. A broker
-    that cannot be reached is tried again after a short pause; until then every publish
-    fails at once.
+    After any failure the connection is closed, and the next publish opens another one.
+    aio-pika's automatic reconnection is not used, since it hides what happened to unconfirmed
+    messages. If the broker cannot be reached, every publish fails at once until a short
+    delay has passed.
 
-    `declare` runs on each new connection, before anything is published there.
+    `declare` runs on each new connection before anything is published. `timeout` is in
+    seconds.
     """
 
     def __init__(self, url: str, *, name: str, timeout: float, declare: Declare) -> None:
         self._url = connection_url(url, name)
         self._timeout = timeout
         self._declare = declare
-        self._link: _Link | None = None
-        self._connecting: asyncio.Task[_Link] | None = None
+        self._open: _OpenChannel | None = None
+        self._connecting: asyncio.Task[_OpenChannel] | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        self._pause = SHORTEST_PAUSE
+        self._delay = FIRST_DELAY
         self._retry_at = 0.0
-        # What was last logged to be wrong with the broker.
-        self._told = ""
+        # The last error that was logged; empty after a success.
+        self._logged_error = ""
 
     async def publish(self, exchange: str, outgoing: Outgoing, *, mandatory: bool = True) -> None:
-        """Return when the broker has confirmed a message.
+        """Publish a message and wait for its confirmation.
 
-        `mandatory`: a message that no queue takes is an error too. The message must be
-        persistent for the confirmation to mean that it outlives the broker.
+        With `mandatory`, a message that is routed to no queue is an error. Only a persistent
+        message survives a restart of the broker once confirmed.
 
         Raises BrokerUnavailable, after the timeout at the latest.
         """
@@ -82,24 +83,25 @@ class Broker:
     async def publish_in_order(
         self, exchange: str, messages: Sequence[Outgoing], *, mandatory: bool = False
     ) -> list[BrokerUnavailable | None]:
-        """Publish messages one after another without awaiting each confirmation.
+        """Publish messages in order, without waiting for each confirmation.
 
-        Returns, for each message, None if it was confirmed. After a failure others may
-        have been accepted that follow it; none is sent over another connection, so what
-        the broker got of them when a connection was lost is always a beginning.
+        Returns None for each confirmed message, and the failure of the others. Messages that
+        follow a failed one may have been accepted. All are sent over the same connection; if
+        it is lost, the broker has received a prefix of them.
 
-        Raises BrokerUnavailable if nothing could be sent; all of it ends with the timeout.
+        Raises BrokerUnavailable if nothing could be sent. Returns after the timeout at the
+        latest.
         """
-        give_up = monotonic() + self._timeout
-        link = await self._connected()
+        deadline = monotonic() + self._timeout
+        opened = await self._connected()
 
         async def confirmed(outgoing: Outgoing) -> BrokerUnavailable | None:
             try:
-                async with asyncio.timeout(give_up - monotonic()):
+                async with asyncio.timeout(deadline - monotonic()):
                     target = (
-                        await link.channel.get_exchange(exchange, ensure=False)
+                        await opened.channel.get_exchange(exchange, ensure=False)
                         if exchange
-                        else link.channel.default_exchange
+                        else opened.channel.default_exchange
                     )
                     await target.publish(
                         outgoing.message, outgoing.routing_key, mandatory=mandatory
@@ -107,19 +109,18 @@ class Broker:
             except PublishError:
                 return BrokerUnavailable("no queue takes the message", certain=True)
             except DeliveryError as error:
-                self._discard(link)
+                self._discard(opened)
                 return _failure("RabbitMQ refused the message", error, certain=False)
             except TimeoutError as error:
-                self._discard(link)
+                self._discard(opened)
                 return _failure("RabbitMQ did not confirm in time", error, certain=False)
             except (*CONNECTION_EXCEPTIONS, asyncio.CancelledError) as error:
                 check_cancelled(error)
-                self._discard(link)
+                self._discard(opened)
                 return _failure("the connection to RabbitMQ was lost", error, certain=False)
             return None
 
-        # Tasks begin in the order in which they are made, and the channel sends in the
-        # order in which they begin.
+        # Tasks start in the order of their creation, and the channel sends in that order.
         tasks = [asyncio.create_task(confirmed(each)) for each in messages]
         try:
             return await asyncio.gather(*tasks)
@@ -128,33 +129,33 @@ class Broker:
                 task.cancel()
 
     async def close(self) -> None:
-        """Close the connection; waits for it no longer than the timeout."""
+        """Close the connection, within the timeout."""
         if self._connecting is not None:
             self._connecting.cancel()
-        if self._link is not None:
-            self._discard(self._link)
+        if self._open is not None:
+            self._discard(self._open)
         if self._closing:
             await asyncio.wait(self._closing)
 
-    async def _connected(self) -> _Link:
-        link = self._link
-        if link is not None and not link.lost:
-            return link
-        if link is not None:
-            self._discard(link)
+    async def _connected(self) -> _OpenChannel:
+        opened = self._open
+        if opened is not None and not opened.lost:
+            return opened
+        if opened is not None:
+            self._discard(opened)
         if self._connecting is None:
             if monotonic() < self._retry_at:
                 raise BrokerUnavailable("RabbitMQ could not be reached just now", certain=True)
             self._connecting = asyncio.create_task(self._connect())
             self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            # The attempt is everybody's: it goes on if one who awaits it goes.
+            # Shared by all callers, so that it continues if one of them is cancelled.
             return await asyncio.shield(self._connecting)
         except (*CONNECTION_EXCEPTIONS, TimeoutError, asyncio.CancelledError) as error:
             check_cancelled(error)
             raise _failure("RabbitMQ cannot be used now", error, certain=True) from error
 
-    async def _connect(self) -> _Link:
+    async def _connect(self) -> _OpenChannel:
         connection: AbstractConnection | None = None
         try:
             connection = await connect(self._url, within=self._timeout)
@@ -162,40 +163,40 @@ class Broker:
                 channel = await connection.channel(on_return_raises=True)
                 await self._declare(channel)
         except BaseException as error:
-            if repr(error) != self._told and not isinstance(error, asyncio.CancelledError):
-                log.warning("RabbitMQ cannot be used", error=repr(error))
-                self._told = repr(error)
-            self._retry_at = monotonic() + self._pause
-            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+            if repr(error) != self._logged_error and not isinstance(error, asyncio.CancelledError):
+                log.warning("RabbitMQ unavailable", error=repr(error))
+                self._logged_error = repr(error)
+            self._retry_at = monotonic() + self._delay
+            self._delay = min(self._delay * 2, LONGEST_DELAY)
             if connection is not None:
                 self._close(connection)
             raise
         else:
-            if self._told:
-                log.info("RabbitMQ can be used again")
-            self._told = ""
-            self._pause = SHORTEST_PAUSE
-            self._link = _Link(connection=connection, channel=channel)
-            return self._link
+            if self._logged_error:
+                log.info("RabbitMQ available again")
+            self._logged_error = ""
+            self._delay = FIRST_DELAY
+            self._open = _OpenChannel(connection=connection, channel=channel)
+            return self._open
         finally:
             self._connecting = None
 
-    def _discard(self, link: _Link) -> None:
-        if self._link is link:
-            self._link = None
-            self._close(link.connection)
+    def _discard(self, opened: _OpenChannel) -> None:
+        if self._open is opened:
+            self._open = None
+            self._close(opened.connection)
 
     def _close(self, connection: AbstractConnection) -> None:
-        """Close it beside."""
+        """Close a connection in the background."""
         task = asyncio.create_task(close(connection, within=self._timeout))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
 
 async def connect(url: URL, *, within: float) -> AbstractConnection:
-    """Connect within some seconds; close what does not come about.
+    """Connect within some seconds. If that fails, close the connection.
 
-    Closing is not left to the library's finalizer, which may find no event loop any more.
+    The library's finalizer may run when there is no event loop any more.
     """
     connection = aio_pika.Connection(url)
     try:
@@ -208,7 +209,7 @@ async def connect(url: URL, *, within: float) -> AbstractConnection:
 
 
 async def close(connection: AbstractConnection, *, within: float) -> None:
-    """Close a connection, without an error, within some seconds: who hangs takes no leave."""
+    """Close a connection. Raises nothing; a peer that hangs is abandoned after `within`."""
     try:
         async with asyncio.timeout(within):
             await connection.close()
@@ -220,16 +221,16 @@ async def close(connection: AbstractConnection, *, within: float) -> None:
 
 
 def connection_url(url: str, name: str) -> URL:
-    """Return the URL with our name and heartbeat, unless it has its own."""
+    """Add the connection's name and heartbeat to a URL, unless it has its own."""
     parsed = URL(url)
     return parsed.update_query({"name": name, "heartbeat": str(HEARTBEAT), **dict(parsed.query)})
 
 
 def is_amqp_url(url: str) -> bool:
-    """Tell whether it is a URL of AMQP, with or without TLS."""
+    """Return whether it is an AMQP URL, with or without TLS."""
     try:
         parsed = URL(url)
-        # A port that is no number is found only now.
+        # Reading `port` raises ValueError if it is not a number.
         return parsed.scheme in {"amqp", "amqps"} and bool(parsed.host) and parsed.port != 0
     except ValueError:
         return False
@@ -242,7 +243,7 @@ def _failure(what: str, cause: BaseException, *, certain: bool) -> BrokerUnavail
 
 
 def check_cancelled(error: BaseException) -> None:
-    """Raise it if it is our own cancellation: aiormq ends its waiters with the same error."""
+    """Raise the error if the current task was cancelled. aiormq also raises CancelledError."""
     task = asyncio.current_task()
     if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
         raise error

@@ -1,7 +1,7 @@
-"""What the service is about: appointments, writes and their results.
+"""The domain: appointments, writes and their results.
 
 Times are aware datetimes in UTC with microseconds. `attributes` is canonical JSON text
-(compact, keys sorted), so equal text means equal content.
+(compact, keys sorted), so that equal content has equal text.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ class State(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What a write did; CREATED, UPDATED and CANCELLED are the kinds of change in history too."""
+    """The outcome of a write. CREATED, UPDATED and CANCELLED are also the changes in history."""
 
     CREATED = "CREATED"
     UPDATED = "UPDATED"
@@ -35,7 +35,8 @@ class Outcome(StrEnum):
 class Appointment(NamedTuple):
     """An appointment as stored: the half-open range `[start, end)` of a resource.
 
-    A tuple, since many are made a request: a third of the cost of a frozen dataclass.
+    A named tuple, because a request may create many and a frozen dataclass costs three times
+    as much.
     """
 
     organization_id: str
@@ -53,22 +54,22 @@ class Appointment(NamedTuple):
 
     @property
     def etag(self) -> str:
-        """The opaque tag of this version: every version has its own revision.
+        """The opaque tag of this version, made from its revision.
 
-        One that was only validated has neither.
+        Empty for the result of `validate_only`, which has no revision.
         """
         return f"{self.revision:x}" if self.revision else ""
 
 
-# Stands for any stored version as the expected revision; real ones start at 1.
+# As the expected revision: any stored version. Revisions start at 1.
 ANY_REVISION = 0
 
 
 def expected_revision(etag: str) -> int | None:
-    """Return the revision that an etag stands for, or None for no etag.
+    """Return the revision of an etag, or None for an empty one.
 
-    One that the service never gave out becomes a revision that no appointment has, so
-    that it is answered as a mismatch: to a caller an etag is opaque, not malformed.
+    An etag that the service cannot have returned gives -1, which no appointment has. So it is
+    a mismatch, not a malformed request: to callers etags are opaque.
     """
     if not etag:
         return None
@@ -85,8 +86,8 @@ def expected_revision(etag: str) -> int | None:
 class Upsert:
     """Create an appointment or replace its content.
 
-    `created_at` and `updated_at` are None where the caller gave none. `id_given` is
-    False where the service made the id.
+    `created_at` and `updated_at` are None if the caller did not set them. `id_given` is False
+    if the service generated the id.
     """
 
     id: str
@@ -107,7 +108,7 @@ class Upsert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """Free an appointment's range, keeping the rest. `updated_at` is None where none was given."""
+    """Cancel an appointment, which frees its range. `updated_at` is None if not set."""
 
     id: str
     updated_at: datetime | None
@@ -122,7 +123,7 @@ Write = Upsert | Cancel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteResult:
-    """What a write did, and the appointment as stored after it."""
+    """The outcome of a write, and the appointment as stored after it."""
 
     outcome: Outcome
     appointment: Appointment
@@ -141,7 +142,7 @@ class HistoryEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conflict:
-    """An active appointment that occupies a wanted range."""
+    """An active appointment that overlaps the range of a refused write."""
 
     id: str
     start: datetime
@@ -153,15 +154,16 @@ DIGEST_VERSION = b"\x01"
 
 
 def idempotency_digest(write: Write) -> bytes:
-    """Return the digest that tells a write from another one under the same idempotency key.
+    """Return a digest that detects another write under the same idempotency key.
 
-    It is `DIGEST_VERSION` as one byte, then the SHA-256 of a JSON array of the kind, the id
-    (null if the service made it, so that a retry of a write without id is the same write)
-    and the content. Guards and options are no part of it: a retry may leave them out.
+    It is the byte `DIGEST_VERSION`, followed by the SHA-256 of a JSON array of the kind, the
+    id and the content. The id is null if the service generated it, so that a retry of a write
+    without id has the same digest. Preconditions and options are not included, since a retry
+    may leave them out.
 
-    Digests are stored for ever and compared as a whole. So a field added later goes to the
-    end as a pair of its name and value, and only if it is set: all other writes keep their
-    digests. See docs/decisions/0011-digests-keep-their-meaning.md.
+    Stored digests never expire and are compared as a whole. So a field added later is appended
+    as a pair of its name and value, only if it is set: all other writes keep their digests.
+    See docs/decisions/0011-digests-keep-their-meaning.md.
     """
     parts: list[str | None]
     if isinstance(write, Cancel):
@@ -185,7 +187,7 @@ def idempotency_digest(write: Write) -> bytes:
 
 
 def new_id() -> str:
-    """Make an id in the order of time: a UUIDv7 (RFC 9562, section 5.7)."""
+    """Return a new id, a UUIDv7 (RFC 9562, section 5.7): ids sort by their time."""
     milliseconds = time.time_ns() // 1_000_000
     number = milliseconds << 80 | int.from_bytes(os.urandom(10))
     number = number & ~(0xF << 76) | 7 << 76

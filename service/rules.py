@@ -1,7 +1,7 @@
-"""The rules on fields, and the reading of requests that keeps to them.
+"""Validation of requests. All invalid fields are reported together.
 
-A length or a bound stands in the protos, as an option on its field; what spans fields
-stands here. Every field that breaks a rule is named, all of them at once.
+Rules for one field, such as its maximum length, are options of that field in the .proto
+files. Rules that involve several fields are in this module.
 """
 
 import math
@@ -22,20 +22,20 @@ from google.protobuf.timestamp_pb2 import Timestamp
 Violations = list[tuple[str, str]]
 _Check = Callable[[Message, str, Violations], None]
 
-LONGEST = timedelta(days=3653)
+MAX_DURATION = timedelta(days=3653)
 MAX_ATTRIBUTES_BYTES = 16 * 1024
 MAX_ATTRIBUTES_DEPTH = 30
 
 # Unicode's control characters (general category Cc).
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# The years 1 to 9999, which RFC 3339 and google.protobuf.Timestamp can say.
+# The years 1 to 9999, the range of RFC 3339 and google.protobuf.Timestamp.
 _FIRST_SECOND = -62_135_596_800
 _LAST_SECOND = 253_402_300_799
 
 
 def check_fields(message: Message, prefix: str, violations: Violations) -> None:
-    """Add every field that breaks a rule of the proto; messages inside are not entered."""
+    """Add every field that violates a rule in the .proto. Nested messages are not checked."""
     for check in _checks(message.DESCRIPTOR):
         check(message, prefix, violations)
 
@@ -46,7 +46,7 @@ def _checks(descriptor: Descriptor) -> list[_Check]:
     for field in descriptor.fields:
         options = field.GetOptions()
         if field_behavior_pb2.OUTPUT_ONLY in options.Extensions[field_behavior_pb2.field_behavior]:
-            continue  # sent back as it was read, and ignored
+            continue  # ignored, since clients send back what they have read
         rules = options.Extensions[rules_pb2.rules]
         if field.is_repeated:
             checks.append(_items_check(field.name, rules.max_items))
@@ -102,7 +102,7 @@ def _number_check(field: FieldDescriptor, rules: rules_pb2.FieldRules) -> _Check
 def read_time(
     message: Message, name: str, prefix: str, violations: Violations, *, required: bool = False
 ) -> datetime | None:
-    """Return a Timestamp field in microseconds, None if it is absent or broken."""
+    """Return a Timestamp field, truncated to microseconds; None if it is absent or invalid."""
     if not message.HasField(name):
         if required:
             violations.append((prefix + name, "is required"))
@@ -119,13 +119,14 @@ def read_time(
 def check_range(
     start: datetime | None, end: datetime | None, prefix: str, violations: Violations
 ) -> None:
-    """Add what is wrong with a range whose ends are right by themselves."""
+    """Check that a range is not empty and not too long. None is an end that is invalid."""
     if start is None or end is None:
         return
     if end <= start:
         violations.append((f"{prefix}end", "must be after start"))
-    elif end - start > LONGEST:
-        violations.append((f"{prefix}end", f"must be at most {LONGEST.days:,} days after start"))
+    elif end - start > MAX_DURATION:
+        days = MAX_DURATION.days
+        violations.append((f"{prefix}end", f"must be at most {days:,} days after start"))
 
 
 def read_attributes(struct: Struct, field: str, violations: Violations) -> str:
@@ -134,7 +135,7 @@ def read_attributes(struct: Struct, field: str, violations: Violations) -> str:
         return "{}"
     try:
         text = orjson.dumps(_plain_object(struct, 1), option=orjson.OPT_SORT_KEYS)
-    except _BadAttributes as error:
+    except _InvalidAttributes as error:
         violations.append((field, str(error)))
         return "{}"
     if len(text) > MAX_ATTRIBUTES_BYTES:
@@ -142,13 +143,13 @@ def read_attributes(struct: Struct, field: str, violations: Violations) -> str:
     return text.decode()
 
 
-class _BadAttributes(Exception):
+class _InvalidAttributes(Exception):
     pass
 
 
 def _plain_object(struct: Struct, depth: int) -> dict[str, Any]:
     if depth > MAX_ATTRIBUTES_DEPTH:
-        raise _BadAttributes(f"must be at most {MAX_ATTRIBUTES_DEPTH} levels deep")
+        raise _InvalidAttributes(f"must be at most {MAX_ATTRIBUTES_DEPTH} levels deep")
     return {_plain_text(key): _plain(value, depth) for key, value in struct.fields.items()}
 
 
@@ -166,21 +167,21 @@ def _plain(value: Value, depth: int) -> Any:  # noqa: ANN401  # JSON is any
             return _plain_object(value.struct_value, depth + 1)
         case "list_value":
             if depth + 1 > MAX_ATTRIBUTES_DEPTH:
-                raise _BadAttributes(f"must be at most {MAX_ATTRIBUTES_DEPTH} levels deep")
+                raise _InvalidAttributes(f"must be at most {MAX_ATTRIBUTES_DEPTH} levels deep")
             return [_plain(item, depth + 1) for item in value.list_value.values]
-    raise _BadAttributes("must not contain a google.protobuf.Value without a kind")
+    raise _InvalidAttributes("must not contain a google.protobuf.Value without a kind")
 
 
 def _plain_text(text: str) -> str:
     if "\x00" in text:
-        raise _BadAttributes("must not contain the NUL character")
+        raise _InvalidAttributes("must not contain the NUL character")
     return text
 
 
 def _plain_number(number: float) -> int | float:
-    """Return a double as JSON shows it shortest: 1 and not 1.0, but -0.0 with its sign."""
+    """Return a double in its shortest JSON form: 1 instead of 1.0, but -0.0 as it is."""
     if not math.isfinite(number):
-        raise _BadAttributes("must not contain NaN or infinities, which JSON cannot say")
+        raise _InvalidAttributes("must not contain NaN or infinities, which JSON does not have")
     if number.is_integer() and abs(number) < 2**53 and (number or math.copysign(1, number) > 0):
         return int(number)
     return number

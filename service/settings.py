@@ -1,4 +1,4 @@
-"""What the environment says: validated at start, one line for everything that is wrong."""
+"""Settings from environment variables, validated at startup."""
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal, Self
@@ -17,7 +17,7 @@ LongSeconds = Annotated[float, Field(ge=0.001, le=8_640_000)]
 
 
 def _networks(value: object) -> object:
-    """Read a list of CIDRs with commas between them; nothing is an empty one."""
+    """Parse a comma-separated list of CIDRs. An empty value is an empty list."""
     if isinstance(value, str):
         return [ip_network(part.strip()) for part in value.split(",") if part.strip()]
     return value or ()
@@ -40,9 +40,9 @@ class Settings(ProgramSettings):
     replica_timeout: Seconds = 1.0
 
     # The process.
-    grpc_host: str = "0.0.0.0"  # noqa: S104  # a container's port is reached from outside
+    grpc_host: str = "0.0.0.0"  # noqa: S104  # a container must be reachable from outside
     grpc_port: Port = 50051
-    # How long a connection takes calls; a watcher's stream goes on for an hour.
+    # How long a connection accepts new calls. The streams of watchers continue for an hour.
     grpc_connection_age: Seconds = 30.0
     metrics_port: Port | None = 9464
     channelz_port: Port | None = None
@@ -50,45 +50,45 @@ class Settings(ProgramSettings):
     # Calls.
     request_timeout: Seconds = 30.0
     shutdown_grace: Seconds = 15.0
-    # gRPC calls open at a time, those whose request has not come yet included. More than
-    # all queues hold.
+    # Open gRPC calls, including those whose request has not arrived yet. More than the
+    # capacity of all queues.
     max_calls: Count = 10_000
     max_batch_writes: Annotated[int, Field(ge=1, le=1000)] = 256
-    # 1: none shares a call, as a database needs that is distributed by organization.
+    # 1 turns shared calls off, as needed by a database that is sharded by organization.
     max_call_organizations: Count = 256
-    # A whole batch of 1,000 must find room.
+    # Room for at least one batch of 1,000.
     max_queued_writes: Annotated[int, Field(ge=1000)] = 4096
     max_queued_reads: Count = 512
 
-    # Watching: how often is asked what has changed.
+    # Watching.
     watch_poll_interval: Seconds = 0.2
     max_watchers: Count = 1000
 
     # Workers.
     worker_metrics_port: Port | None = 9466
-    # One may wait for a lock, one is for other duties, and one for what goes on meanwhile.
+    # One connection may wait for a lock, one is for other tasks, one for further operations.
     worker_connections: Annotated[int, Field(ge=3)] = 4
 
     # Accepted operations.
     operation_queue: Literal["postgres", "rabbitmq"] = "postgres"
     operation_poll_interval: Seconds = 0.05
-    # How long a worker that says nothing keeps its organizations; twice the statement
-    # timeout at least.
+    # How long a worker keeps its organizations without renewing the lease. At least twice
+    # STATEMENT_TIMEOUT.
     operation_lease: Seconds = 15.0
     operation_retention_days: Annotated[float, Field(gt=0, le=3650)] = 7.0
 
-    # RabbitMQ, without which no events are published.
+    # RabbitMQ. Without AMQP_URL no events are published.
     amqp_url: str | None = None
     amqp_timeout: Seconds = 2.0
     event_poll_interval: Seconds = 0.2
     event_lease: Annotated[float, Field(ge=1, le=3600)] = 10.0
 
-    # Webhooks. Which addresses they may reach, and by http, beyond the public internet by
-    # https: CIDRs. The service and its workers need the same.
+    # Webhooks. The networks (CIDRs) that webhooks may reach, also by http, in addition to
+    # public addresses by https. The service and its workers need the same value.
     webhook_allowed_networks: Networks = ()
     webhook_max_per_organization: Annotated[int, Field(ge=1, le=1000)] = 20
     webhook_secret_overlap: LongSeconds = 24 * 3600
-    # How many a worker sends to at the same time.
+    # Webhooks that a worker sends to at the same time.
     webhook_concurrency: Annotated[int, Field(ge=2, le=1024)] = 128
     webhook_timeout: Seconds = 10.0
     webhook_poll_interval: Seconds = 0.2
@@ -110,7 +110,7 @@ class Settings(ProgramSettings):
         try:
             by_host(url or "")
         except (ValueError, psycopg.Error):
-            # Their own words may repeat the password.
+            # The original message may contain the password.
             raise ValueError(
                 "must be a connection string of libpq, with one port, or one for each host"
             ) from None
@@ -121,7 +121,7 @@ class Settings(ProgramSettings):
         if self.operation_queue == "rabbitmq":
             if self.amqp_url is None:
                 raise ValueError("OPERATION_QUEUE=rabbitmq needs AMQP_URL")
-            # A message may come again after hours; by its result it is known to be done.
+            # A message may be redelivered after hours. Its result shows that it was applied.
             if self.operation_retention_days < 1:
                 raise ValueError("OPERATION_RETENTION_DAYS must be at least 1 with rabbitmq")
         return self
@@ -129,7 +129,7 @@ class Settings(ProgramSettings):
     @field_validator("amqp_url")
     @classmethod
     def _amqp_url_is_one(cls, url: str | None) -> str | None:
-        # None of the parser's own words, which may repeat a password.
+        # The parser's message may contain the password.
         if url is not None and not is_amqp_url(url):
             raise ValueError("must be like amqp://user:password@host:5672/vhost, or amqps://...")
         return url
@@ -142,7 +142,7 @@ class Settings(ProgramSettings):
 
     @property
     def timeouts(self) -> Timeouts:
-        """Those of the primary."""
+        """The timeouts of the primary."""
         return Timeouts(
             connection=self.connection_timeout,
             lock=self.lock_timeout,

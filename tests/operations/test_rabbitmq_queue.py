@@ -144,7 +144,7 @@ def test_a_broker_that_is_away_is_said_and_come_back_to(
     assert len(certain) >= 4  # the first may have been under way
     assert not ids & certain
     assert {f"{n}" for n in range(10)} <= ids
-    queue_service.wait_for_event(lambda event: event["event"] == "RabbitMQ can be used again")
+    queue_service.wait_for_event(lambda event: event["event"] == "RabbitMQ available again")
     rest.close()
 
 
