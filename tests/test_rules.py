@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.rules import (
-    LONGEST,
+    MAX_DURATION,
     MAX_ATTRIBUTES_BYTES,
     MAX_ATTRIBUTES_DEPTH,
     Violations,
@@ -153,8 +153,8 @@ class TestTimes:
         (START + timedelta(microseconds=1), ""),
         (START, "must be after start"),
         (START - timedelta(days=1), "must be after start"),
-        (START + LONGEST, ""),
-        (START + LONGEST + timedelta(microseconds=1), "must be at most 3,653 days after start"),
+        (START + MAX_DURATION, ""),
+        (START + MAX_DURATION + timedelta(microseconds=1), "must be at most 3,653 days after start"),
         (None, ""),
     ],
 )

@@ -217,7 +217,7 @@ def _last_event_id(request: BaseRequest) -> int | None:
     if not values:
         return None
     if len(values) > 1:
-        raise invalid_fields([FieldError(LAST_EVENT_ID, "must be there only once")])
+        raise invalid_fields([FieldError(LAST_EVENT_ID, "must not be repeated")])
     if not _READABLE_ID.fullmatch(values[0]):
         raise invalid_fields([FieldError(LAST_EVENT_ID, "must be the id of an event: a revision")])
     return int(values[0])

@@ -40,7 +40,7 @@ class RouteAnswers:
     def __init__(self, route: Route, location: str | None, special: Mapping[str, Render]) -> None:
         """Prepare the route; `location` is the path under which its writes are read, if any."""
         output = route.rpc.output_type
-        shown = route.answer_message
+        shown = route.response_message
         self._response_body = route.response_body
         self._render = MessageRenderer(shown, special).render
         self._has_etag = "etag" in shown.fields_by_name

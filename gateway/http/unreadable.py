@@ -57,7 +57,7 @@ def refuse_unreadable(error: BaseException | None) -> ProblemError:
         if said.startswith(beginning):
             return refusal(reason, detail)
     if duplicate := _DUPLICATE.match(said):
-        return malformed(f"The header {duplicate[1]} must be there only once.")
+        return malformed(f"The header {duplicate[1]} must not be repeated.")
     if not isinstance(error, BadStatusLine):
         # In the URL or a header, in words such as "Invalid header token", the line below.
         return malformed(f"This is not HTTP: {said.partition(':')[0] or 'it cannot be read'}.")

@@ -225,7 +225,7 @@ def _parameters(route: Route, schemas: Schemas) -> Iterator[Schema]:
 
 def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
     output = route.rpc.output_type
-    message = route.answer_message
+    message = route.response_message
     has_outcome = "outcome" in output.fields_by_name
     headers = [REQUEST_ID, REVISION]
     if "etag" in message.fields_by_name:

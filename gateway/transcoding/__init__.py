@@ -1,1 +1,1 @@
-"""HTTP requests to messages: routes, path, query and JSON body."""
+"""Converts HTTP requests to messages: routes, path, query, headers and JSON body."""

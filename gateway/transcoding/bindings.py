@@ -1,4 +1,4 @@
-"""By which part of an HTTP request each input field comes: path, query, header or body."""
+"""Maps each input field of an RPC to a part of the request: path, query, header or body."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +11,10 @@ from gateway.transcoding.routes import Route
 
 
 def read_if_none_match(value: str) -> bool:
-    """Read the wish to create only.
+    """Read If-None-Match on a write. Only `*`, which means to create only, is supported.
 
-    That a certain state is not the stored one, which entity tags would say, nothing can
-    decide together with the write; so the write is refused rather than made (RFC 9110,
-    13.1.2).
+    The service cannot check atomically with a write that the stored etag differs from others,
+    so a write with entity tags is refused (RFC 9110, section 13.1.2). Raises ValueError.
     """
     if value.strip() != "*":
         raise ValueError("must be * on a write; to expect an etag, send it in If-Match")
@@ -23,7 +22,7 @@ def read_if_none_match(value: str) -> bool:
 
 
 def read_idempotency_key(value: str) -> str:
-    """Give the key, without the double quotes that structured headers put around it."""
+    """Return the key without the quotes of structured headers. Raises ValueError if empty."""
     if len(value) >= 2 and value[0] == value[-1] == '"':
         value = value[1:-1]
     if not value:
@@ -33,9 +32,10 @@ def read_idempotency_key(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class InputHeader:
-    """A request header that stands for an input field.
+    """A request header that sets an input field.
 
-    Without `read` it has more to say than the field can hold.
+    `read` is None for a header that is evaluated elsewhere, because the field cannot hold all
+    that it may contain.
     """
 
     name: str
@@ -51,7 +51,7 @@ INPUT_HEADERS = (
 
 
 def header_fields(route: Route) -> dict[str, InputHeader]:
-    """Give the headers that stand for input fields of this route, by field name."""
+    """Return the headers that set input fields of this route, by field name."""
     if route.body == "*" or not route.writes:
         return {}
     names = {field.name for field in route.rpc.input_type.fields}
@@ -59,24 +59,25 @@ def header_fields(route: Route) -> dict[str, InputHeader]:
 
 
 def conditions_of(route: Route) -> tuple[str, ...]:
-    """List the headers that a route evaluates as conditions on the etag of what is stored."""
+    """Return the headers that a route evaluates as conditions on the stored etag."""
     if not route.writes:
-        return (IF_MATCH, IF_NONE_MATCH) if "etag" in route.answer_message.fields_by_name else ()
+        return (IF_MATCH, IF_NONE_MATCH) if "etag" in route.response_message.fields_by_name else ()
     return (IF_MATCH,) if "etag" in header_fields(route) else ()
 
 
 def query_fields(route: Route) -> tuple[FieldDescriptor, ...]:
-    """List the input fields that are query parameters: all that come by no other way."""
+    """Return the input fields that are query parameters: all that no other part sets."""
     if route.body == "*":
         return ()
     elsewhere = {route.body, *route.variables, *header_fields(route)}
     return tuple(field for field in route.rpc.input_type.fields if field.name not in elsewhere)
 
 
-def places_of(route: Route, batch: Route | None) -> tuple[dict[str, str], dict[str, str]]:
-    """Tell where what a request says stands, for those who put it elsewhere.
+def locations_of(route: Route, batch: Route | None) -> tuple[dict[str, str], dict[str, str]]:
+    """Return where each field belongs, for the errors about misplaced fields.
 
-    First of what is not in the query, then of what is not at the top of the body.
+    The first dictionary is for names found in the query, the second for names at the top
+    level of the body.
     """
     names = {field.name: field.json_name for field in route.rpc.input_type.fields}
     elsewhere = {
@@ -104,12 +105,12 @@ def places_of(route: Route, batch: Route | None) -> tuple[dict[str, str], dict[s
     return in_query, at_the_top
 
 
-def array_refusal(route: Route, batch: Route | None) -> str:
-    """Say what to send instead of an array."""
-    taking = batch or route
-    if taking.body != "*":
+def array_error(route: Route, batch: Route | None) -> str:
+    """Return the error for a body that is an array, which says what to send instead."""
+    accepting = batch or route
+    if accepting.body != "*":
         return "must be an object"
-    for field in taking.rpc.input_type.fields:
+    for field in accepting.rpc.input_type.fields:
         if field.is_repeated:
             form = f'{{"{field.json_name}": [{{...}}, ...]}}'
             if batch is None:

@@ -1,4 +1,4 @@
-"""HTTP requests to input messages: path, query, headers and body to their fields."""
+"""Reads path, query, headers and body of an HTTP request into an input message."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,10 +13,10 @@ from gateway.http.problems import Errors, FieldError, invalid_fields
 from gateway.http.router import decode_percent
 from gateway.transcoding.bindings import (
     INPUT_HEADERS,
-    array_refusal,
+    array_error,
     conditions_of,
     header_fields,
-    places_of,
+    locations_of,
     query_fields,
 )
 from gateway.transcoding.json_reader import MessageReader
@@ -29,19 +29,19 @@ class InputReader:
     """Reads the requests of one route into its input messages."""
 
     def __init__(self, route: Route, batch: Route | None = None) -> None:
-        """Prepare the route; `batch` is the one that takes several of what this one takes."""
+        """Prepare a route. `batch` is the route that accepts several of the same input."""
         fields = route.rpc.input_type.fields_by_name
         self._new: Callable[..., Message] = GetMessageClass(route.rpc.input_type)
         self._body = route.body
         message = route.body_message
         in_path = frozenset(route.variables) if route.body == "*" else frozenset[str]()
-        self._query_places, body_places = places_of(route, batch)
+        self._query_locations, body_locations = locations_of(route, batch)
         self._body_reader = (
-            MessageReader(message, without=in_path, places=body_places)
+            MessageReader(message, without=in_path, locations=body_locations)
             if message is not None
             else None
         )
-        self._no_array = array_refusal(route, batch)
+        self._array_error = array_error(route, batch)
         self._variables = {
             name: (fields[name].json_name, query_reader(fields[name])) for name in route.variables
         }
@@ -62,22 +62,22 @@ class InputReader:
         return self._body_reader is not None
 
     def read(self, context: RequestContext, body: bytes) -> Message:
-        """Build the input message, and read the conditions on an etag into the context.
+        """Build the input message, and store the conditions on an etag in the context.
 
-        Raises `ProblemError`: MALFORMED_REQUEST if the body is not JSON at all, else
-        INVALID_FIELD with every fault of path, query, headers and body.
+        Raises `ProblemError`: MALFORMED_REQUEST if the body is not JSON, else INVALID_FIELD
+        with all errors of path, query, headers and body.
         """
         errors: Errors = []
         fields: dict[str, Any] = {}
         message: Message | None = None
         self._read_variables(context.variables, fields, errors)
-        read_query(context.query, self._parameters, fields, errors, self._query_places)
+        read_query(context.query, self._parameters, fields, errors, self._query_locations)
         self._read_headers(context.request, fields, errors)
         self._read_conditions(context, errors)
         if self._body_reader is not None:
             value = parse_json(body)
             if type(value) is list:
-                errors.append(FieldError("", self._no_array))
+                errors.append(FieldError("", self._array_error))
             else:
                 message = self._body_reader.read(value, "", errors)
         if errors:
@@ -106,7 +106,7 @@ class InputReader:
             if not values:
                 continue
             if len(values) > 1:
-                errors.append(FieldError(header.name, "must be there only once"))
+                errors.append(FieldError(header.name, "must not be repeated"))
                 continue
             value = values[0]
             if not (value.isascii() and value.isprintable()):
@@ -116,10 +116,10 @@ class InputReader:
                 fields[header.field] = read(value)
             except ValueError as error:
                 errors.append(FieldError(header.name, str(error)))
-        # A condition that is passed over would be a write that the caller did not mean. A
-        # read without an etag ignores it.
+        # Ignoring a condition could make a write that the caller did not intend. A read of
+        # something without an etag does ignore it.
         errors.extend(
-            FieldError(name, "is not taken by this method")
+            FieldError(name, "is not supported by this method")
             for name in self._refused_headers
             if name in request.headers
         )

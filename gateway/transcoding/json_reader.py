@@ -25,7 +25,7 @@ from gateway.transcoding.values import (
 )
 
 _NULL = "must not be null; leave it out"
-# A caller's numeric key is read as its decimal text, for this field only.
+# This field alone also accepts an integer, which is converted to its decimal text.
 INTEGER_AS_TEXT = frozenset({"appointments.v1.Appointment.id"})
 
 
@@ -34,15 +34,15 @@ class _Field:
     name: str
     read: Read
     ignored: bool
-    """Only the service sets it: what a caller sends back is read and dropped (AIP-203)."""
+    """OUTPUT_ONLY: a value that a caller sends back is checked and ignored (AIP-203)."""
 
 
 class MessageReader:
-    """Reads JSON objects into messages of one type.
+    """Converts JSON objects to messages of one type.
 
-    Names are the fields' JSON names only; an unknown one is an error, and so are the
-    names of the fields of `without`, which come by another way. Types of fields that no
-    message here uses (maps, bytes, floating point) are refused when the reader is made.
+    Only JSON names of fields are accepted. Unknown names are errors, and so are the fields in
+    `without`, which are set by other parts of the request. The constructor raises
+    NotImplementedError for field types that no message uses (maps, bytes, floating point).
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class MessageReader:
         descriptor: Descriptor,
         *,
         without: frozenset[str] = frozenset(),
-        places: Mapping[str, str] | None = None,
+        locations: Mapping[str, str] | None = None,
     ) -> None:
-        """Prepare the type; `places` tells where names stand that are not known here."""
+        """Prepare the type. `locations` says where names belong that are unknown here."""
         self._new: Callable[..., Message] = GetMessageClass(descriptor)
         self._fields: Mapping[str, _Field] = {
             field.json_name: _Field(
@@ -66,10 +66,10 @@ class MessageReader:
             for field in descriptor.fields
             if field.name != field.json_name
         }
-        self._places = places or {}
+        self._locations = locations or {}
 
     def read(self, value: Any, path: str, errors: Errors) -> Message | None:  # noqa: ANN401
-        """Build the message; None, and at least one more error, if that cannot be."""
+        """Build the message. Returns None and appends errors if the value is invalid."""
         if type(value) is not dict:
             errors.append(FieldError(path, "must be an object"))
             return None
@@ -91,15 +91,16 @@ class MessageReader:
     def _unknown(self, json_name: str) -> str:
         if known_as := self._json_names.get(json_name):
             return f"is not a known field; write {known_as}"
-        if place := self._places.get(json_name):
-            return f"is not a known field here; it belongs {place}"
+        if location := self._locations.get(json_name):
+            return f"is not a known field here; it belongs {location}"
         return "is not a known field"
 
 
 def nested_paths(descriptor: Descriptor) -> dict[str, str]:
-    """Give the paths of the fields of the messages inside a message, by their JSON names.
+    """Return the paths of the fields of nested messages, by their JSON names.
 
-    Of several with one name the one that is least deep; not those at the top.
+    Of several fields with one name the shallowest is returned. Fields at the top level are
+    not included.
     """
     paths: dict[str, str] = {}
     level = {"": descriptor}
@@ -122,7 +123,7 @@ def nested_paths(descriptor: Descriptor) -> dict[str, str]:
 
 
 def is_output_only(field: FieldDescriptor) -> bool:
-    """Tell whether only the service sets this field."""
+    """Return whether only the service sets this field (AIP-203)."""
     behavior = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
     return field_behavior_pb2.OUTPUT_ONLY in behavior
 

@@ -1,4 +1,4 @@
-"""Reading the query of a URL, and telling its faults as they were sent."""
+"""Parses the query of a URL. Errors show the invalid part as it was sent."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from gateway.transcoding.values import Read
 
 @dataclass(frozen=True, slots=True)
 class QueryParameter:
-    """A query parameter: the field that it is read into, and how."""
+    """A query parameter: its field, and the conversion of its value."""
 
     name: str
     repeated: bool
@@ -25,17 +25,17 @@ class QueryParameter:
 
     @classmethod
     def of(cls, field: FieldDescriptor) -> Self:
-        """Give the parameter that stands for a field."""
-        is_time = field.message_type is not None  # no other message is a parameter
+        """Return the parameter of a field."""
+        is_time = field.message_type is not None  # Timestamp is the only message allowed
         return cls(field.name, field.is_repeated, query_reader(field), is_time)
 
 
-# A + in a query is a space. What encodes a space so encodes a colon too: a time with plain
-# ones was written by a person, whose + may well be that of an offset; one with a T has no
-# space.
+# A + in a query means a space. But a + in a time with an unencoded colon or a T is more
+# likely a UTC offset typed by a person: encoders that write a space as + also encode colons,
+# and a time with a T has no space.
 _PLAIN_TIME = re.compile("[:Tt]")
 MAX_SHOWN = 100
-_NO_PLACES: Mapping[str, str] = {}
+_NO_LOCATIONS: Mapping[str, str] = {}
 
 
 def read_query(
@@ -43,11 +43,11 @@ def read_query(
     parameters: Mapping[str, QueryParameter],
     fields: dict[str, Any],
     errors: Errors,
-    places: Mapping[str, str] = _NO_PLACES,
+    locations: Mapping[str, str] = _NO_LOCATIONS,
 ) -> None:
-    """Read the query of a URL, still encoded, into fields; every fault is added to the errors.
+    """Convert the encoded query of a URL to fields, and append all errors.
 
-    `places` tells where else in a request the names stand that are no parameters.
+    `locations` says where names that are not parameters belong in the request.
     """
     if not query:
         return
@@ -66,8 +66,8 @@ def read_query(
             continue
         parameter = parameters.get(name)
         if parameter is None:
-            place = f"; it belongs {places[name]}" if name in places else ""
-            detail = f"is not a query parameter of this method{place}"
+            hint = f"; it belongs {locations[name]}" if name in locations else ""
+            detail = f"is not a query parameter of this method{hint}"
             errors.append(FieldError(_as_sent(raw_name), detail))
             continue
         if parameter.is_time and "+" in raw_value and _PLAIN_TIME.search(raw_value):
@@ -83,7 +83,7 @@ def read_query(
         if parameter.repeated:
             fields.setdefault(parameter.name, []).append(read)
         elif parameter.name in fields:
-            errors.append(FieldError(name, "must be there only once"))
+            errors.append(FieldError(name, "must not be repeated"))
         else:
             fields[parameter.name] = read
 
@@ -110,6 +110,6 @@ def query_reader(field: FieldDescriptor) -> Read:
 
 
 def _as_sent(text: str) -> str:
-    """Show a part of a URL as it came; a byte that is no text as a replacement character."""
+    """Return a part of a URL as it was sent, with U+FFFD for bytes that are not UTF-8."""
     shown = text.encode(errors="surrogateescape").decode(errors="replace")
     return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."

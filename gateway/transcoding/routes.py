@@ -1,4 +1,4 @@
-"""Routes of the REST interface, from the `google.api.http` annotations of the service."""
+"""The routes of the REST interface, from the `google.api.http` annotations in the protos."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from google.api import annotations_pb2, http_pb2
 from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
 
-# What lists a page, and what goes on with the same live.
+# An RPC that returns a page of changes, and the RPC that streams the changes after it.
 _STREAMS = {"ListChanges": "WatchAppointments"}
 
 _VARIABLE = re.compile(r"\{([a-z_0-9]+)\}")
@@ -15,26 +15,26 @@ _VARIABLE = re.compile(r"\{([a-z_0-9]+)\}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One HTTP binding of an RPC, in the terms of `google.api.HttpRule`."""
+    """One HTTP binding of an RPC. The names are those of `google.api.HttpRule`."""
 
     rpc: MethodDescriptor
     http_method: str
     template: str
     body: str
-    """The input's field that the body is, `*` for the whole input, empty for no body."""
+    """The input field that the body sets; `*` for the whole input, empty for no body."""
     response_body: str
-    """The output's field that the answer is, empty for the whole output."""
+    """The output field that is the response body; empty for the whole output."""
     name: str
-    """In logs, metrics and the OpenAPI document: the RPC's name, or its full one where an
-    earlier service has an RPC of that name."""
+    """The name in logs, metrics and the OpenAPI document: the RPC's name, or its full name if
+    an earlier service has an RPC of that name."""
     stream: MethodDescriptor | None = None
-    """The RPC whose messages are the answer for those who accept server-sent events."""
+    """The RPC whose messages are sent to clients that accept server-sent events."""
     stream_name: str = ""
-    """As the name, of the stream."""
+    """The name of `stream` in logs and metrics."""
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """Input fields that the path holds."""
+        """The input fields in the path."""
         return tuple(_VARIABLE.findall(self.template))
 
     @property
@@ -43,32 +43,32 @@ class Route:
 
     @property
     def body_message(self) -> Descriptor | None:
-        """What the body is read as, if there is one."""
+        """The type of the request body; None if there is no body."""
         if self.body in {"", "*"}:
             return self.rpc.input_type if self.body else None
         return self.rpc.input_type.fields_by_name[self.body].message_type
 
     @property
-    def answer_message(self) -> Descriptor:
-        """What the answer's body is."""
+    def response_message(self) -> Descriptor:
+        """The type of the response body."""
         if not self.response_body:
             return self.rpc.output_type
         message = self.rpc.output_type.fields_by_name[self.response_body].message_type
         if message is None:
-            raise NotImplementedError(f"{self.rpc.full_name}: an answer must be a message")
+            raise NotImplementedError(f"{self.rpc.full_name}: a response must be a message")
         return message
 
     @property
     def rpc_path(self) -> str:
-        """What the RPC is called by."""
+        """The path of the RPC in gRPC."""
         return f"/{self.rpc.containing_service.full_name}/{self.rpc.name}"
 
 
 def routes_of(*services: ServiceDescriptor) -> tuple[Route, ...]:
-    """List the routes of every annotated method of the services.
+    """Return the routes of every annotated method of the services.
 
-    Raises `NotImplementedError` for what this gateway does not do: streaming methods,
-    and templates with more than plain `{field}` variables.
+    Raises `NotImplementedError` for annotations that this gateway does not support: streaming
+    methods, and templates with variables other than a plain `{field}`.
     """
     names = _names_of(services)
     return tuple(
@@ -80,14 +80,14 @@ def routes_of(*services: ServiceDescriptor) -> tuple[Route, ...]:
 
 
 def location_template(route: Route, routes: Sequence[Route]) -> str | None:
-    """Find the path under which what a route stores is read again, by its id."""
+    """Return the path below which the result of a POST can be read by its id, or None."""
     readable = {other.template for other in routes if other.http_method == "GET"}
     stores = route.http_method == "POST" and f"{route.template}/{{id}}" in readable
     return route.template if stores else None
 
 
 def batch_of(route: Route, routes: Sequence[Route]) -> Route | None:
-    """Find the route that takes several of what this one takes."""
+    """Return the batch route of a route, or None."""
     for other in routes:
         if other.http_method == route.http_method and other.template.startswith(
             f"{route.template}:batch"
@@ -103,7 +103,7 @@ def _rules(rule: http_pb2.HttpRule) -> Iterator[http_pb2.HttpRule]:
 
 
 def _names_of(services: Sequence[ServiceDescriptor]) -> dict[str, str]:
-    """Name every RPC for logs, metrics and documents, by its full name."""
+    """Return the name of every RPC for logs, metrics and documents, by its full name."""
     owners: dict[str, str] = {}
     return {
         method.full_name: method.name

@@ -1,4 +1,4 @@
-"""JSON text to values, without what JSON readers disagree on."""
+"""A JSON parser that refuses input that other parsers interpret in different ways."""
 
 import json
 import math
@@ -8,11 +8,10 @@ from gateway.http.problems import malformed
 
 
 def parse_json(body: bytes) -> Any:  # noqa: ANN401  any JSON value
-    """Read JSON text as RFC 8259 has it, and refuse what its readers disagree on.
+    """Parse JSON text (RFC 8259). Raises `ProblemError` with the code MALFORMED_REQUEST.
 
-    Refused: other encodings than UTF-8, repeated names, NaN and infinities, numbers
-    beyond a double. A byte order mark is passed over. Raises `ProblemError` with the code
-    MALFORMED_REQUEST.
+    Encodings other than UTF-8, repeated names, NaN, infinities and numbers beyond the range
+    of a double are refused. A byte order mark is ignored.
     """
     encoding = json.detect_encoding(body)
     if not encoding.startswith("utf-8"):
@@ -39,7 +38,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen = set()
         for name, _ in pairs:
             if name in seen:
-                raise ValueError(f"the name {json.dumps(name[:100])} is there twice in one object")
+                raise ValueError(f"the name {json.dumps(name[:100])} occurs twice in one object")
             seen.add(name)
     return values
 

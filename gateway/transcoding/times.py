@@ -1,4 +1,4 @@
-"""Times as REST callers write them."""
+"""Parses the times in REST requests."""
 
 import re
 from datetime import UTC, datetime
@@ -21,9 +21,9 @@ _LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z
 
 
 def read_time(value: Any, path: str, errors: Errors) -> Timestamp | None:  # noqa: ANN401
-    """Read RFC 3339 with an offset, or `YYYY-MM-DD HH:MM[:SS]` in UTC.
+    """Parse RFC 3339 with an offset, or `YYYY-MM-DD HH:MM[:SS]` in UTC.
 
-    Digits below a microsecond are dropped.
+    Truncates to microseconds. Appends an error and returns None if the time is invalid.
     """
     match = _TIME.fullmatch(value) if type(value) is str else None
     if match is None or not _known_form(match):
@@ -44,7 +44,7 @@ def read_time(value: Any, path: str, errors: Errors) -> Timestamp | None:  # noq
     except ValueError:
         errors.append(FieldError(path, "must be a day that exists, in the years 1 to 9999"))
         return None
-    # Subtracting cannot overflow, converting to UTC could.
+    # A conversion to UTC could overflow; a subtraction cannot.
     since = moment - _EPOCH
     seconds = since.days * 86_400 + since.seconds
     if not _FIRST_SECOND <= seconds <= _LAST_SECOND:

@@ -46,7 +46,7 @@ def read_text(value: Any, path: str, errors: Errors) -> str | None:  # noqa: ANN
         errors.append(FieldError(path, "must be a string"))
         return None
     if _BAD_CHARACTER.search(value):
-        errors.append(FieldError(path, "must not hold NUL or half of a surrogate pair"))
+        errors.append(FieldError(path, "must not contain NUL or half of a surrogate pair"))
         return None
     return value
 
@@ -119,7 +119,7 @@ def _fill_struct(struct: Struct, value: dict[str, Any], depth: int) -> None:
         raise ValueError(f"must be at most {MAX_ATTRIBUTES_DEPTH} levels deep")
     for name, item in value.items():
         if _BAD_CHARACTER.search(name):
-            raise ValueError("must not hold NUL or half of a surrogate pair in a name")
+            raise ValueError("must not contain NUL or half of a surrogate pair in a name")
         _fill_value(struct.fields[name], item, depth)
 
 
@@ -130,7 +130,7 @@ def _fill_value(target: Value, value: Any, depth: int) -> None:  # noqa: ANN401
         target.bool_value = value
     elif type(value) is str:
         if _BAD_CHARACTER.search(value):
-            raise ValueError("must not hold NUL or half of a surrogate pair")
+            raise ValueError("must not contain NUL or half of a surrogate pair")
         target.string_value = value
     elif type(value) is dict:
         target.struct_value.SetInParent()

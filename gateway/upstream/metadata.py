@@ -36,7 +36,7 @@ def _actor_of(context: RequestContext) -> str:
     if not given:
         return ""
     if len(given) > 1:
-        raise invalid_fields([FieldError(ACTOR, "must be there only once")])
+        raise invalid_fields([FieldError(ACTOR, "must not be repeated")])
     [actor] = given
     if _NO_TEXT.search(actor):
         raise invalid_fields([FieldError(ACTOR, "must be UTF-8 without control characters")])

@@ -61,7 +61,7 @@ def _request_id_of(given: Sequence[str | bytes]) -> str:
 def _actor_of(given: Sequence[str | bytes]) -> tuple[str, str]:
     """Return the actor and what is wrong with it, if anything."""
     if len(given) > 1:
-        return "", f"must be there only once, as {ACTOR} or {ACTOR_BYTES}"
+        return "", f"must not be repeated, as {ACTOR} or {ACTOR_BYTES}"
     try:
         actor = given[0].decode() if isinstance(given[0], bytes) else given[0]
     except UnicodeDecodeError:

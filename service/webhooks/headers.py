@@ -30,7 +30,7 @@ def check_headers(headers: Sequence[Header], field: str, violations: rules.Viola
         elif _RESERVED.fullmatch(name):
             violations.append((f"{where}.name", "is a header that only the service sets"))
         elif name.lower() in seen:
-            violations.append((f"{where}.name", "is there twice"))
+            violations.append((f"{where}.name", "must not be repeated"))
         seen.add(name.lower())
         if value and not _VALUE.fullmatch(value):
             violations.append(

@@ -25,14 +25,14 @@ def read_url(text: str) -> URL:
     name that is checked is the name that is resolved.
     """
     if "#" in text:
-        raise InvalidURL("must not hold a fragment")
+        raise InvalidURL("must not contain a fragment")
     if _SPACE_OR_BACKSLASH.search(text):
-        raise InvalidURL("must not hold spaces or backslashes; percent-encode them")
+        raise InvalidURL("must not contain spaces or backslashes; percent-encode them")
     parts = _PARTS.fullmatch(text)
     if parts is None:
         raise InvalidURL("must be a URL that begins with https:// and a host")
     if "@" in parts["authority"]:
-        raise InvalidURL("must not hold a user or a password")
+        raise InvalidURL("must not contain a user or a password")
     target = parts["target"]
     if not _VISIBLE.fullmatch(target):
         raise InvalidURL(

@@ -303,7 +303,7 @@ async def test_a_request_id_that_is_there_twice_is_none(rest: Gateway) -> None:
 async def test_a_repeated_header_is_refused(rest: Gateway) -> None:
     for header, value in (("If-None-Match", "*"), ("Idempotency-Key", "k"), ("X-Actor", "a")):
         answer = await rest.upsert(headers=[(header, value), (header, value)])
-        assert answer.json["errors"] == [{"field": header, "detail": "must be there only once"}]
+        assert answer.json["errors"] == [{"field": header, "detail": "must not be repeated"}]
 
 
 async def test_a_batch_takes_conditions_in_its_items_only(rest: Gateway) -> None:

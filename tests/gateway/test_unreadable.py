@@ -31,7 +31,7 @@ HOST = b"\r\nHost: x\r\n\r\n"
             request("GET /", "Host: y"),
             400,
             "MALFORMED_REQUEST",
-            "header Host must be there only once",
+            "header Host must not be repeated",
         ),
         (b"GET / HTTP/9.9" + HOST, 400, "MALFORMED_REQUEST", "version"),
         (b"nonsense" + HOST, 400, "MALFORMED_REQUEST", "not HTTP"),
