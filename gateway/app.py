@@ -81,7 +81,7 @@ def build_router(
         channels,
         timeout=settings.gateway_timeout,
         heartbeat=settings.gateway_heartbeat_interval,
-        patience=settings.watch_patience,
+        outage_timeout=settings.watch_patience,
     )
     router: Router[Endpoint] = Router()
     for route in routes:

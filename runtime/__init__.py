@@ -1,1 +1,1 @@
-"""What both programs are run by: start and end, logs, settings, listening, repeated attempts."""
+"""Shared by service and gateway: startup and shutdown, logs, settings, sockets, backoff."""

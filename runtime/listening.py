@@ -1,4 +1,4 @@
-"""Where programs listen: one spelling of hosts for all, and why a port cannot be had."""
+"""Listening sockets: one syntax of hosts for all ports, and clear errors."""
 
 import errno
 import os
@@ -9,18 +9,18 @@ from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, start_http_server
 
-# An address that this machine has not.
-_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+# Errors for an address that this machine does not have.
+_NOT_LOCAL = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 Listener = TypeVar("Listener")
 
 
 class CannotListen(Exception):
-    """A port is taken or not allowed, or a host is not ours; names it and its settings."""
+    """A port is in use or not allowed, or a host is unknown. Names the port and its settings."""
 
 
 def bracketed(host: str) -> str:
-    """Return a host as it stands before a port: an address of IPv6 in brackets."""
+    """Return a host as it is written before a port: IPv6 addresses in brackets."""
     host = host.removeprefix("[").removesuffix("]")
     return f"[{host}]" if ":" in host else host
 
@@ -28,25 +28,27 @@ def bracketed(host: str) -> str:
 def listen_on(
     host: str, port: int, listen: Callable[[str, int], tuple[Listener, int]], *, settings: str
 ) -> tuple[list[Listener], int]:
-    """Listen on every address that a host stands for, all with one port; gives that.
+    """Listen on every address of a host, with the same port. Returns listeners and port.
 
-    `host` is an address, of IPv6 with or without brackets, or a name. `::` is every address of
-    this machine, those of IPv4 too. `listen` gets a numeric address and a port, 0 for any
-    free one, and returns the port with what listens; it raises OSError.
+    `host` is a name or an address; brackets around an IPv6 address are optional. `::` is every
+    address of this machine, including IPv4. `listen` gets a numeric address and a port (0:
+    any free one), and returns the listener and its port. It raises OSError.
 
-    Raises CannotListen, which names the `settings` that host and port are from.
+    Raises CannotListen, which names the `settings` of host and port.
     """
-    place = f"{bracketed(host)}:{port}"
+    host_port = f"{bracketed(host)}:{port}"
     try:
         found = socket.getaddrinfo(
             host.removeprefix("[").removesuffix("]"), port, type=socket.SOCK_STREAM
         )
-    except OSError as error:  # gaierror, whose own text is that of the resolver
+    except OSError as error:  # socket.gaierror
         raise CannotListen(
-            f"cannot listen on {place} ({settings}): the host is not known: {error.strerror}"
+            f"cannot listen on {host_port} ({settings}): the host is not known: {error.strerror}"
         ) from error
     except UnicodeError as error:
-        raise CannotListen(f"cannot listen on {place} ({settings}): not a host's name") from error
+        raise CannotListen(
+            f"cannot listen on {host_port} ({settings}): not a host's name"
+        ) from error
     addresses = [socket.getnameinfo(each[4], socket.NI_NUMERICHOST)[0] for each in found]
     listeners: list[Listener] = []
     missing: OSError | None = None
@@ -54,14 +56,14 @@ def listen_on(
         try:
             listener, port = listen(address, port)
         except OSError as error:
-            # A name may have addresses of both families on a machine with one.
-            if error.errno not in _NOT_HERE:
-                raise _cannot(place, settings, error) from error
+            # A name may have addresses of both families on a machine that supports only one.
+            if error.errno not in _NOT_LOCAL:
+                raise _cannot(host_port, settings, error) from error
             missing = error
         else:
             listeners.append(listener)
     if not listeners and missing is not None:
-        raise _cannot(place, settings, missing) from missing
+        raise _cannot(host_port, settings, missing) from missing
     return listeners, port
 
 
@@ -80,7 +82,9 @@ def listening_socket(address: str, port: int, *, backlog: int = 128) -> socket.s
 def serve_metrics(
     registry: CollectorRegistry, host: str, port: int, *, settings: str
 ) -> tuple[int, Callable[[], None]]:
-    """Serve metrics from threads; gives the port, and what ends it, which may block shortly.
+    """Serve metrics in threads. Returns the port, and a function that stops them.
+
+    Stopping blocks for up to half a second.
 
     Raises CannotListen.
     """
@@ -89,8 +93,8 @@ def serve_metrics(
         server, thread = start_http_server(port, address, registry)
 
         def stop() -> None:
-            # Wakes the thread, which otherwise looks twice a second whether it is to end. Where
-            # a system refuses this for a socket that listens, it takes that half second.
+            # Wakes the thread, which otherwise checks every half second whether to stop. On
+            # systems that refuse this for a listening socket, stopping takes that long.
             with suppress(OSError):
                 server.socket.shutdown(socket.SHUT_RDWR)
             server.shutdown()
@@ -108,7 +112,7 @@ def serve_metrics(
     return port, stop_all
 
 
-def _cannot(place: str, settings: str, error: OSError) -> CannotListen:
-    # Not its own text, which may be somebody else's long one.
+def _cannot(host_port: str, settings: str, error: OSError) -> CannotListen:
+    # str(error) may be a long text of a library.
     reason = os.strerror(error.errno or 0).lower()
-    return CannotListen(f"cannot listen on {place} ({settings}): {reason}")
+    return CannotListen(f"cannot listen on {host_port} ({settings}): {reason}")

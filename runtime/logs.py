@@ -1,4 +1,4 @@
-"""Logs on standard output: one JSON object a line, or text for people."""
+"""Logs on standard output, as one JSON object per line or as text."""
 
 import asyncio
 import atexit
@@ -14,10 +14,10 @@ from structlog.typing import EventDict, Processor
 
 
 def configure_logs(level: str, format: str) -> None:
-    """Send our own log lines, and warnings and worse of libraries, to standard output.
+    """Write log lines to standard output, and those of libraries from level warning on.
 
-    `level` is debug, info, warning or error, `format` json or text. Tracebacks are
-    logged without the values of local variables, which hold what callers sent.
+    `level` is debug, info, warning or error; `format` is json or text. Tracebacks do not
+    include local variables, since they contain the data of callers.
     """
     shared: list[Processor] = [
         structlog.processors.add_log_level,
@@ -44,15 +44,15 @@ def configure_logs(level: str, format: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    # A coroutine that was never awaited, say.
+    # Python warnings, such as a coroutine that was never awaited.
     logging.captureWarnings(capture=True)
-    # Every lost connection is told several times there, and by ourselves.
+    # These log every lost connection several times; the service logs it once.
     for name in ("aio_pika", "aiormq"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def log_event_loop() -> None:
-    """Log what the running event loop alone learns of, such as a failure nobody awaited."""
+    """Log errors reported to the running event loop, such as that of a task nobody awaits."""
     asyncio.get_running_loop().set_exception_handler(_log_unhandled)
 
 
@@ -71,7 +71,7 @@ def _log_unhandled(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> Non
 
 
 def lifecycle_logger() -> structlog.BoundLogger:
-    """Make a logger that no level silences: for the start and the end of a program."""
+    """Return a logger without a minimum level, for the start and end of a program."""
     logger: structlog.BoundLogger = structlog.wrap_logger(
         structlog.WriteLogger(sys.stdout), wrapper_class=structlog.BoundLogger
     )
@@ -79,10 +79,10 @@ def lifecycle_logger() -> structlog.BoundLogger:
 
 
 class _Output:
-    """Standard output, to which the lines of one turn of the event loop go together.
+    """Buffers the lines of one iteration of the event loop and writes them together.
 
-    Writing costs more than all else about a line. What is written at once is what a pipe
-    takes whole, so that the lines of several programs do not mix.
+    The system call is the most expensive part of logging. A single write has at most PIPE_BUF
+    bytes, which pipes write atomically, so that lines of several programs do not mix.
     """
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class _Output:
         self._size += len(data)
 
     def flush(self) -> None:
-        """Write what there is at the end of this turn of the event loop, if one runs."""
+        """Write at the end of this iteration of the event loop, or at once without a loop."""
         if self._scheduled:
             return
         try:
@@ -111,8 +111,7 @@ class _Output:
 
     def _write(self) -> None:
         lines, self._lines, self._size, self._scheduled = self._lines, [], 0, False
-        # Where there is no room for lines there is none for a complaint either, and calls
-        # are not to fail for it.
+        # A full disk or closed pipe must not fail requests, and the error cannot be logged.
         with suppress(OSError):
             self._file.write(b"".join(lines))
             self._file.flush()

@@ -1,4 +1,4 @@
-"""What every program does as a process: run until a signal, and settle its garbage collector."""
+"""Runs a program until a signal, with its lifecycle logged."""
 
 import asyncio
 import gc
@@ -16,10 +16,10 @@ async def run_until_stopped(
     program: AbstractAsyncContextManager[Running],
     describe: Callable[[Running], Mapping[str, object]],
 ) -> None:
-    """Run a program until SIGTERM or SIGINT, and log its start and its end.
+    """Run a program until SIGTERM or SIGINT, and log its start and end.
 
-    `program` serves as long as its block runs, and raises what keeps it from starting.
-    `describe` gives the fields of the event `listening`, from which others learn its ports.
+    Entering `program` starts it, and raises an error if it cannot start; leaving stops it.
+    `describe` returns the fields of the log event `listening`, such as the ports.
     """
     log = lifecycle_logger()
     stop = asyncio.Event()
@@ -27,17 +27,17 @@ async def run_until_stopped(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     log_event_loop()
     async with program as running:
-        _settle_garbage_collector()
+        _tune_garbage_collector()
         log.info("listening", **describe(running))
         await stop.wait()
         log.info("stopping")
     log.info("stopped")
 
 
-def _settle_garbage_collector() -> None:
-    """Exempt what exists by now, and collect less often.
+def _tune_garbage_collector() -> None:
+    """Exclude all existing objects from collection, and collect less often.
 
-    What a request leaves behind is rarely a cycle.
+    Requests rarely leave reference cycles behind.
     """
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.rules import (
-    MAX_DURATION,
     MAX_ATTRIBUTES_BYTES,
     MAX_ATTRIBUTES_DEPTH,
+    MAX_DURATION,
     Violations,
     check_fields,
     check_range,
@@ -154,7 +154,10 @@ class TestTimes:
         (START, "must be after start"),
         (START - timedelta(days=1), "must be after start"),
         (START + MAX_DURATION, ""),
-        (START + MAX_DURATION + timedelta(microseconds=1), "must be at most 3,653 days after start"),
+        (
+            START + MAX_DURATION + timedelta(microseconds=1),
+            "must be at most 3,653 days after start",
+        ),
         (None, ""),
     ],
 )

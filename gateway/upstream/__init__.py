@@ -1,1 +1,1 @@
-"""Calls to the service, over shared streams."""
+"""Calls the service: unary calls over shared streams, and watch streams."""

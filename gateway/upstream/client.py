@@ -1,4 +1,4 @@
-"""Calls of the service, and its refusals as problems."""
+"""Calls the service, and raises its errors as problems."""
 
 from collections.abc import Sequence
 from zlib import crc32
@@ -15,12 +15,12 @@ REVISION = "Organization-Revision"
 
 
 class ServiceCaller:
-    """Calls methods of the service by their paths: `/package.Service/Method`."""
+    """Calls methods of the service by path: `/package.Service/Method`."""
 
     def __init__(
         self, relays: Sequence[Relay], statuses: StatusReader, *, max_message_bytes: int
     ) -> None:
-        # One for each connection to the service.
+        # One per connection to the service.
         self._relays = relays
         self._statuses = statuses
         self._max_message_bytes = max_message_bytes
@@ -28,11 +28,11 @@ class ServiceCaller:
     async def call(
         self, method: str, message: Message, context: RequestContext, *, wait: float = 0
     ) -> Reply:
-        """Call a method; its answer may take `wait` seconds longer than usual.
+        """Call a method. `wait` (seconds) is added to the usual timeout.
 
-        Raises `ProblemError` for what the service refuses, for a message that is too large
-        for it, and for a header that cannot be its metadata. The call is cancelled with this
-        request, if its caller goes away.
+        Raises `ProblemError` for an error of the service, for a message that is too large, and
+        for a header that cannot be sent as metadata. If the client disconnects, the call is
+        cancelled.
         """
         metadata = metadata_of(context)
         encoded = message.SerializeToString()
@@ -42,7 +42,7 @@ class ServiceCaller:
                 f"As a message of the service the request is more than {self._max_message_bytes}"
                 " bytes.",
             )
-        # The calls of an organization stay together, so that its writes make one batch.
+        # All calls of an organization use one connection, so that its writes share batches.
         organization = (context.organization or "").encode()
         relay = self._relays[crc32(organization) % len(self._relays)]
         try:

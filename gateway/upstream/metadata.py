@@ -1,7 +1,7 @@
-"""What a request brings for the service beside its fields: headers that travel as metadata.
+"""The headers of a request that are forwarded to the service as gRPC metadata.
 
-Everything that calls the service sends this, on the shared streams and on a stream of its
-own. A further header is added here, and in `service/rpc/context.py`.
+All calls to the service send this metadata, over shared streams and streams of their own. To
+forward another header, add it here and in `service/rpc/context.py`.
 """
 
 import re
@@ -12,10 +12,10 @@ from gateway.http.problems import FieldError, invalid_fields
 ACTOR = "X-Actor"
 MAX_ACTOR_LENGTH = 256
 
-# As gRPC takes it. The values of keys that end in `-bin` are bytes, of others printable ASCII.
+# As grpcio accepts it: values of keys that end in `-bin` are bytes, others printable ASCII.
 Metadata = tuple[tuple[str, str | bytes], ...]
 
-# Control characters, and the bytes of a header that are not UTF-8, as aiohttp shows them.
+# Control characters, and the surrogates by which aiohttp represents bytes that are not UTF-8.
 _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -27,10 +27,10 @@ def metadata_of(context: RequestContext) -> Metadata:
 
 
 def _actor_of(context: RequestContext) -> str:
-    """Return who makes the request, as the caller names it.
+    """Return the actor that the caller named, or an empty string.
 
-    The service has the same rules. They are checked here too, since the answer to a faulty
-    header must not depend on how much metadata gRPC takes for a stream.
+    The service has the same rules. They are also checked here, because grpcio limits the size
+    of a stream's metadata: without the check, the error would depend on that limit.
     """
     given = context.request.headers.getall(ACTOR, ())
     if not given:

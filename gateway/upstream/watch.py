@@ -1,4 +1,4 @@
-"""Watching through the service, and going on where it was when the service comes back."""
+"""Calls WatchAppointments, and resumes after the last revision when the service was away."""
 
 import asyncio
 import itertools
@@ -20,13 +20,12 @@ from grpc import StatusCode, aio
 from gateway.upstream.metadata import Metadata
 from gateway.upstream.relay import CallError
 
-# Seconds between attempts to go on with a service that refuses to: they double from the one
-# to the other, and vary by half.
+# Seconds between attempts to resume: doubled up to the longest, with 50 % jitter.
 RESUME_DELAY = 0.5
 LONGEST_RESUME_DELAY = 5.0
 
-# What passes by itself.
-_WAITED_FOR = frozenset(
+# Temporary errors.
+_TEMPORARY = frozenset(
     {
         StatusCode.UNAVAILABLE,
         StatusCode.CANCELLED,
@@ -37,11 +36,11 @@ _WAITED_FOR = frozenset(
 
 
 class Watch:
-    """Calls WatchAppointments, each time on the next of the connections.
+    """Calls WatchAppointments, each time over the next connection.
 
-    `timeout` is how long the first message is waited for, and `heartbeat` a further one,
-    until None is given in its place; `patience` how long a service that is away, or has no
-    room, is waited for. All are in seconds.
+    `timeout` limits the wait for the first message, `heartbeat` the wait for later ones;
+    when it expires, None is yielded. `outage_timeout` is how long a service that is
+    unavailable or overloaded is retried. All are in seconds.
     """
 
     def __init__(
@@ -50,26 +49,26 @@ class Watch:
         *,
         timeout: float,
         heartbeat: float,
-        patience: float,
+        outage_timeout: float,
     ) -> None:
-        # Of several connections each may reach another process of the service.
+        # Each connection may lead to a different instance of the service.
         self._stubs = itertools.cycle([AppointmentServiceStub(channel) for channel in channels])
         self._timeout = timeout
         self._heartbeat = heartbeat
-        self._patience = patience
+        self._outage_timeout = outage_timeout
         self._log = structlog.get_logger()
 
     async def follow(
         self, request: WatchAppointmentsRequest, metadata: Metadata, *, request_id: str
     ) -> AsyncGenerator[WatchAppointmentsResponse | None, None]:
-        """Give the service's messages, and None from time to time while there are none.
+        """Yield the service's messages, and None regularly while there are none.
 
-        The service is called again when it goes away, after the last message's revision,
-        which is put into the request. The messages end when it has not answered for the
-        patience. Raises `CallError` if it refuses for a reason that waiting does not mend.
+        After a temporary error the call is repeated after the last message's revision, which
+        is stored in the request. Ends when the outage timeout expires. Raises `CallError` for
+        errors that are not temporary.
         """
         begun = False
-        away_since: float | None = monotonic()
+        down_since: float | None = monotonic()
         delay = RESUME_DELAY
         while True:
             call: Any = next(self._stubs).WatchAppointments(
@@ -79,25 +78,25 @@ class Watch:
                 reading = _reading(call)
                 while True:
                     wait = self._heartbeat if begun else self._timeout
-                    await asyncio.wait({reading}, timeout=min(wait, self._left(away_since)))
+                    await asyncio.wait({reading}, timeout=min(wait, self._left(down_since)))
                     if reading.done():
                         response = reading.result()
                         if response is aio.EOF:
                             return
-                        begun, away_since, delay = True, None, RESUME_DELAY
+                        begun, down_since, delay = True, None, RESUME_DELAY
                         request.after_revision = response.revision
                         yield response
                         reading = _reading(call)
-                    elif not self._left(away_since):
+                    elif not self._left(down_since):
                         return
                     else:
                         begun = True
                         yield None
             except aio.AioRpcError as error:
-                if error.code() not in _WAITED_FOR:
+                if error.code() not in _TEMPORARY:
                     raise _call_error(error) from error
-                away_since = away_since or monotonic()
-                if not self._left(away_since):
+                down_since = down_since or monotonic()
+                if not self._left(down_since):
                     self._log.warning(
                         "watch ended",
                         request_id=request_id,
@@ -113,17 +112,17 @@ class Watch:
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
             delay = min(2 * delay, LONGEST_RESUME_DELAY)
 
-    def _left(self, away_since: float | None) -> float:
-        """Tell how many seconds are left for a service that is away to come back."""
-        if away_since is None:
+    def _left(self, down_since: float | None) -> float:
+        """Return the seconds left until the outage timeout; infinite without an outage."""
+        if down_since is None:
             return math.inf
-        return max(0.0, away_since + self._patience - monotonic())
+        return max(0.0, down_since + self._outage_timeout - monotonic())
 
 
 def _reading(
     call: aio.UnaryStreamCall[WatchAppointmentsRequest, WatchAppointmentsResponse],
 ) -> asyncio.Future[Any]:
-    """Begin to read the next message; how that fails when nobody waits any more is no news."""
+    """Start to read the next message. Its exception is ignored if nothing awaits it."""
     reading: asyncio.Future[Any] = asyncio.ensure_future(call.read())
     reading.add_done_callback(lambda reading: reading.cancelled() or reading.exception())
     return reading

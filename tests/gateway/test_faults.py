@@ -59,7 +59,7 @@ async def test_a_stream_whose_two_ends_go_together_leaves_no_failure_behind() ->
     loop.set_exception_handler(lambda _, context: failures.append(context))
     try:
         async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            watch = Watch([channel], timeout=5.0, heartbeat=0.05, patience=5.0)
+            watch = Watch([channel], timeout=5.0, heartbeat=0.05, outage_timeout=5.0)
             request = pb.WatchAppointmentsRequest()
             messages = watch.follow(request, (), request_id="r")
             assert await anext(messages)
