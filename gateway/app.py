@@ -66,7 +66,7 @@ def build_router(
     statuses = StatusReader(
         frozenset(route.body for route in routes if route.body not in {"", "*"})
     )
-    service = ServiceCaller(relays, statuses, max_message_bytes=settings.max_message_bytes)
+    service = ServiceCaller(relays, statuses)
     operations = OperationAnswers(statuses)
     shared = CallSettings(
         service=service,

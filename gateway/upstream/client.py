@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from gateway.http.context import RequestContext
 from gateway.http.problems import ProblemError, StatusReader, refusal
 from gateway.upstream.metadata import metadata_of
-from gateway.upstream.relay import CallError, Relay, Reply, envelope_bytes
+from gateway.upstream.relay import CallError, MessageTooLargeError, Relay, Reply
 from public_json.reasons import Reason
 
 REVISION = "Organization-Revision"
@@ -17,13 +17,10 @@ REVISION = "Organization-Revision"
 class ServiceCaller:
     """Calls methods of the service by path: `/package.Service/Method`."""
 
-    def __init__(
-        self, relays: Sequence[Relay], statuses: StatusReader, *, max_message_bytes: int
-    ) -> None:
+    def __init__(self, relays: Sequence[Relay], statuses: StatusReader) -> None:
         # One per connection to the service.
         self._relays = relays
         self._statuses = statuses
-        self._max_message_bytes = max_message_bytes
 
     async def call(
         self, method: str, message: Message, context: RequestContext, *, wait: float = 0
@@ -34,19 +31,18 @@ class ServiceCaller:
         for a header that cannot be sent as metadata. If the client disconnects, the call is
         cancelled.
         """
-        metadata = metadata_of(context)
-        encoded = message.SerializeToString()
-        if len(encoded) > self._max_message_bytes - envelope_bytes(metadata):
-            raise refusal(
-                Reason.REQUEST_TOO_LARGE,
-                f"As a message of the service the request is more than {self._max_message_bytes}"
-                " bytes.",
-            )
         # All calls of an organization use one connection, so that its writes share batches.
         organization = (context.organization or "").encode()
         relay = self._relays[crc32(organization) % len(self._relays)]
         try:
-            return await relay.call(method, encoded, metadata, wait=wait)
+            return await relay.call(
+                method, message.SerializeToString(), metadata_of(context), wait=wait
+            )
+        except MessageTooLargeError as error:
+            raise refusal(
+                Reason.REQUEST_TOO_LARGE,
+                f"As a message of the service the request is more than {error.max_bytes} bytes.",
+            ) from error
         except CallError as error:
             raise ProblemError(
                 self._statuses.of_status(error.status),

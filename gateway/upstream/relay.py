@@ -33,6 +33,14 @@ class CallError(Exception):
         self.organization_revision = organization_revision
 
 
+class MessageTooLargeError(Exception):
+    """A call with its request is larger than a message of the service may be."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"more than {max_bytes} bytes")
+        self.max_bytes = max_bytes
+
+
 class Reply(NamedTuple):
     """A response, serialized, and the organization's revision if the service gave one."""
 
@@ -51,7 +59,7 @@ class Relay:
     ) -> None:
         self._stub = RelayServiceStub(channel)
         self._timeout = timeout
-        self._max_message_bytes = min(MAX_MESSAGE_BYTES, max_message_bytes)
+        self._max_message_bytes = max_message_bytes
         self._errors = errors
         self._stream: _Stream | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,17 +71,25 @@ class Relay:
 
         The answer may take `wait` seconds longer than usual. If nobody waits for it any
         more, or it does not come in time, the call is cancelled. Raises `CallError`: what
-        the service answered, DEADLINE_EXCEEDED, or UNAVAILABLE if the stream broke.
+        the service answered, DEADLINE_EXCEEDED, or UNAVAILABLE if the stream broke. Raises
+        `MessageTooLargeError` for more than a message can hold, before anything is sent.
         """
+        size = ENVELOPE_BYTES + len(request)
+        for key, value in metadata:
+            size += len(key) + len(value)
+        if size > self._max_message_bytes:
+            raise MessageTooLargeError(self._max_message_bytes)
         stream = self._stream
         if stream is None or not stream.open:
             stream = self._stream = _Stream(
-                self._stub.Relay(), self._max_message_bytes, self._errors
+                self._stub.Relay(),
+                min(MAX_MESSAGE_BYTES, self._max_message_bytes),
+                self._errors,
             )
             task = asyncio.create_task(stream.run())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        answer = await stream.call(_Unsent(method, request, metadata, self._timeout + wait))
+        answer = await stream.call(_Unsent(method, request, metadata, size, self._timeout + wait))
         revision = (
             answer.organization_revision if answer.HasField("organization_revision") else None
         )
@@ -92,6 +108,8 @@ class _Unsent(NamedTuple):
     method: str
     request: bytes
     metadata: Metadata
+    size: int
+    """At most, in bytes."""
     timeout: float
 
 
@@ -192,7 +210,7 @@ class _Stream:
         self._cancelled.clear()
         room = self._max_message_bytes - message.ByteSize()
         for number, call in self._unsent.items():
-            room -= len(call.request) + envelope_bytes(call.metadata)
+            room -= call.size
             if room < 0 and (message.calls or message.cancelled):
                 break
             added = message.calls.add(
@@ -209,11 +227,6 @@ class _Stream:
         for sent in message.calls:
             del self._unsent[sent.number]
         return message
-
-
-def envelope_bytes(metadata: Metadata) -> int:
-    """Return an upper bound of what a call takes of a message besides its request."""
-    return ENVELOPE_BYTES + sum(len(key) + len(value) for key, value in metadata)
 
 
 def _fail(answer: asyncio.Future[pb.Answer], code: StatusCode) -> None:

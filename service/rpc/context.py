@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from service import rules
 
@@ -13,12 +13,13 @@ ACTOR_BYTES = "x-actor-bin"
 MAX_ACTOR = 256
 MAX_REQUEST_ID = 128
 
+_ACTOR_KEYS = frozenset({ACTOR, ACTOR_BYTES})
+
 # Keys may repeat. The values of keys that end in `-bin` are bytes.
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallContext:
+class CallContext(NamedTuple):
     """What a caller brings with its request.
 
     `timeout` is the time left until the caller's deadline, in seconds; None without a deadline.
@@ -38,23 +39,22 @@ def read_context(metadata: Metadata, timeout: float | None) -> CallContext:
     for key, value in metadata:
         if key == REQUEST_ID:
             request_ids.append(value)
-        elif key in {ACTOR, ACTOR_BYTES}:
+        elif key in _ACTOR_KEYS:
             actors.append(value)
     actor, fault = _actor_of(actors) if actors else ("", "")
-    return CallContext(
-        request_id=_request_id_of(request_ids),
-        actor=actor,
-        timeout=timeout,
-        violations=[(ACTOR, fault)] if fault else (),
-    )
+    violations = [(ACTOR, fault)] if fault else ()
+    return CallContext(_request_id_of(request_ids), actor, timeout, violations)
 
 
 def _request_id_of(given: Sequence[str | bytes]) -> str:
     """Return the caller's request id if it can be logged, else a new one."""
-    match given:
-        case [str(request_id)] if 0 < len(request_id) <= MAX_REQUEST_ID:
-            if request_id.isprintable():
-                return request_id
+    request_id = given[0] if len(given) == 1 else ""
+    if (
+        isinstance(request_id, str)
+        and 0 < len(request_id) <= MAX_REQUEST_ID
+        and request_id.isprintable()
+    ):
+        return request_id
     return os.urandom(16).hex()
 
 
