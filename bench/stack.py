@@ -4,21 +4,15 @@ Their logs go to a file: read through a pipe, they would cost this process time 
 cores that are measured.
 """
 
-import json
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from local.postgres import EmbeddedPostgres, migrate
-from local.programs import ROOT, STARTED_WITHIN, STOPPED_WITHIN, StartError, tethered
+from local.programs import Program, StartError
 from local.rabbitmq import RabbitMQ
 from local.stack import ANY_PORT, DATABASE, base_environment
 
@@ -39,7 +33,7 @@ class Stack:
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU time so far by process, its children's included, by the system's account."""
-        return {name: _cpu_seconds(pid) for name, pid in self.processes.items()}
+        return {name: cpu_seconds_of(pid) for name, pid in self.processes.items()}
 
     def cpu_seconds_since(self, before: Mapping[str, float]) -> dict[str, float]:
         """CPU time since then, of the processes that run now."""
@@ -67,7 +61,7 @@ class Worker:
         """Return when it works, which may already be so."""
         if "worker" not in self._processes:
             program = _program("worker", self._environment, self._directory)
-            self._processes["worker"], _ = self._program.enter_context(program)
+            self._processes["worker"] = self._program.enter_context(program).process.pid
 
     def stop(self) -> None:
         self._processes.pop("worker", None)
@@ -102,9 +96,9 @@ def stack(url: str, postgres: int, settings: Mapping[str, str], directory: Path)
         parts.callback(worker.stop)
         addresses = {}
         for name in ("service", "gateway"):
-            program = _program(name, dict(environment), directory)
-            processes[name], addresses[name] = parts.enter_context(program)
-            environment[f"{name.upper()}_ADDRESS"] = addresses[name]
+            program = parts.enter_context(_program(name, environment, directory))
+            processes[name] = program.process.pid
+            addresses[name] = environment[f"{name.upper()}_ADDRESS"] = program.address
         yield Stack(
             database_url=url,
             service=addresses["service"],
@@ -115,54 +109,18 @@ def stack(url: str, postgres: int, settings: Mapping[str, str], directory: Path)
 
 
 @contextmanager
-def _program(
-    name: str, environment: Mapping[str, str], directory: Path
-) -> Iterator[tuple[int, str]]:
-    arguments = ["service", "worker"] if name == "worker" else [name]
-    log = directory / f"{name}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            tethered([sys.executable, "-m", *arguments], on_death=signal.SIGTERM),
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+def _program(name: str, environment: Mapping[str, str], directory: Path) -> Iterator[Program]:
+    module, *arguments = ["service", "worker"] if name == "worker" else [name]
+    with (directory / f"{name}.log").open("wb") as log:
+        program = Program(module, environment, *arguments, stdout=log.fileno())
     try:
-        yield process.pid, f"127.0.0.1:{_port(process, log)}"
+        yield program.wait_until_listening()
     finally:
-        process.terminate()
-        try:
-            process.wait(STOPPED_WITHIN)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        program.stop()
 
 
-def _port(process: subprocess.Popen[bytes], log: Path) -> int:
-    give_up = time.monotonic() + STARTED_WITHIN
-    while time.monotonic() < give_up:
-        lines = log.read_text(errors="replace").splitlines()
-        for event in map(_event, lines):
-            if event.get("event") == "listening":
-                return int(event.get("port", 0))  # a worker has none
-        if process.poll() is not None:
-            raise StartError(f"{log.stem} did not start: {(lines or ['no output'])[-1]}")
-        time.sleep(0.02)
-    raise StartError(f"{log.stem} was not ready within {STARTED_WITHIN:g} s")
-
-
-def _event(line: str) -> dict[str, Any]:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return {}
-    return event if isinstance(event, dict) else {}
-
-
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds_of(pid: int) -> float:
+    """CPU time so far of a process and its children, dead ones included."""
     total = 0.0
     for process in _family(pid):
         try:

@@ -17,7 +17,7 @@ def main() -> None:
     """Run until a signal; what keeps it from starting is one line and exit code 1."""
     try:
         settings = Settings()
-        configure_logs(settings.log_level, settings.log_format)
+        configure_logs("gateway", level=settings.log_level, format=settings.log_format)
         uvloop.run(_serve(settings))
     except ValidationError as error:
         sys.exit(f"error: {'; '.join(faults(error))}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
+
+from runtime.program import LISTENING_FD
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,7 +43,9 @@ class Program:
     process, which decides what stops first. Give it a whole environment: nothing is
     inherited, so that a test does not depend on the developer's shell.
 
-    `on_lines` is given the lines that came together; those after it listens are not kept.
+    `stdout` is as for Popen. By default log lines are read and kept here; with None the program
+    writes to this process's standard output, with a descriptor to that. What it writes to
+    standard error is always kept, and passed to `on_errors` as it comes.
     """
 
     def __init__(
@@ -48,43 +53,55 @@ class Program:
         module: str,
         environment: Mapping[str, str],
         *arguments: str,
-        on_lines: Callable[[list[str]], None] | None = None,
-        on_exit: Callable[["Program"], None] | None = None,
+        stdout: int | None = subprocess.PIPE,
+        on_errors: Callable[[list[str]], object] = lambda _: None,
+        on_exit: Callable[["Program"], object] = lambda _: None,
     ) -> None:
         self.name = arguments[0] if arguments else module
-        self._on_lines = on_lines
+        self._on_errors = on_errors
         self._on_exit = on_exit
         self._changed = threading.Condition()
         self._lines: list[str] = []
         self._errors: deque[str] = deque(maxlen=100)
         self._listening: dict[str, Any] | None = None
         self._ended = False
-        self.process = self._spawn(module, arguments, environment)
+        reading, writing = os.pipe()
+        self._report = os.fdopen(reading, "rb")
+        try:
+            self.process = self._spawn(module, arguments, environment, stdout, writing)
+        finally:
+            os.close(writing)
         self._reader = threading.Thread(target=self._read, name=f"{self.name}-output", daemon=True)
         self._reader.start()
 
     def _spawn(
-        self, module: str, arguments: Sequence[str], environment: Mapping[str, str]
+        self,
+        module: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        stdout: int | None,
+        report: int,
     ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             tethered([sys.executable, "-m", module, *arguments], on_death=signal.SIGTERM),
             cwd=ROOT,
-            env={**environment, "PYTHONUNBUFFERED": "1"},
+            env={**environment, "PYTHONUNBUFFERED": "1", LISTENING_FD: str(report)},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             pipesize=PIPE_SIZE,
+            pass_fds=[report],
             start_new_session=True,
         )
 
     @property
     def port(self) -> int:
-        """The port it serves, from its `listening` line."""
+        """The port it serves."""
         return int(self._listened()["port"])
 
     @property
     def metrics_port(self) -> int:
-        """The port of its metrics, from its `listening` line; 0 if it serves none."""
+        """The port of its metrics; 0 if it serves none."""
         return int(self._listened()["metrics_port"] or 0)
 
     @property
@@ -126,15 +143,16 @@ class Program:
 
     def wait_until_listening(self, within: float = STARTED_WITHIN) -> Self:
         """Return when it serves; StartError with its own last words if it ends instead."""
-        try:
-            self._listening = self.wait_for_event(
-                lambda event: event.get("event") == "listening", within=within
-            )
-        except TimeoutError:
-            if self._ended:
-                raise StartError(f"{self.name} did not start: {self.last_words()}") from None
+        with self._report as report:
+            ready, _, _ = select.select([report], [], [], within)
+            fields = report.read() if ready else b""
+        if not ready:
             self.kill()
-            raise StartError(f"{self.name} was not ready within {within:g} s") from None
+            raise StartError(f"{self.name} was not ready within {within:g} s")
+        if not fields:
+            self._reap()
+            raise StartError(f"{self.name} did not start: {self.last_words()}")
+        self._listening = json.loads(fields)
         return self
 
     def last_words(self) -> str:
@@ -164,6 +182,7 @@ class Program:
         return self._reap()
 
     def _reap(self) -> int:
+        self._report.close()
         code = self.process.wait()
         if self._reader is not threading.current_thread():
             self._reader.join(timeout=5)
@@ -177,40 +196,38 @@ class Program:
     def _read(self) -> None:
         """Both pipes to their end, stderr in a thread beside, then the exit code."""
         beside = threading.Thread(
-            target=self._read_pipe, args=(self.process.stderr, self._errors.extend), daemon=True
+            target=self._read_pipe, args=(self.process.stderr, self._add_errors), daemon=True
         )
         beside.start()
-        self._read_pipe(self.process.stdout)
+        self._read_pipe(self.process.stdout, self._add)
         beside.join()
         self.process.wait()
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-        if self._on_exit is not None:
-            self._on_exit(self)
+        self._on_exit(self)
 
-    def _read_pipe(
-        self, pipe: IO[bytes] | None, keep: Callable[[list[str]], object] = lambda _: None
-    ) -> None:
+    def _read_pipe(self, pipe: IO[bytes] | None, add: Callable[[list[str]], None]) -> None:
         """Take what has come together. The pipe has room for what comes meanwhile."""
         rest = b""
         while pipe and (data := os.read(pipe.fileno(), 65536)):
             whole, newline, rest = (rest + data).rpartition(b"\n")
             if newline:
-                self._add(whole, keep)
+                add(whole.decode(errors="replace").split("\n"))
             time.sleep(READING_INTERVAL)
         if rest:
-            self._add(rest, keep)
+            add([rest.decode(errors="replace")])
 
-    def _add(self, data: bytes, keep: Callable[[list[str]], object]) -> None:
-        lines = data.decode(errors="replace").split("\n")
+    def _add(self, lines: list[str]) -> None:
         with self._changed:
-            keep(lines)
-            if self._on_lines is None or self._listening is None:
-                self._lines.extend(lines)
+            self._lines.extend(lines)
             self._changed.notify_all()
-        if self._on_lines is not None:
-            self._on_lines(lines)
+
+    def _add_errors(self, lines: list[str]) -> None:
+        with self._changed:
+            self._errors.extend(lines)
+        self._add(lines)
+        self._on_errors(lines)
 
 
 def _as_event(line: str) -> dict[str, Any] | None:

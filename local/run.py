@@ -10,14 +10,11 @@ import os
 import queue
 import signal
 import sys
-import threading
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Never
+from typing import Never
 
-import orjson
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -28,20 +25,12 @@ from local.programs import ROOT, Program, StartError
 from local.stack import Stack, running
 from runtime.settings import faults
 
-# As terminals have them (ECMA-48, SGR).
-BOLD, DIM, RED, YELLOW, BLUE, MAGENTA, CYAN = "1", "2", "31", "33", "34", "35", "36"
-STYLES = {"service": CYAN, "worker": BLUE, "gateway": MAGENTA}
-LEVELS = {"debug": DIM, "warning": YELLOW, "error": RED, "critical": f"{BOLD};{RED}"}
-NOT_WORTH_SHOWING = {"event", "level", "timestamp", "logger", "service"}
-
-
 # There is no authentication, so what is tried out is not shown to the network.
 ON_LOOPBACK = {"GRPC_HOST": "127.0.0.1", "GATEWAY_HOST": "127.0.0.1"}
 
 
 def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
-    lines = Lines(console, raw=os.environ.get("LOG_FORMAT") == "json")
     ended: queue.SimpleQueue[Program] = queue.SimpleQueue()
 
     wrong = mistakes()
@@ -58,17 +47,21 @@ def main() -> int:
             stopping_on_signals(),
             running(
                 postgres=postgres,
-                settings={**ON_LOOPBACK, **os.environ, "LOG_FORMAT": "json"},
+                settings={**ON_LOOPBACK, "LOG_FORMAT": "text", **os.environ},
                 on_step=lambda step: console.print(f"{step} ...", style="dim"),
-                on_lines=lines.show,
+                stdout=None,  # the programs write to the terminal themselves
+                on_errors=show_errors,
                 on_exit=ended.put,
             ) as stack,
         ):
             console.print(welcome(stack), markup=False)
             _fail_when_one_ends(ended)
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):
+        try:
             console.print("stopped", style="dim")
+        except OSError:
+            # The terminal is closed. What its buffer still holds must not fail at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except StartError as error:
         sys.stdout.flush()
@@ -121,47 +114,10 @@ def stopping_on_signals() -> Iterator[None]:
     yield
 
 
-class Lines:
-    """Prints the log lines of the programs for people, those that came together at once.
-
-    By hand, for it takes the processors' time from the programs: as much for ten lines as
-    rich takes for one.
-    """
-
-    def __init__(self, console: Console, *, raw: bool) -> None:
-        self._coloured = console.is_terminal and not console.no_color
-        self._raw = raw
-        self._printing = threading.Lock()
-
-    def show(self, name: str, lines: list[str]) -> None:
-        """Print lines of a program; where they cannot be printed any more they are lost."""
-        text = "\n".join(lines if self._raw else [self.line(name, line) for line in lines])
-        with self._printing, contextlib.suppress(OSError):
-            sys.stdout.write(f"{text}\n")
-            sys.stdout.flush()
-
-    def line(self, name: str, line: str) -> str:
-        """A JSON log line for people; anything else as it is."""
-        program = self._styled(name, STYLES.get(name, ""))
-        try:
-            event: dict[str, Any] = orjson.loads(line)
-            what = str(event["event"])
-        except (ValueError, TypeError, KeyError):
-            return f"{program} {line}"
-        time = ""
-        with contextlib.suppress(KeyError, ValueError):
-            local = datetime.fromisoformat(str(event["timestamp"])).astimezone()
-            time = self._styled(f"{local:%H:%M:%S} ", DIM)
-        fields = [
-            f" {self._styled(f'{key}=', DIM)}{value}"
-            for key, value in event.items()
-            if key not in NOT_WORTH_SHOWING
-        ]
-        level = LEVELS.get(str(event.get("level")), BOLD)
-        return f"{program} {time}{self._styled(what, level)}{''.join(fields)}"
-
-    def _styled(self, text: str, style: str) -> str:
-        return f"\x1b[{style}m{text}\x1b[0m" if self._coloured else text
+def show_errors(name: str, lines: list[str]) -> None:
+    """Print what a program writes to standard error; where nothing can be printed it is lost."""
+    with contextlib.suppress(OSError):
+        print("\n".join(f"{name} {line}" for line in lines), flush=True)
 
 
 def welcome(stack: Stack) -> str:

@@ -1,6 +1,7 @@
 """PostgreSQL, the service, a worker and the gateway together, on this machine."""
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -49,13 +50,15 @@ def running(
     postgres: EmbeddedPostgres | None,
     settings: Mapping[str, str],
     on_step: Callable[[str], None] = lambda _: None,
-    on_lines: Callable[[str, list[str]], None] = lambda _name, _lines: None,
-    on_exit: Callable[[Program], None] | None = None,
+    stdout: int | None = subprocess.DEVNULL,
+    on_errors: Callable[[str, list[str]], None] = lambda _name, _lines: None,
+    on_exit: Callable[[Program], None] = lambda _: None,
 ) -> Iterator[Stack]:
     """Start everything, and stop it in the opposite order when the block ends.
 
-    Without `postgres` the server of `settings["DATABASE_URL"]` is used. StartError, with
-    nothing left running, if any part does not start or does not stop cleanly.
+    Without `postgres` the server of `settings["DATABASE_URL"]` is used. The programs' log
+    lines go to `stdout`, as for Popen, what they write to standard error to `on_errors`.
+    StartError, with nothing left running, if any part does not start or does not stop cleanly.
     """
     environment = {**base_environment(), **settings}
     check_ports(environment)
@@ -80,7 +83,8 @@ def running(
                 name,
                 environment,
                 *arguments,
-                on_lines=lambda lines: on_lines(part, lines),
+                stdout=stdout,
+                on_errors=lambda lines: on_errors(part, lines),
                 on_exit=on_exit,
             )
             stack.callback(_stop, program)

@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import logging
+import os
 import select
 import sys
 from contextlib import suppress
@@ -12,24 +13,26 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor
 
+from runtime.text_logs import TextRenderer
 
-def configure_logs(level: str, format: str) -> None:
+
+def configure_logs(program: str, *, level: str, format: str) -> None:
     """Write log lines to standard output, and those of libraries from level warning on.
 
-    `level` is debug, info, warning or error; `format` is json or text. Tracebacks do not
+    `level` is debug, info, warning or error; `format` is json or text. Text starts with the
+    name of the program, and has colors on a terminal unless NO_COLOR is set. Tracebacks do not
     include local variables, since they contain the data of callers.
     """
     shared: list[Processor] = [
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
     ]
     if format == "json":
-        shared.append(structlog.processors.format_exc_info)
+        shared.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
         renderer: Processor = structlog.processors.JSONRenderer(serializer=_json)
     else:
-        renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
+        coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        renderer = TextRenderer(program, coloured=coloured)
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -72,8 +75,9 @@ def _log_unhandled(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> Non
 
 def lifecycle_logger() -> structlog.BoundLogger:
     """Return a logger without a minimum level, for the start and end of a program."""
+    output = structlog.get_config()["logger_factory"]()
     logger: structlog.BoundLogger = structlog.wrap_logger(
-        structlog.WriteLogger(sys.stdout), wrapper_class=structlog.BoundLogger
+        output, wrapper_class=structlog.BoundLogger
     )
     return logger
 
@@ -86,7 +90,7 @@ class _Output:
     """
 
     def __init__(self) -> None:
-        self._file = sys.stdout.buffer
+        self._descriptor = sys.stdout.fileno()
         self._lines: list[bytes] = []
         self._size = 0
         self._scheduled = False
@@ -111,10 +115,12 @@ class _Output:
 
     def _write(self) -> None:
         lines, self._lines, self._size, self._scheduled = self._lines, [], 0, False
+        data = b"".join(lines)
         # A full disk or closed pipe must not fail requests, and the error cannot be logged.
+        # Unlike a buffered file, this leaves nothing behind that would fail at exit.
         with suppress(OSError):
-            self._file.write(b"".join(lines))
-            self._file.flush()
+            while data:
+                data = data[os.write(self._descriptor, data) :]
 
 
 def _json(event: EventDict, **_: object) -> str:

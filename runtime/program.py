@@ -2,12 +2,19 @@
 
 import asyncio
 import gc
+import os
 import signal
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import TypeVar
 
+import orjson
+
 from runtime.logs import lifecycle_logger, log_event_loop
+
+# Environment variable with the file descriptor of a pipe. A parent process can pass one, and
+# reads from it where the program listens as soon as it does.
+LISTENING_FD = "LISTENING_FD"
 
 Running = TypeVar("Running")
 
@@ -28,10 +35,21 @@ async def run_until_stopped(
     log_event_loop()
     async with program as running:
         _tune_garbage_collector()
-        log.info("listening", **describe(running))
+        fields = describe(running)
+        log.info("listening", **fields)
+        await asyncio.sleep(0)  # the log line is written at the end of the iteration
+        _report(fields)
         await stop.wait()
         log.info("stopping")
     log.info("stopped")
+
+
+def _report(fields: Mapping[str, object]) -> None:
+    """Write the fields as JSON to the pipe LISTENING_FD, if there is one, and close it."""
+    descriptor = os.environ.pop(LISTENING_FD, None)
+    if descriptor is not None:
+        with suppress(OSError), open(int(descriptor), "wb") as pipe:  # noqa: PTH123
+            pipe.write(orjson.dumps(fields))
 
 
 def _tune_garbage_collector() -> None:

@@ -29,7 +29,8 @@ def main() -> None:
         sys.exit(USAGE)
     try:
         settings = Settings()
-        configure_logs(settings.log_level, settings.log_format)
+        name = "worker" if arguments else "service"
+        configure_logs(name, level=settings.log_level, format=settings.log_format)
         uvloop.run(_work(settings) if arguments else _serve(settings))
     except ValidationError as error:
         sys.exit(f"error: {'; '.join(faults(error))}")

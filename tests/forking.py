@@ -26,6 +26,7 @@ from importlib import import_module
 
 from local.programs import PIPE_SIZE, ROOT, Program, tethered
 from local.tether import PR_SET_PDEATHSIG
+from runtime.program import LISTENING_FD
 
 IMPORTED = ("gateway.app", "service.server", "service.worker", "uvloop")
 MOST_BYTES = 65536
@@ -54,15 +55,18 @@ class ForkServer:
         return _ForkedProgram(self, module, environment, *arguments)
 
     def fork(
-        self, module: str, arguments: Sequence[str], environment: Mapping[str, str]
+        self, module: str, arguments: Sequence[str], environment: Mapping[str, str], report: int
     ) -> "_Forked":
-        """Return the process, whose standard output and error are pipes."""
+        """Return the process, whose standard output and error are pipes.
+
+        `report` is what it gets as LISTENING_FD.
+        """
         request = json.dumps([module, arguments, dict(environment)]).encode()
         pipes = [os.pipe() for _ in ("output", "errors", "status")]
         try:
             for _, write in pipes:
                 fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-            socket.send_fds(self._connection, [request], [write for _, write in pipes])
+            socket.send_fds(self._connection, [request], [*(write for _, write in pipes), report])
         finally:
             for _, write in pipes:
                 os.close(write)
@@ -109,9 +113,15 @@ class _ForkedProgram(Program):
         super().__init__(module, environment, *arguments)
 
     def _spawn(
-        self, module: str, arguments: Sequence[str], environment: Mapping[str, str]
+        self,
+        module: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        stdout: int | None,
+        report: int,
     ) -> subprocess.Popen[bytes]:
-        return self._server.fork(module, arguments, environment)
+        assert stdout == subprocess.PIPE
+        return self._server.fork(module, arguments, environment, report)
 
 
 def main() -> None:
@@ -135,11 +145,11 @@ def main() -> None:
                 os.close(ready)
                 continue
             request, pipes, _, _ = socket.recv_fds(
-                connection, MOST_BYTES, 3, socket.MSG_CMSG_CLOEXEC
+                connection, MOST_BYTES, 4, socket.MSG_CMSG_CLOEXEC
             )
             if not request:
                 return
-            output, errors, status = pipes
+            output, errors, status, report = pipes
             pid = os.fork()
             if not pid:
                 connection.close()
@@ -147,10 +157,11 @@ def main() -> None:
                     os.close(end)
                     os.close(other)
                 os.close(status)
-                _become(*json.loads(request), output=output, errors=errors)
+                _become(*json.loads(request), output=output, errors=errors, report=report)
                 return
             os.close(output)
             os.close(errors)
+            os.close(report)
             end = os.pidfd_open(pid)
             running[end] = pid, status
             waiting.register(end, select.POLLIN)
@@ -158,7 +169,13 @@ def main() -> None:
 
 
 def _become(
-    module: str, arguments: list[str], environment: dict[str, str], *, output: int, errors: int
+    module: str,
+    arguments: list[str],
+    environment: dict[str, str],
+    *,
+    output: int,
+    errors: int,
+    report: int,
 ) -> None:
     """Run the program to its end, in this process, which was forked a moment ago."""
     os.setsid()
@@ -167,7 +184,7 @@ def _become(
         os.dup2(pipe, standard)
         os.close(pipe)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(environment, **{LISTENING_FD: str(report)})
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

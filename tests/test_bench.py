@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import uuid
@@ -201,10 +202,27 @@ async def test_a_rate_is_kept(service: Program, organization: str) -> None:
     assert 40 <= measured.answers["OK"] <= 88
 
 
-def run(*arguments: str) -> None:
+@pytest.mark.skipif(not wrk_is_installed(), reason="wrk is not installed")
+@pytest.mark.parametrize("to", ["terminal", "file"])
+def test_what_logging_costs_is_measured(to: str) -> None:
+    said = run("bench.logs", "--to", to, "--rounds", "1", "--seconds", "1")
+    for what in ("writes", "reads"):
+        rates = [
+            float(rate.replace(",", ""))
+            for rate in re.findall(rf"(?m)^{what} to a {to}, LOG_LEVEL=\w+: ([\d,]+)/s", said)
+        ]
+        assert len(rates) == 2
+        assert min(rates) > 0
+        ratio = re.search(rf"(?m)^{what} to a {to}: ([\d.]+) of the rate$", said)
+        assert ratio is not None
+        assert float(ratio[1]) == pytest.approx(rates[1] / rates[0], abs=0.02)
+
+
+def run(*arguments: str) -> str:
     command = [sys.executable, "-m", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 async def test_both_routers_are_measured() -> None:

@@ -29,7 +29,7 @@ class _Crash:
 
 def crash(format: str, held: str) -> None:
     """Log in this process what a crash logs whose local variables hold `held`."""
-    configure_logs("info", format)
+    configure_logs("gateway", level="info", format=format)
     router: Router[Endpoint] = Router()
     router.add("GET", "/crash", _Crash())
     handler = HttpHandler(router, BodyReader(max_bytes=1, timeout=1), Metrics(lambda: 0, lambda: 0))

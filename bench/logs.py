@@ -1,0 +1,145 @@
+"""`python -m bench.logs`: what it costs under `make run` that every request is logged.
+
+It runs with LOG_LEVEL=warning and LOG_LEVEL=info in turn, its output to a terminal (a pty that
+is read as fast as possible) or to a file. Prints requests a second and CPU time of either.
+"""
+
+import contextlib
+import os
+import pty
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+
+import click
+
+from bench.generators import wrk
+from bench.measured import GOOD
+from bench.stack import cpu_seconds_of
+from bench.stored import preload
+from bench.workload import Operation, Workload
+from local.programs import ROOT, STARTED_WITHIN, STOPPED_WITHIN, StartError
+from local.stack import ANY_PORT, base_environment
+
+LEVELS = ("warning", "info")
+LOADS: Mapping[Operation, str] = {"upsert": "writes", "get": "reads"}
+CONNECTIONS = 64
+STORED = 1_000
+NUMBERS = 1_000_000  # for each run, more than it can use
+LAST_LINE = "Ctrl-C stops everything"
+KEPT = 64 * 1024  # bytes of a terminal, more than the welcome has
+
+
+@click.command()
+@click.option("--to", type=click.Choice(["terminal", "file"]), default="terminal")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--seconds", type=click.IntRange(1), default=2, show_default=True)
+def main(*, to: str, rounds: int, seconds: int) -> None:
+    """Compare the levels; a ratio is the median of the rounds' own."""
+    data = ROOT / ".data"
+    data.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="logs-", dir=data)))
+        directory.chmod(0o711)  # PostgreSQL may run as another user
+        runs = {
+            level: stack.enter_context(_running(level, directory, terminal=to == "terminal"))
+            for level in LEVELS
+        }
+        for _, _, database in runs.values():
+            preload(database, "stored", organizations=1, stored=STORED)
+        for number, (operation, title) in enumerate(LOADS.items()):
+            rates: dict[str, list[float]] = {level: [] for level in LEVELS}
+            costs: dict[str, list[float]] = {level: [] for level in LEVELS}
+            for each in range(rounds):
+                for level, (pid, gateway, _) in runs.items():
+                    work = Workload(
+                        operation=operation,
+                        organization="stored",
+                        stored=STORED,
+                        first=(number * rounds + each) * NUMBERS,
+                    )
+                    before = cpu_seconds_of(pid)
+                    measured = wrk(gateway, work, connections=CONNECTIONS, seconds=seconds)
+                    rate = measured.per_second(GOOD)
+                    rates[level].append(rate)
+                    spent = cpu_seconds_of(pid) - before
+                    costs[level].append(spent / (rate * measured.seconds) * 1e6)
+            for level in LEVELS:
+                print(  # noqa: T201
+                    f"{title} to a {to}, LOG_LEVEL={level}: {median(rates[level]):,.0f}/s,"
+                    f" {median(costs[level]):.0f} µs CPU each"
+                )
+            quiet, loud = (rates[level] for level in LEVELS)
+            ratio = median(b / a for a, b in zip(quiet, loud, strict=True))
+            print(f"{title} to a {to}: {ratio:.2f} of the rate")  # noqa: T201
+
+
+@contextmanager
+def _running(level: str, directory: Path, *, terminal: bool) -> Iterator[tuple[int, str, str]]:
+    """`make run`: its process id, the gateway's address and the database's URL."""
+    log = directory / f"{level}.log"
+    with ExitStack() as stack:
+        if terminal:
+            ours, theirs = map(_closing(stack), pty.openpty())
+            threading.Thread(target=_drain, args=(ours, log), daemon=True).start()
+        else:
+            theirs = stack.enter_context(log.open("wb")).fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "local.run"],
+            cwd=ROOT,
+            env={
+                **base_environment(),
+                **ANY_PORT,
+                "LOG_LEVEL": level,
+                "RUN_DATA_DIR": str(directory / level / "postgres"),
+            },
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        stack.callback(process.wait, STOPPED_WITHIN)
+        stack.callback(process.terminate)
+        welcome = _welcome(process, log)
+        port = re.search(r"REST +http://localhost:(\d+)", welcome)
+        url = re.search(r"database +psql '(.*?)'", welcome)
+        if port is None or url is None:
+            raise StartError(f"not what `make run` says: {welcome}")
+        yield process.pid, f"127.0.0.1:{port[1]}", url[1]
+
+
+def _closing(stack: ExitStack) -> Callable[[int], int]:
+    def close_later(descriptor: int) -> int:
+        stack.callback(os.close, descriptor)
+        return descriptor
+
+    return close_later
+
+
+def _drain(terminal: int, log: Path) -> None:
+    """Read a terminal to its end; what comes first is kept."""
+    with log.open("wb") as file, contextlib.suppress(OSError):
+        while data := os.read(terminal, 65536):
+            if file.tell() < KEPT:
+                file.write(data)
+                file.flush()
+
+
+def _welcome(process: subprocess.Popen[bytes], log: Path) -> str:
+    give_up = time.monotonic() + STARTED_WITHIN
+    while time.monotonic() < give_up and process.poll() is None:
+        said = log.read_text(errors="replace") if log.exists() else ""
+        if LAST_LINE in said:
+            return said
+        time.sleep(0.1)
+    raise StartError(f"`make run` is not ready: {log.read_text(errors='replace')}")
+
+
+if __name__ == "__main__":
+    main()
