@@ -22,6 +22,8 @@ from tests.conftest import CreateDatabase
 from tests.observing import until
 from tests.operations.place import queued_write
 
+pytestmark = pytest.mark.slow
+
 ORGANIZATIONS = 20
 # Of each organization, a day's minutes: as many operations become dead rows.
 EACH = 1440

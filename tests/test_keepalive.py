@@ -5,9 +5,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import pytest
 
 from local.programs import Program
 from tests.http2 import Connection
+
+pytestmark = pytest.mark.slow
 
 # Seconds between pings: as the README allows it, and too fast.
 ALLOWED, TOO_FAST = 5.3, 2.0

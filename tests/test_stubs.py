@@ -13,6 +13,8 @@ import pytest
 from local.programs import ROOT, Program
 from local.stack import base_environment
 
+pytestmark = pytest.mark.slow
+
 NOT_THERE = ("service", "gateway", "runtime", "public_json", "local", "demo", "psycopg", "aiohttp")
 
 

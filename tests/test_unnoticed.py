@@ -8,6 +8,8 @@ import pytest
 
 from local.programs import ROOT
 
+pytestmark = pytest.mark.slow
+
 FAIL = """
 import asyncio, gc, pytest
 async def fail():
