@@ -3,7 +3,7 @@
 `migrations/functions.sql` is edited by hand; `migration` writes the migration that brings the
 functions of a migrated database to it. `migrations/schema.sql` (tables, indexes, constraints,
 privileges) is only to be read; `dump` writes it from a migrated database. Both start a server
-of their own. tests/test_schema.py compares both files with a migrated database.
+of their own. tests/postgres/test_schema.py compares both files with a migrated database.
 """
 
 import re

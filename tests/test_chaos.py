@@ -25,7 +25,7 @@ from service.operations.operation import parent_name
 from tests.api import Organization
 from tests.chaos import CALL_TIMEOUT, Hand, Running, Step, Writers, steps
 from tests.conftest import OwnPostgres, StartProgram
-from tests.events import Consumer
+from tests.events.consumer import Consumer
 from tests.observing import until
 from tests.receiver import Answer, Received, Receiver
 from tests.rest_client import Client

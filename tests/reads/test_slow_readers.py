@@ -15,9 +15,9 @@ from tests.api import Organization, refusal
 from tests.conftest import StartProgram
 from tests.load import OWN_CONNECTION
 from tests.observing import metric, until
+from tests.reads.test_watch import Watcher, write_large
+from tests.rest.test_event_stream import stopped_sending
 from tests.rest_client import EventReader, Events
-from tests.test_event_stream import stopped_sending
-from tests.test_watch import Watcher, write_large
 
 READERS = 30
 COUNT = 1000

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from local.programs import Program
 from tests.api import Organization, refusal
 from tests.conftest import StartProgram
-from tests.http2 import Connection, framed
+from tests.rpc.http2 import Connection, framed
 
 APPOINTMENTS = "/appointments.v1.AppointmentService"
 WATCH = f"{APPOINTMENTS}/WatchAppointments"

@@ -10,8 +10,8 @@ import pytest
 
 from local.programs import Program
 from tests.conftest import CreateDatabase, StartProgram
-from tests.event_source import EventSource
 from tests.observing import metric, until
+from tests.rest.event_source import EventSource
 from tests.rest_client import Client, Events
 
 

@@ -20,7 +20,7 @@ import service.settings
 from local.programs import ROOT
 from local.rabbitmq import free_ports
 from local.stack import base_environment
-from tests.reader import Reader, blocks_of, commands_of
+from tests.documents.reader import Reader, blocks_of, commands_of
 
 pytestmark = pytest.mark.slow
 
@@ -40,14 +40,14 @@ NOT_RUN = {
     "python -m bench --only eventual": "tests/test_bench.py",
     "python -m bench.dispatch": "tests/test_bench.py",
     "make run": "the blocks of README.md",
-    "LOG_LEVEL=warning make run": "tests/test_run.py",
-    "make migrate": "tests/test_migrations.py",
-    "make migration NAME=what_changes": "tests/test_schema.py",
-    "make schema": "tests/test_schema.py",
+    "LOG_LEVEL=warning make run": "tests/local/test_run.py",
+    "make migrate": "tests/postgres/test_migrations.py",
+    "make migration NAME=what_changes": "tests/postgres/test_schema.py",
+    "make schema": "tests/postgres/test_schema.py",
     "python -m bench.forms": "tests/test_bench.py",
     "make protos": "make lint, which runs it and compares",
     "make lint": ".ci/run",
-    "make help": "tests/test_docs.py",
+    "make help": "tests/documents/test_docs.py",
     "python -m service": "tests/conftest.py",
     "python -m service worker": "tests/conftest.py",
     "python -m gateway": "tests/conftest.py",

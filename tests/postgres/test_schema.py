@@ -12,8 +12,8 @@ from local.schema import FUNCTIONS, SCHEMA, differences, dump, migration
 from service.postgres.session import ROLE
 from service.writes.store import APPLIED
 from tests.conftest import CreateDatabase
-from tests.test_migrations import run_migrate, with_migration
-from tests.test_safety_layers import upsert
+from tests.postgres.test_migrations import run_migrate, with_migration
+from tests.writes.test_safety_layers import upsert
 
 # All that schema.sql shows, but for the table of dbmate's own.
 CATALOG: LiteralString = """

@@ -16,7 +16,7 @@ from local.stack import ANY_PORT, base_environment
 from service.events.rabbitmq import routing_key
 from tests.api import Organization, appointment, batch_request
 from tests.conftest import CreateDatabase, StartProgram
-from tests.events import Consumer
+from tests.events.consumer import Consumer
 from tests.observing import metric, until
 
 NewOrganization = Callable[[str], Organization]

@@ -25,7 +25,7 @@ from service.postgres.session import ROLE, DatabaseUnfit, Timeouts, check_sessio
 from tests.api import Organization
 from tests.conftest import OwnPostgres, StartProgram
 from tests.observing import until
-from tests.test_migrations import rows, run_migrate
+from tests.postgres.test_migrations import rows, run_migrate
 
 # None is what a new server has.
 PRESETS = {

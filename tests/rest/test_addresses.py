@@ -9,8 +9,8 @@ import pytest
 from local.programs import Program
 from tests.conftest import StartProgram
 from tests.load import Load, RestLoad
-from tests.names import NameServer
 from tests.observing import until
+from tests.rest.names import NameServer
 from tests.rest_client import Client, Events
 
 Start = Callable[[str], Program]

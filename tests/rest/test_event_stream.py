@@ -13,8 +13,8 @@ from tests.api import Organization
 from tests.conftest import StartProgram
 from tests.load import Load
 from tests.observing import metric, until
+from tests.reads.test_watch import write_large
 from tests.rest_client import Client, Events
-from tests.test_watch import write_large
 
 
 @pytest.fixture

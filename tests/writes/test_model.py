@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.api import MORNING, Organization, at, batch_request, refusal, refusal_of
-from tests.model import Answer, Content, Model, Stored, Write
+from tests.writes.model import Answer, Content, Model, Stored, Write
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,7 @@ from tests.api import Organization, refusal
 from tests.conftest import OwnPostgres, StartProgram, listening, postgres_starts
 from tests.databases import Clusters
 from tests.observing import PATIENT, until
-from tests.replicas import Readers, Replicated, Standby
+from tests.reads.replicas import Readers, Replicated, Standby
 from tests.rest_client import Client
 
 StartReplicated = Callable[..., Replicated]

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from local.programs import Program
-from tests.http2 import Connection
+from tests.rpc.http2 import Connection
 
 pytestmark = pytest.mark.slow
 
