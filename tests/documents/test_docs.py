@@ -33,6 +33,7 @@ MAX_README_LINES = 160
 NOT_RUN = {
     "make test": "it runs this test",
     "make test-fast": "make test, which runs its tests too",
+    "make chaos": ".ci/run",
     "make bench": "tests/test_bench.py",
     "make bench-quick": "tests/test_bench.py",
     "make bench JSON=results.json": "tests/test_bench.py",
