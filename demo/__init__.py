@@ -1,1 +1,1 @@
-"""Demonstrations: they send requests to the whole, and check the answers themselves."""
+"""Demos: they send requests to the running system and check the responses."""

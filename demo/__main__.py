@@ -1,7 +1,7 @@
-"""`make demo` and `make demo-fosdem`: real requests, and a check of what came of them.
+"""`make demo` and `make demo-fosdem`: send real requests and check the results.
 
-They use the gateway that `make run` started. If there is none, they start everything
-themselves, on free ports and with a database that is gone afterwards.
+They use the gateway that `make run` started. Without one, they start everything themselves, on
+free ports and with a temporary database.
 """
 
 import asyncio
@@ -16,24 +16,23 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from demo import collisions as assignment
-from demo import fosdem
+from demo import collisions, fosdem
 from demo.rest import Rest
 from local.postgres import EmbeddedPostgres
 from local.programs import StartError
 from local.stack import ANY_PORT, running
 
-# Where `make run` puts it.
+# The gateway of `make run`.
 DEFAULT_URL = f"http://localhost:{os.environ.get('GATEWAY_PORT', '3000')}"
 
-url_option = click.option("--url", help=f"The gateway. [default: {DEFAULT_URL}, or one of its own]")
+url_option = click.option("--url", help=f"The gateway. [default: {DEFAULT_URL}, else a new one]")
 console = Console(highlight=False, soft_wrap=True)
 
 
 @click.group(invoke_without_command=True)
 @click.option("--requests", default=100, show_default=True, type=click.IntRange(1))
 @click.option("--organization", help="[default: a new one each time]")
-@click.option("--seed", type=int, help="Draws the same requests again.")
+@click.option("--seed", type=int, help="Repeats the requests of an earlier run.")
 @url_option
 @click.pass_context
 def demo(
@@ -43,7 +42,7 @@ def demo(
     seed: int | None,
     url: str | None,
 ) -> None:
-    """Send seven colliding requests at random, ten in flight, and check what came of it."""
+    """Send colliding requests, drawn at random from seven, and check the result."""
     if context.invoked_subcommand is not None:
         return
     seed = secrets.randbelow(1_000_000) if seed is None else seed
@@ -51,8 +50,8 @@ def demo(
 
     async def send(at: str) -> bool:
         async with Rest.connected(at) as rest:
-            result = await assignment.send(rest, organization, requests, seed)
-        return assignment.show(console, result)
+            result = await collisions.send(rest, organization, requests, seed)
+        return collisions.show(console, result)
 
     with gateway(url) as at:
         console.print(f"{at}, organization {organization}, --seed {seed}")
@@ -77,7 +76,10 @@ def demo_fosdem(organization: str, url: str | None) -> None:
 
 @contextmanager
 def gateway(url: str | None) -> Iterator[str]:
-    """The URL of a gateway that is ready: the one asked for, `make run`'s, or one of our own."""
+    """Yield the URL of a ready gateway: `url`, that of `make run`, or a new one.
+
+    Raises StartError if `url` is given and not ready.
+    """
 
     async def ready() -> bool:
         async with Rest.connected(url or DEFAULT_URL) as rest:
@@ -88,7 +90,7 @@ def gateway(url: str | None) -> Iterator[str]:
         return
     if url is not None:
         raise StartError(f"no gateway is ready at {url}")
-    console.print(f"Nothing is ready at {DEFAULT_URL}: starting it all, with a temporary database.")
+    console.print(f"No gateway at {DEFAULT_URL}: starting everything, with a temporary database.")
     with (
         tempfile.TemporaryDirectory(prefix="appointments-") as directory,
         running(

@@ -1,4 +1,4 @@
-"""The seven requests that the service was first asked to survive, and what must hold after."""
+"""Sends requests that collide, and checks what must hold afterwards."""
 
 import json
 import time
@@ -15,13 +15,16 @@ from demo.model import Booking, State, decide, final_states
 from demo.rest import IN_FLIGHT, Answer, Rest, each
 from local.programs import ROOT
 
-BODIES = ROOT / "tests" / "data" / "assignment-requests.jsonl"
+BODIES = ROOT / "tests" / "data" / "colliding-requests.jsonl"
 ALLOWED = {200, 201, 400, 409}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """Everything that was sent and seen in one run."""
+    """All requests and responses of one run, and the state read afterwards.
+
+    `failures` lists by guarantee how it was violated. `seconds` is the time of the requests.
+    """
 
     seconds: float
     answers: list[tuple[Booking, Answer]]
@@ -32,7 +35,7 @@ class Result:
 
 
 async def send(rest: Rest, organization: str, requests: int, seed: int) -> Result:
-    """Send bodies drawn at random, ten in flight, and read back what is stored."""
+    """Send randomly drawn requests, IN_FLIGHT at a time, then read and check the state."""
     bodies = [json.loads(line) for line in BODIES.read_text().splitlines()]
     drawn = Random(seed).choices(bodies, k=requests)  # noqa: S311  repeatable, not secret
     before = await rest.changes(organization)
@@ -56,7 +59,7 @@ async def send(rest: Rest, organization: str, requests: int, seed: int) -> Resul
 
 
 def check(result: Result) -> Result:
-    """Note under each promise how it was broken; nothing under one that was kept."""
+    """Fill in `failures`: an entry per guarantee, empty if the guarantee held."""
     states = replay(result.history)
     start, listed = states[len(result.before)], frozenset(map(Booking.of, result.listed))
     possible = final_states(start, [written for written, _ in result.answers])
@@ -80,12 +83,12 @@ def check(result: Result) -> Result:
             "history replays to the stored state": (
                 [] if states[-1] == listed else [f"{states[-1]} is not {listed}"]
             ),
-            "every answer follows from the state at its revision": [
+            "every response matches the state at its revision": [
                 problem
                 for written, answer in result.answers
                 if (problem := explain(written, answer, states)) is not None
             ],
-            f"the state is one of the {len(possible)} that an order of the requests leads to": (
+            f"the state is one of the {len(possible)} possible ones, over all request orders": (
                 [] if listed in possible else [f"{listed}"]
             ),
         }
@@ -94,7 +97,7 @@ def check(result: Result) -> Result:
 
 
 def replay(history: list[dict[str, Any]]) -> list[State]:
-    """The state at each revision, from 0."""
+    """Return the state at each revision, from 0 on."""
     states: list[State] = [frozenset()]
     for entry in history:
         changed = Booking.of(entry["appointment"])
@@ -105,7 +108,7 @@ def replay(history: list[dict[str, Any]]) -> list[State]:
 
 
 def explain(written: Booking, answer: Answer, states: list[State]) -> str | None:
-    """What is wrong with the answer, given the revision at which it was decided."""
+    """Return what is wrong with a response, given the states at each revision, or None."""
     if answer.revision is None:
         expected = decide(frozenset(), written)
         return None if expected.status == answer.status == 400 else f"no revision: {answer}"
@@ -123,7 +126,7 @@ def explain(written: Booking, answer: Answer, states: list[State]) -> str | None
 
 
 def show(console: Console, result: Result) -> bool:
-    """Print what happened and what was checked; whether all of it held."""
+    """Print the result; return whether all guarantees held."""
     counted = Counter(
         (answer.status, answer.outcome or answer.body.get("code", ""))
         for _, answer in result.answers
@@ -143,9 +146,9 @@ def show(console: Console, result: Result) -> bool:
     for booking in result.listed:
         stored.add_row(*(str(booking[column]) for column in columns))
     console.print(stored)
-    for promise, failures in result.failures.items():
+    for guarantee, failures in result.failures.items():
         console.print(
-            f"[red]FAILED[/red]  {promise}" if failures else f"[green]ok[/green]  {promise}"
+            f"[red]FAILED[/red]  {guarantee}" if failures else f"[green]ok[/green]  {guarantee}"
         )
         for failure in failures[:5]:
             console.print(f"        {failure}", markup=False)

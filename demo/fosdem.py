@@ -1,4 +1,4 @@
-"""A real programme: FOSDEM 2023, 780 talks in 35 rooms, one of them double-booked."""
+"""Loads a real programme: FOSDEM 2023, 780 talks in 35 rooms, one of them double-booked."""
 
 import json
 from collections import Counter, defaultdict
@@ -18,35 +18,34 @@ ORGANIZATION = "fosdem-2023"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What became of every talk, in the order of the file."""
+    """The response to every talk, in the order of the file."""
 
     talks: list[dict[str, Any]]
     answers: list[Answer]
 
     @property
     def counts(self) -> Counter[str]:
-        """How many had which outcome: created, unchanged, conflict, ..."""
+        """The number of talks by outcome: created, unchanged, conflict, ..."""
         return Counter(map(outcome, self.answers))
 
     @property
     def as_expected(self) -> bool:
-        """All but one talk are in, whether by this load or by an earlier one."""
+        """Whether all talks but one are stored, by this load or an earlier one."""
         stored = self.counts["created"] + self.counts["unchanged"]
         return stored == len(self.talks) - 1 and self.counts["conflict"] == 1
 
 
 def outcome(answer: Answer) -> str:
-    """In one word, or with the whole problem if it is not one of those expected."""
+    """Return the outcome as one word; for an unexpected error, its status and detail."""
     if answer.status == 409 and answer.body.get("code") == "TIME_RANGE_CONFLICT":
         return "conflict"
     return answer.outcome.lower() or f"{answer.status} {answer.body.get('detail', '')}"
 
 
 async def load(rest: Rest, organization: str, console: Console) -> Load:
-    """Send every talk, ten in flight, the talks of a room one after another.
+    """Send every talk; rooms in parallel, the talks of a room in the order of the file.
 
-    Rooms do not touch one another, so which of two colliding talks wins depends only on
-    the order of the file.
+    So the order of the file decides which of two colliding talks is stored.
     """
     talks = [json.loads(line) for line in PROGRAMME.read_text().splitlines()]
     rooms: dict[str, list[int]] = defaultdict(list)
@@ -63,13 +62,13 @@ async def load(rest: Rest, organization: str, console: Console) -> Load:
                 answers[number] = await rest.upsert(talks[number])
                 progress.advance(task)
 
-        # The longest first, so that ten stay in flight to the end.
+        # The rooms with most talks first, so that IN_FLIGHT requests run until the end.
         await each(sorted(rooms.values(), key=len, reverse=True), send)
     return Load(talks=talks, answers=[answers[number] for number in range(len(talks))])
 
 
 def show(console: Console, loaded: Load) -> bool:
-    """Print the counts and both talks of each conflict; whether all was as expected."""
+    """Print the counts and both talks of each conflict; return whether all was as expected."""
     names = {talk["id"]: talk for talk in loaded.talks}
     counts = loaded.counts.most_common()
     console.print(", ".join(f"{count} {word}" for word, count in counts), markup=False)
@@ -85,7 +84,7 @@ def show(console: Console, loaded: Load) -> bool:
 
 
 def describe(talk: dict[str, Any]) -> str:
-    """Title, id, room and local times."""
+    """Return title, id, room and local times of a talk."""
     start, end = datetime.fromisoformat(talk["start"]), datetime.fromisoformat(talk["end"])
     times = f"{start:%a %d %b %Y %H:%M}-{end:%H:%M} {start:%Z}"
     return f"{talk['title']} (id {talk['id']}, room {talk['resourceId']}, {times})"

@@ -1,6 +1,6 @@
-"""The write rules as a pure function, to check what the service did against.
+"""A model of the write rules as pure functions, to check the service against.
 
-Only what the demo sends: upserts of one resource, without etags, keys or cancels.
+It covers what the demo sends: upserts of one resource, without etags, keys and cancels.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ class Booking:
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Self:
-        """From a request's body or an answer's."""
+        """Read the body of a request or a response."""
         return cls(
             id=body["id"],
             start=_utc(body["start"]),
@@ -34,13 +34,13 @@ class Booking:
         )
 
     def overlaps(self, other: Self) -> bool:
-        """Ranges are half-open: those that touch do not overlap."""
+        """Return whether the half-open ranges overlap: adjacent ranges do not."""
         return self.start < other.end and other.start < self.end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What a write has to be answered with, and what is stored after it."""
+    """The required response to a write, and the state after it."""
 
     status: int
     outcome: str
@@ -49,7 +49,7 @@ class Decision:
 
 
 def decide(state: State, written: Booking) -> Decision:
-    """Apply one write, by the rules in their order."""
+    """Apply one write."""
     if written.start >= written.end:
         return Decision(status=400, outcome="", state=state)
     stored = next((booking for booking in state if booking.id == written.id), None)
@@ -70,16 +70,15 @@ def decide(state: State, written: Booking) -> Decision:
 
 
 def final_states(start: State, written: Iterable[Booking]) -> set[State]:
-    """Every state that some order of the writes leads to, by trying all orders.
+    """Return the final states of all possible orders of the writes.
 
-    Each write is tried once however often it was sent, which is enough: a repetition
-    right after the first time changes nothing. It could change something only where a
-    write can take effect twice, that is where content can go back to what it was; each
-    content of an id must therefore carry an `updated_at` of its own.
+    Repetitions of a write are ignored. That is correct if a write cannot take effect twice,
+    so the different contents of an id must have different `updated_at`: an older content is
+    then stale. Raises ValueError otherwise.
     """
     distinct = list(dict.fromkeys(written))
     if len({(write.id, write.updated_at) for write in distinct}) < len(distinct):
-        raise ValueError("two contents of one id carry the same updated_at")
+        raise ValueError("two contents of one id have the same updated_at")
     found = set()
     for order in permutations(distinct):
         state = start

@@ -1,4 +1,4 @@
-"""What the demos need of the REST API."""
+"""A REST client with the methods that the demos need."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The answer to one write."""
+    """The response to one write."""
 
     status: int
     outcome: str
@@ -32,7 +32,7 @@ class Rest:
     @classmethod
     @asynccontextmanager
     async def connected(cls, url: str) -> AsyncIterator[Self]:
-        """A client that keeps as many connections as requests may be in flight."""
+        """Yield a client with IN_FLIGHT connections."""
         async with aiohttp.ClientSession(
             url,
             connector=aiohttp.TCPConnector(limit=IN_FLIGHT),
@@ -41,7 +41,7 @@ class Rest:
             yield cls(session)
 
     async def ready(self) -> bool:
-        """Whether this is a gateway of ours and everything behind it answers."""
+        """Return whether this is a gateway of this project, and ready."""
         timeout = aiohttp.ClientTimeout(total=5)
         try:
             async with self._session.get("/readyz", timeout=timeout) as response:
@@ -61,11 +61,11 @@ class Rest:
             )
 
     async def changes(self, organization: str) -> list[dict[str, Any]]:
-        """The whole history, all pages of it."""
+        """Return the whole history."""
         return await self._pages("/api/changes", "entries", organization)
 
     async def appointments(self, organization: str) -> list[dict[str, Any]]:
-        """Every active appointment, all pages of them."""
+        """Return all active appointments."""
         return await self._pages("/api/appointments", "appointments", organization)
 
     async def _pages(self, path: str, key: str, organization: str) -> list[dict[str, Any]]:
@@ -82,11 +82,11 @@ class Rest:
 
 
 async def each(items: Iterable[Item], work: Callable[[Item], Awaitable[None]]) -> None:
-    """Do the work for each item, begun in order, ten at a time."""
-    left = iter(items)
+    """Run `work` for each item, started in order, IN_FLIGHT at a time."""
+    remaining = iter(items)
 
     async def worker() -> None:
-        for item in left:
+        for item in remaining:
             await work(item)
 
     async with asyncio.TaskGroup() as group:

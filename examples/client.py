@@ -1,8 +1,8 @@
-"""Books a room, is refused a second booking of it, and reads back what happened.
+"""Books a room, gets a conflict for a second booking, and reads the history.
 
 Needs only the stubs: `pip install ./protos`, then `python examples/client.py
-localhost:50051`. Everything the service refuses with comes as typed details, so there
-is no text to parse. test_client.py tests it without a server.
+localhost:50051`. Errors have typed details, so there is no text to parse. test_client.py
+tests this program without a server.
 """
 
 import random
@@ -25,11 +25,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-# In seconds. Every call has a deadline; a write that ran into it is safe to send again,
+# In seconds. Every call has a deadline. A write that exceeded it can be sent again safely,
 # because it has an idempotency key.
 DEADLINE = 10
-PATIENCE = 30
-FIRST_WAIT = 0.1
+RETRY_FOR = 30
+FIRST_DELAY = 0.1
 
 
 def main(address: str) -> None:
@@ -40,13 +40,13 @@ def main(address: str) -> None:
 
         meeting = appointment(organization, "meeting", ten, minutes=30, title="Planning")
         print(book(stub, meeting))
-        print(book(stub, meeting), "because it is there already: a retry does no harm")
+        print(book(stub, meeting), "because it is stored already: retries are safe")
 
         late = ten + timedelta(minutes=15)
         print(book(stub, appointment(organization, "other", late, minutes=30, title="Interview")))
         print(book(stub, appointment(organization, "backwards", ten, minutes=-5, title="No")))
 
-        # Changing what was read: its etag makes sure that nobody changed it in between.
+        # The etag makes the change fail if somebody else has changed the appointment since.
         get = GetAppointmentRequest(organization_id=organization, id="meeting")
         stored = stub.GetAppointment(get, timeout=DEADLINE).appointment
         stored.end.FromDatetime(ten + timedelta(minutes=15))
@@ -76,36 +76,35 @@ def book(
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
 ) -> str:
-    """Upsert, and say what came of it.
+    """Upsert an appointment and return the outcome or the error as text.
 
-    While the service cannot answer, send the same request again, with growing pauses, for at
-    most about `PATIENCE` seconds. The random part keeps callers that failed together from
-    coming back together.
+    Temporary errors are retried with exponential backoff for about RETRY_FOR seconds. Jitter
+    keeps callers that failed together from retrying together.
     """
     request = UpsertAppointmentRequest(appointment=wanted, idempotency_key=str(uuid.uuid4()))
-    give_up = now() + PATIENCE
-    wait = FIRST_WAIT
+    end = now() + RETRY_FOR
+    backoff = FIRST_DELAY
     while True:
         try:
-            answer = stub.UpsertAppointment(request, timeout=DEADLINE)
+            response = stub.UpsertAppointment(request, timeout=DEADLINE)
         except grpc.RpcError as error:
-            pause = max(wait, retry_delay(error)) * random.uniform(1, 1.5)  # noqa: S311
-            if not is_temporary(error) or now() + pause > give_up:
+            delay = max(backoff, retry_delay(error)) * random.uniform(1, 1.5)  # noqa: S311
+            if not is_temporary(error) or now() + delay > end:
                 return f"refused, {refusal(error)}"
-            sleep(pause)
-            wait *= 2
+            sleep(delay)
+            backoff *= 2
         else:
-            return f"{Outcome.Name(answer.outcome)} {describe(answer.appointment)}"
+            return f"{Outcome.Name(response.outcome)} {describe(response.appointment)}"
 
 
 def is_temporary(error: grpc.RpcError) -> bool:
-    """Say whether the same request may succeed later."""
+    """Return whether the same request may succeed later."""
     unanswered = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
     return error.code() in unanswered or retry_delay(error) > 0
 
 
 def retry_delay(error: grpc.RpcError) -> float:
-    """Return the seconds after which the service asks to be called again, or 0."""
+    """Return the delay that the service asks for before a retry (seconds), or 0."""
     retry = RetryInfo()
     if any(detail.Unpack(retry) for detail in status_of(error).details):
         return float(retry.retry_delay.ToTimedelta().total_seconds())
@@ -113,13 +112,13 @@ def retry_delay(error: grpc.RpcError) -> float:
 
 
 def status_of(error: grpc.RpcError) -> Status:
-    """Decode `google.rpc.Status`, which carries the details, from the trailing metadata."""
+    """Decode the `google.rpc.Status` with the details from the trailing metadata."""
     trailers = cast("Iterable[tuple[str, bytes]]", error.trailing_metadata() or ())
     return Status.FromString(dict(trailers).get("grpc-status-details-bin", b""))
 
 
 def refusal(error: grpc.RpcError) -> str:
-    """Say why, from the details."""
+    """Describe an error by its typed details."""
     info, conflict, bad, retry = ErrorInfo(), TimeRangeConflict(), BadRequest(), RetryInfo()
     parts = [error.code().name]
     for detail in status_of(error).details:

@@ -1,7 +1,7 @@
-"""Tests of a program that calls the service: a channel of grpcio-testing and fake time.
+"""Tests of a client program with a channel of grpcio-testing and fake time.
 
-No server, no network, no waiting: a test takes each call from the channel and answers it.
-The channel does not keep deadlines, so a test ends such a call itself, as gRPC would.
+There is no server, no network and no waiting: a test takes each call from the channel and
+responds to it. The channel does not enforce deadlines, so a test ends such a call itself.
 """
 
 import threading
@@ -18,13 +18,13 @@ from appointments.v1.appointment_service_pb2 import (
     UpsertAppointmentResponse,
 )
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
-from client import DEADLINE, FIRST_WAIT, PATIENCE, appointment, book
+from client import DEADLINE, FIRST_DELAY, RETRY_FOR, appointment, book
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-pytestmark = pytest.mark.timeout(10)  # taking a call that never comes waits for ever
+pytestmark = pytest.mark.timeout(10)  # taking a call blocks until there is one
 
 SERVICE = DESCRIPTOR.services_by_name["AppointmentService"]
 UPSERT = SERVICE.methods_by_name["UpsertAppointment"]
@@ -40,16 +40,16 @@ class Caller:
         self._channel = grpc_testing.channel([SERVICE], self.clock)
 
     def book(self) -> "Future[str]":
-        said: Future[str] = Future()
-        threading.Thread(target=self._book, args=[said], daemon=True).start()
-        return said
+        result: Future[str] = Future()
+        threading.Thread(target=self._book, args=[result], daemon=True).start()
+        return result
 
-    def _book(self, said: "Future[str]") -> None:
+    def _book(self, result: "Future[str]") -> None:
         stub = AppointmentServiceStub(self._channel)
         try:
-            said.set_result(book(stub, MEETING, sleep=self.clock.sleep_for, now=self.clock.time))
+            result.set_result(book(stub, MEETING, sleep=self.clock.sleep_for, now=self.clock.time))
         except BaseException as error:
-            said.set_exception(error)
+            result.set_exception(error)
             raise
 
     def take(self) -> UpsertAppointmentRequest:
@@ -61,8 +61,8 @@ class Caller:
     def accept(self) -> None:
         stored = Appointment(version=1)
         stored.MergeFrom(MEETING)
-        answer = UpsertAppointmentResponse(outcome=Outcome.CREATED, appointment=stored)
-        self._call.terminate(answer, (), grpc.StatusCode.OK, "")
+        response = UpsertAppointmentResponse(outcome=Outcome.CREATED, appointment=stored)
+        self._call.terminate(response, (), grpc.StatusCode.OK, "")
 
     def refuse(self, code: grpc.StatusCode, *details: Message) -> None:
         status = Status(code=code.value[0])
@@ -77,51 +77,51 @@ def caller() -> Caller:
     return Caller()
 
 
-def test_what_is_booked_is_sent_once(caller: Caller) -> None:
-    said = caller.book()
+def test_a_successful_call_is_sent_once(caller: Caller) -> None:
+    result = caller.book()
     request = caller.take()
     caller.accept()
-    assert said.result() == CREATED
+    assert result.result() == CREATED
     assert request.appointment == MEETING
     assert request.idempotency_key
 
 
-def test_a_call_without_an_answer_is_sent_again_under_its_key(caller: Caller) -> None:
-    said = caller.book()
+def test_a_call_without_a_response_is_sent_again_with_the_same_key(caller: Caller) -> None:
+    result = caller.book()
     first = caller.take()
     caller.clock.sleep_for(DEADLINE)
     caller.refuse(grpc.StatusCode.DEADLINE_EXCEEDED)
     assert caller.take() == first
     caller.accept()
-    assert said.result() == CREATED
+    assert result.result() == CREATED
 
 
-def test_an_overloaded_service_is_called_again_when_it_says(caller: Caller) -> None:
-    said = caller.book()
+def test_an_overloaded_service_is_called_again_after_its_retry_delay(caller: Caller) -> None:
+    result = caller.book()
     caller.take()
     retry = RetryInfo(retry_delay=Duration(seconds=2))
     caller.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, ErrorInfo(reason="OVERLOADED"), retry)
     caller.take()
     assert 2 <= caller.clock.time() <= 3
     caller.accept()
-    assert said.result() == CREATED
+    assert result.result() == CREATED
 
 
-def test_waits_grow(caller: Caller) -> None:
-    said = caller.book()
+def test_delays_grow(caller: Caller) -> None:
+    result = caller.book()
     caller.take()
     for number in range(5):
         before = caller.clock.time()
         caller.refuse(grpc.StatusCode.UNAVAILABLE)
         caller.take()
-        wait = FIRST_WAIT * 2**number
-        assert wait <= caller.clock.time() - before <= 1.5 * wait + 1e-9
+        delay = FIRST_DELAY * 2**number
+        assert delay <= caller.clock.time() - before <= 1.5 * delay + 1e-9
     caller.accept()
-    assert said.result() == CREATED
+    assert result.result() == CREATED
 
 
 def test_a_conflict_is_final(caller: Caller) -> None:
-    said = caller.book()
+    result = caller.book()
     caller.take()
     taken = TimeRangeConflict.Conflict(id="other", start=MEETING.start, end=MEETING.end)
     caller.refuse(
@@ -129,14 +129,14 @@ def test_a_conflict_is_final(caller: Caller) -> None:
         ErrorInfo(reason="TIME_RANGE_CONFLICT"),
         TimeRangeConflict(conflicts=[taken]),
     )
-    assert said.result() == "refused, ALREADY_EXISTS, TIME_RANGE_CONFLICT, by other 10:00-10:30"
+    assert result.result() == "refused, ALREADY_EXISTS, TIME_RANGE_CONFLICT, by other 10:00-10:30"
     assert caller.clock.time() == 0
 
 
-def test_no_wait_goes_beyond_the_patience(caller: Caller) -> None:
-    said = caller.book()
+def test_no_delay_exceeds_the_retry_time(caller: Caller) -> None:
+    result = caller.book()
     caller.take()
-    retry = RetryInfo(retry_delay=Duration(seconds=PATIENCE + 1))
+    retry = RetryInfo(retry_delay=Duration(seconds=RETRY_FOR + 1))
     caller.refuse(grpc.StatusCode.UNAVAILABLE, ErrorInfo(reason="LOCK_TIMEOUT"), retry)
-    assert said.result() == "refused, UNAVAILABLE, LOCK_TIMEOUT, again in 31000 ms"
+    assert result.result() == "refused, UNAVAILABLE, LOCK_TIMEOUT, again in 31000 ms"
     assert caller.clock.time() == 0

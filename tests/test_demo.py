@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from demo import collisions as assignment
+from demo import collisions
 from demo.collisions import Result
 from demo.model import Booking, decide, final_states
 from demo.rest import Rest
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """What `make demo` runs."""
+    """Run the command of `make demo`."""
     return subprocess.run(
         [sys.executable, "-m", "demo", *arguments],
         cwd=ROOT,
@@ -34,9 +34,9 @@ async def test_the_seven_bodies_at_random(
     gateway: Program, organization: str, requests: int
 ) -> None:
     async with Rest.connected(gateway.url) as rest:
-        result = await assignment.send(rest, organization, requests, seed=requests)
+        result = await collisions.send(rest, organization, requests, seed=requests)
     assert len(result.answers) == requests
-    assert {promise for promise, failures in result.failures.items() if failures} == set()
+    assert {guarantee for guarantee, failures in result.failures.items() if failures} == set()
     assert len(result.failures) == 6
 
 
@@ -48,7 +48,7 @@ def test_the_command_draws_the_same_requests_from_the_same_seed(
     assert f"{organization}, --seed 7" in done.stdout
     assert done.stdout.count("\nok ") == 6
     again = demo("--url", gateway.url, "--seed", "7")
-    # The fifth body is refused whatever came before it.
+    # The fifth body is always refused.
     refused = [line for line in done.stdout.splitlines() if "INVALID_FIELD" in line]
     assert refused
     assert refused == [line for line in again.stdout.splitlines() if "INVALID_FIELD" in line]
@@ -57,7 +57,7 @@ def test_the_command_draws_the_same_requests_from_the_same_seed(
 def test_the_command_starts_what_it_needs() -> None:
     done = demo("--requests", "20")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "starting it all" in done.stdout
+    assert "starting everything" in done.stdout
     assert "FAILED" not in done.stdout
 
 
@@ -121,7 +121,7 @@ def test_the_model_follows_the_write_rules() -> None:
     assert decide(state, Booking.of(body("2", 12, 13))).status == 201
     assert decide(state, moved).state == {moved}
     assert decide(frozenset({moved}), first).outcome == "STALE"
-    # Moving frees the first place for the other, but not the other way round.
+    # Moving the first frees its range for the other, but not the other way round.
     assert final_states(frozenset(), [first, other, moved]) == {
         frozenset({moved}),
         frozenset({moved, other}),
@@ -131,13 +131,13 @@ def test_the_model_follows_the_write_rules() -> None:
 @pytest.fixture
 async def result(gateway: Program, organization: str) -> Result:
     async with Rest.connected(gateway.url) as rest:
-        return await assignment.send(rest, organization, 50, seed=1)
+        return await collisions.send(rest, organization, 50, seed=1)
 
 
 def broken(result: Result, **seen: Any) -> set[str]:
-    """Which promises the check finds broken when something else was seen."""
-    checked = assignment.check(replace(result, **seen, failures={}))
-    return {promise for promise, failures in checked.failures.items() if failures}
+    """Return the guarantees that the check reports as violated for a changed result."""
+    checked = collisions.check(replace(result, **seen, failures={}))
+    return {guarantee for guarantee, failures in checked.failures.items() if failures}
 
 
 def test_the_check_notices_an_overlap(result: Result) -> None:
@@ -148,7 +148,7 @@ def test_the_check_notices_an_overlap(result: Result) -> None:
 def test_the_check_notices_a_lost_change(result: Result) -> None:
     found = broken(result, history=result.history[:-1])
     assert "history replays to the stored state" in found
-    assert "every answer follows from the state at its revision" in found
+    assert "every response matches the state at its revision" in found
 
 
 def test_the_check_notices_a_gap(result: Result) -> None:
@@ -157,10 +157,10 @@ def test_the_check_notices_a_gap(result: Result) -> None:
 
 
 def test_the_check_notices_a_lost_appointment(result: Result) -> None:
-    # Not 2 or 3: without either the state would be one that another order leads to.
+    # Not 2 or 3: without either, the state would be that of another order.
     found = broken(result, listed=[stored for stored in result.listed if stored["id"] != "4"])
     assert "history replays to the stored state" in found
-    assert any("an order of the requests" in promise for promise in found)
+    assert any("possible ones" in guarantee for guarantee in found)
 
 
 def test_the_check_notices_a_wrong_answer(result: Result) -> None:
@@ -170,9 +170,7 @@ def test_the_check_notices_a_wrong_answer(result: Result) -> None:
         else (written, answer)
         for written, answer in result.answers
     ]
-    assert broken(result, answers=answers) == {
-        "every answer follows from the state at its revision"
-    }
+    assert broken(result, answers=answers) == {"every response matches the state at its revision"}
 
 
 def test_the_check_notices_a_status_that_is_not_allowed(result: Result) -> None:
