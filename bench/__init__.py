@@ -1,1 +1,1 @@
-"""`make bench`: how fast it is, against what the database alone can do."""
+"""`make bench`: measures throughput and compares it with that of the database alone."""

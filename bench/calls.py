@@ -1,21 +1,21 @@
-"""What the callers of a connection send, and what they were answered."""
+"""The requests of a load, and the latencies of their responses."""
 
 from collections.abc import Callable
 from time import perf_counter
 
 from bench.measured import GOOD
 
-# Codes of what ended without a status of gRPC or HTTP.
+# Codes of calls that ended without a gRPC or HTTP status.
 CONNECTION_LOST = "CONNECTION_LOST"
 UNANSWERED = "UNANSWERED"
 
 
 class Calls:
-    """Requests for as long as the time lasts, and how many seconds each answer took, by code.
+    """Makes requests for `seconds`, and records the latencies (seconds) by response code.
 
-    `make` gets 0, 1, 2 and so on. A caller whose answer is not good waits `pause` seconds
-    before its next request, and one with an `interval` lets so many seconds pass from one
-    request to the next.
+    `make` is called with 0, 1, 2 and so on. After an error, a caller waits `pause` (seconds)
+    before its next request. `interval` is the minimum time (seconds) between the requests of
+    a caller.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Calls:
         interval: float = 0.0,
     ) -> None:
         self.answers: dict[str, list[float]] = {}
-        # The time over which the callers' first requests are spread.
+        # Seconds over which the first requests of the callers are spread.
         self.spread = interval or pause
         self._pause = pause
         self._interval = interval
@@ -38,11 +38,11 @@ class Calls:
 
     @property
     def seconds(self) -> float:
-        """From the beginning to the last answer."""
+        """The time from the start to the last response."""
         return self._last - self._began
 
     def next(self, now: float) -> bytes | None:
-        """Return the next request, or None when the time is over."""
+        """Return the next request, or None after the time."""
         if now >= self._until:
             return None
         number = self._sent
@@ -50,7 +50,7 @@ class Calls:
         return self._make(number)
 
     def answered(self, code: str, started: float, now: float) -> float:
-        """Count an answer; return how long its caller waits."""
+        """Record a response; return how long its caller must wait (seconds)."""
         self._last = now
         found = self.answers.get(code)
         if found is None:

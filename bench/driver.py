@@ -1,6 +1,6 @@
-"""The load by gRPC, and by HTTP/1.1 where refusals count; runs as a process of its own.
+"""A load generator for gRPC, and for HTTP/1.1 where refusals matter, in its own process.
 
-`python -m bench.driver JSON` takes the arguments of `drive` and prints a Measured.
+`python -m bench.driver JSON` runs `drive` with these arguments and prints a Measured as JSON.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from bench.http_client import HttpConnection
 from bench.measured import REFUSALS, Latency, Measured
 from bench.workload import METHODS, Workload, grpc_messages, http_messages
 
-PATIENCE = 15.0  # seconds for answers that are missing when the time is over
-CALLERS_OF_A_CONNECTION = 1_000
+RESPONSE_TIMEOUT = 15.0  # seconds for outstanding responses after the time
+CALLERS_PER_CONNECTION = 1_000
 
 
 async def drive(
@@ -33,10 +33,10 @@ async def drive(
     pause: float,
     rate: float | None = None,
 ) -> Measured:
-    """Let so many callers make one call after another for so long, and wait for the answers.
+    """Run `callers` that make one call after another for `seconds`, and await the responses.
 
-    A caller whose answer is not good pauses before it calls again. With a `rate` all of
-    them together make so many calls a second, or less if answers are late.
+    After an error, a caller waits `pause` (seconds). `rate` limits the calls per second of
+    all callers together; it is not reached if responses are slow.
     """
     work = Workload(**workload)
     make = grpc_messages(work) if protocol == "grpc" else http_messages(work, address)
@@ -46,7 +46,7 @@ async def drive(
     connections: list[GrpcConnection | HttpConnection] = []
     if protocol == "grpc":
         method = f"/appointments.v1.AppointmentService/{METHODS[work.operation]}"
-        many = math.ceil(callers / CALLERS_OF_A_CONNECTION)
+        many = math.ceil(callers / CALLERS_PER_CONNECTION)
         for number in range(many):
             share = callers // many + (number < callers % many)
             connections.append(GrpcConnection(calls, method=method, callers=share))
@@ -58,7 +58,7 @@ async def drive(
         await _open(connection, address)
     await asyncio.wait(
         [connection.ended for connection in connections],
-        timeout=seconds + max(pause, interval) + PATIENCE,
+        timeout=seconds + max(pause, interval) + RESPONSE_TIMEOUT,
     )
     for connection in connections:
         connection.abandon()

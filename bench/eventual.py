@@ -1,4 +1,4 @@
-"""Writes that are accepted now and applied by a worker: how fast either goes, and how late."""
+"""Measures asynchronous writes: how fast they are accepted and applied, and the delay."""
 
 import time
 import uuid
@@ -15,17 +15,17 @@ from bench.plan import Group, Load
 from bench.stack import Stack
 from bench.workload import Workload
 
-APPLIED_WITHIN = 60.0  # seconds, once nothing more is accepted
+APPLY_TIMEOUT = 60.0  # seconds, after the last write was accepted
 POLL_INTERVAL = 0.2
 
-# A prefix and a minus begin the names of the organizations of a run.
+# The organizations of a run have names that begin with its prefix and a hyphen.
 _OF_RUNS = """
     FROM unnest(%s::text[]) AS run (prefix)
     JOIN operations o
         ON o.organization_id >= run.prefix || '-' AND o.organization_id < run.prefix || '.'
 """
 _COUNT = f"SELECT count(*) {_OF_RUNS}"
-# What a call of apply_operations wrote has the same xmin.
+# All rows that one call of apply_operations wrote have the same xmin.
 _ENDED = f"""
     SELECT o.outcome, o.accepted_at, o.finished_at, o.xmin::text {_OF_RUNS}
     ORDER BY o.finished_at
@@ -37,7 +37,7 @@ _APPLIED = f"""
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """An operation that is done; those with the same `call` were applied together."""
+    """A finished operation. Operations with the same `call` were applied together."""
 
     outcome: str
     accepted_at: datetime
@@ -46,11 +46,11 @@ class _Ended:
 
 
 def eventual_runs(group: Group, stack: Stack, *, rounds: int, seconds: int) -> Iterator[Run]:
-    """Run each limit and load of the group once a round, each in organizations of its own.
+    """Run each limit and load of the group once per round, each in its own organizations.
 
-    What a load accepts with no worker is there for the next load by the worker; what one
-    accepts beside a worker is waited for. There are half the rounds of half the time, rounded
-    up: what is accepted must also be applied.
+    The next load with the interface "worker" applies the writes that loads accepted without
+    a running worker. Loads with a running worker wait until their writes are applied. Rounds
+    and seconds are halved (rounded up), because all accepted writes must also be applied.
     """
     rounds = (rounds + 1) // 2
     seconds = (seconds + 1) // 2
@@ -91,7 +91,7 @@ def eventual_runs(group: Group, stack: Stack, *, rounds: int, seconds: int) -> I
 
 
 def accepted_by(runs: Iterable[Run]) -> dict[str, int]:
-    """How many writes were accepted by those of the runs that submit, by prefix."""
+    """Return the number of accepted writes by the prefix of the run."""
     return {
         run.organization: sum(run.measured.answers.get(code, 0) for code in GOOD)
         for run in runs
@@ -100,7 +100,7 @@ def accepted_by(runs: Iterable[Run]) -> dict[str, int]:
 
 
 def missing(url: str, accepted: Mapping[str, int]) -> int:
-    """How many of the accepted writes were not applied."""
+    """Return the number of accepted writes that were not applied."""
     with psycopg.connect(url) as connection:
         applied: dict[str, int] = dict(connection.execute(_APPLIED, [list(accepted)]).fetchall())
         [(queued,)] = connection.execute("SELECT count(*) FROM queued_operations").fetchall()
@@ -109,17 +109,16 @@ def missing(url: str, accepted: Mapping[str, int]) -> int:
 
 
 def _apply(load: Load, stack: Stack, waiting: Sequence[Run]) -> Run:
-    """Let the worker, which has just been started, apply all that was accepted.
+    """Wait until the worker, which has just been started, has applied all accepted writes.
 
-    Its time runs from the end of the first application, whose beginning is not recorded,
-    to the end of the last.
+    The time is measured from the end of the first database call, whose start is not
+    recorded, to the end of the last one, and extrapolated to all writes.
     """
     before = stack.cpu_seconds()
     ended = _wait(stack.database_url, waiting)
     spent = stack.cpu_seconds_since(before)
     first = [each for each in ended if each.call == ended[0].call]
     took = (ended[-1].finished_at - first[-1].finished_at).total_seconds()
-    # As long as all of them would have taken.
     seconds = took * len(ended) / (len(ended) - len(first))
     outcomes = Counter("OK" if each.outcome == "CREATED" else each.outcome for each in ended)
     return Run(
@@ -133,18 +132,18 @@ def _apply(load: Load, stack: Stack, waiting: Sequence[Run]) -> Run:
 
 
 def _wait(url: str, accepting: Sequence[Run]) -> list[_Ended]:
-    """Return all operations that the runs led to, in the order of their ends."""
+    """Wait for all operations of the runs; return them in the order of their completion."""
     accepted = accepted_by(accepting)
-    give_up = time.monotonic() + APPLIED_WITHIN
+    deadline = time.monotonic() + APPLY_TIMEOUT
     with psycopg.connect(url, autocommit=True) as connection:
         while True:
             [(count,)] = connection.execute(_COUNT, [list(accepted)]).fetchall()
             if count >= sum(accepted.values()):
                 rows = connection.execute(_ENDED, [list(accepted)]).fetchall()
                 return [_Ended(*row) for row in rows]
-            if time.monotonic() > give_up:
+            if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"{sum(accepted.values())} operations were accepted,"
-                    f" {count} are done {APPLIED_WITHIN:g} s later"
+                    f" {count} are finished {APPLY_TIMEOUT:g} s later"
                 )
             time.sleep(POLL_INTERVAL)

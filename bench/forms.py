@@ -1,9 +1,9 @@
-"""`python -m bench.forms`: what the form of apply_writes' result costs.
+"""`python -m bench.forms`: measure the cost of different result types of apply_writes.
 
-The other forms are made from the function as it stands, by editing its text, so that nothing
-else differs. All of them run on one server, in turn: single writes, then batches. A figure is
-the CPU time of the server's process and of this one, by the operating system's accounting, so
-it says little about waiting; a ratio is the median of the rounds' own.
+The other functions are made by editing the text of apply_writes, so that nothing else
+differs. All run alternately on one server: single writes, then batches. Figures are the CPU
+time of the server process and of this process, which does not include waiting. Ratios are
+medians of the ratios of the rounds.
 """
 
 import secrets
@@ -29,7 +29,7 @@ from service.postgres.rows import Row
 from service.postgres.session import Timeouts, session_conninfo
 from service.writes.store import APPLIED
 
-# Writes of a call, and calls of a round.
+# Writes per call: calls per round.
 BATCHES = {1: 400, 32: 25}
 
 _HEAD: LiteralString = "outcome, organization_revision, lock_wait, conflicts"
@@ -42,7 +42,7 @@ _NAMES = [column.partition("::")[0] for column in rows.APPOINTMENT.split(", ")]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """One way to return appointments: the statement that asks, and how its rows are read."""
+    """One way to return appointments: the statement, and the conversion of its rows."""
 
     title: str
     statement: str
@@ -50,7 +50,7 @@ class Form:
 
 
 def make_forms(url: str) -> list[Form]:
-    """Create the functions of all forms in a migrated database; the first is the yardstick."""
+    """Create the functions of all forms in a migrated database. The first is the reference."""
     with psycopg.connect(url) as connection:
         [(adopted,)] = connection.execute(
             "SELECT pg_get_functiondef('apply_writes'::regproc)"

@@ -1,4 +1,4 @@
-"""The ways to make load: pgbench for the limits, our driver, and wrk for most of REST."""
+"""The load generators: pgbench for the limits, `bench.driver`, and wrk for most of REST."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from local.programs import ROOT
 
 
 def pgbench(url: str, work: Workload, *, clients: int, seconds: int) -> Measured:
-    """Let so many clients make one transaction after another for so long."""
+    """Run pgbench with `clients` that make one transaction after another."""
     variables = {
         "prefix": work.organization,
         "organizations": work.organizations,
@@ -30,7 +30,7 @@ def pgbench(url: str, work: Workload, *, clients: int, seconds: int) -> Measured
     with tempfile.TemporaryDirectory(prefix="pgbench-") as name:
         script = Path(name, "script.sql")
         script.write_text(SCRIPTS[work.operation])
-        said, cpu_seconds = _run(
+        output, cpu_seconds = _run(
             str(programs_directory() / "pgbench"),
             "--no-vacuum",
             "--protocol=prepared",
@@ -43,11 +43,11 @@ def pgbench(url: str, work: Workload, *, clients: int, seconds: int) -> Measured
             url,
         )
         [log] = Path(name).glob("transactions.*")
-        # Of each transaction the third field is its latency in microseconds.
+        # The third field of each line is the latency of a transaction in microseconds.
         took = [int(line.split()[2]) / 1e6 for line in log.read_text().splitlines()]
-    rate = re.search(r"tps = ([0-9.]+)", said)
+    rate = re.search(r"tps = ([0-9.]+)", output)
     if rate is None:
-        raise ValueError(f"pgbench did not say how fast it was: {said}")
+        raise ValueError(f"no rate in the output of pgbench: {output}")
     return Measured(
         answers={"OK": len(took)},
         seconds=len(took) / float(rate[1]),
@@ -76,8 +76,8 @@ def driver(
         "pause": pause,
         "rate": rate,
     }
-    said, _ = _run(sys.executable, "-m", "bench.driver", json.dumps(arguments))
-    fields = json.loads(said)
+    output, _ = _run(sys.executable, "-m", "bench.driver", json.dumps(arguments))
+    fields = json.loads(output)
     fields["latency"] = Latency(**fields["latency"])
     fields["refusals"] = fields["refusals"] and Latency(**fields["refusals"])
     return Measured(**fields)
@@ -88,8 +88,8 @@ def wrk_is_installed() -> bool:
 
 
 def wrk(address: str, work: Workload, *, connections: int, seconds: int) -> Measured:
-    """Let so many connections make one request after another for so long."""
-    said, cpu_seconds = _run(
+    """Run wrk with `connections` that make one request after another."""
+    output, cpu_seconds = _run(
         "wrk",
         "--threads=1",
         f"--connections={connections}",
@@ -100,13 +100,13 @@ def wrk(address: str, work: Workload, *, connections: int, seconds: int) -> Meas
         "--",
         *(str(value) for value in asdict(work).values()),
     )
-    fields = json.loads(said.splitlines()[-1])
+    fields = json.loads(output.splitlines()[-1])
     fields["latency"] = Latency(**fields["latency"])
     return Measured(**fields, cpu_seconds=cpu_seconds)
 
 
 def _run(*command: str) -> tuple[str, float]:
-    """What a program prints, and the CPU time it took in seconds."""
+    """Run a program; return its standard output and its CPU time in seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,9 +1,9 @@
-"""A gRPC client that costs little: one method on one connection, so many calls in flight.
+"""A minimal gRPC client: one method, one connection, a fixed number of calls in flight.
 
-A general client costs as much as the service that it is to measure. This one knows that
-all its requests have the same headers and that only the status of an answer matters.
-With SETTINGS_HEADER_TABLE_SIZE=0 the server's headers depend on nothing that came before
-(RFC 7541, section 4.2), so those that are not read need not be decoded.
+A general client uses as much CPU as the service that it measures. This client saves most of
+it: all requests have the same headers, and only the status of a response is read. With
+SETTINGS_HEADER_TABLE_SIZE=0 the server's headers do not depend on earlier ones (RFC 7541,
+section 4.2), so headers that are not needed are not decoded.
 """
 
 import asyncio
@@ -31,25 +31,25 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DEFAULT_TABLE = 4_096
 DEFAULT_WINDOW = 65_535
 LARGEST_WINDOW = 2**31 - 1
-LARGEST_FRAME = 16_384  # that every peer takes
+LARGEST_FRAME = 16_384  # that every peer accepts
 
 FRAME = struct.Struct(">HBBBL")  # length / 256, length % 256, type, flags, stream
 MESSAGE = struct.Struct(">BL")  # not compressed, length
 DATA, HEADERS, WINDOW_UPDATE = 0x0, 0x1, 0x8
 END_STREAM, END_HEADERS = 0x1, 0x4
 
-# The name of the trailer with the status as a literal without Huffman coding. It cannot
-# be part of another value: those have no control characters.
+# The name of the status trailer, as a literal without Huffman coding. Other values cannot
+# contain it, since they have no control characters.
 STATUS = b"\x0bgrpc-status"
 CODES = {b"%d" % code.value[0]: code.name for code in grpc.StatusCode}
 
 
 class GrpcConnection(asyncio.Protocol):
-    """So many callers, each with one call in flight until there are no more.
+    """`callers`, each with one call in flight until there are no more requests.
 
-    `ended` is done when the last caller has ended or the connection is gone. Besides
-    gRPC's statuses, an answer's code is CONNECTION_LOST, RST_STREAM, GOAWAY (the server
-    said that it has not looked at the call) or NO_STATUS.
+    `ended` is done when the last caller has ended or the connection is lost. Codes are the
+    gRPC statuses, CONNECTION_LOST, RST_STREAM, GOAWAY (the server has not processed the
+    call) and NO_STATUS.
     """
 
     def __init__(self, calls: Calls, *, method: str, callers: int) -> None:
@@ -66,7 +66,7 @@ class GrpcConnection(asyncio.Protocol):
         self._window = self._stream_window = DEFAULT_WINDOW  # bytes that may be sent
         self._streams = LARGEST_WINDOW  # that may be open
         self._leaving = False
-        self._rest = b""  # of a frame that has not come whole
+        self._rest = b""  # of an incomplete frame
         self._received = 0  # bytes of data since the last WINDOW_UPDATE
         self._trailers: HeadersFrame | None = None  # to be continued
         self._decoder = Decoder()
@@ -127,7 +127,7 @@ class GrpcConnection(asyncio.Protocol):
             self._received = 0
 
     def _take(self, frame: Frame) -> None:
-        """Do what a frame asks for that is not the usual part of an answer."""
+        """Process a frame that is not part of a usual response."""
         if isinstance(frame, SettingsFrame):
             if "ACK" not in frame.flags:
                 self._set(frame)
@@ -155,8 +155,8 @@ class GrpcConnection(asyncio.Protocol):
         self._write(SettingsFrame(flags=["ACK"]))
         if self._headers:
             return
-        # The first settings: only now is it known how the server's table can be used. In
-        # it the same headers are a few bytes from the second request on.
+        # The first settings contain the size of the server's header table. With the table,
+        # the headers take a few bytes from the second request on.
         encoder = Encoder()
         table = settings.get(SettingsFrame.HEADER_TABLE_SIZE, DEFAULT_TABLE)
         encoder.header_table_size = min(table, DEFAULT_TABLE)
@@ -175,7 +175,7 @@ class GrpcConnection(asyncio.Protocol):
             self._call_after(self._calls.spread * caller / self._callers)
 
     def _call(self) -> None:
-        """Let a caller make its next call; without one it ends, and the last one closes."""
+        """Make a caller's next call. Without one it ends; the last one closes the connection."""
         now = perf_counter()
         message = None if self._leaving else self._calls.next(now)
         if message is None:
@@ -192,7 +192,7 @@ class GrpcConnection(asyncio.Protocol):
         asyncio.get_running_loop().call_later(pause, self._call)
 
     def _send(self) -> None:
-        """Send what waits as far as the server's window and limit of streams allow."""
+        """Send waiting requests within the server's flow-control window and stream limit."""
         waiting = self._waiting
         while waiting and len(self._started) < self._streams:
             started, message = waiting[0]
@@ -221,14 +221,14 @@ class GrpcConnection(asyncio.Protocol):
         self._out.append(frame.serialize())
 
     def _flush(self) -> None:
-        """Write all frames of one turn of the loop at once."""
+        """Write all frames of one event loop iteration together."""
         self._transport.write(b"".join(self._out))
         self._out.clear()
 
     def _answered(self, stream: int, code: str) -> None:
         started = self._started.pop(stream, None)
         if started is None:
-            return  # it was reset, or comes after its end
+            return  # already counted
         pause = self._calls.answered(code, started, perf_counter())
         if pause:
             self._call_after(pause)
@@ -236,7 +236,7 @@ class GrpcConnection(asyncio.Protocol):
             self._call()
 
     def _read_trailers(self, last: HeadersFrame | ContinuationFrame) -> None:
-        """Count the answer if this was the last frame of its trailers."""
+        """Count the response if this is the last frame of its trailers."""
         if self._trailers is None or "END_HEADERS" not in last.flags:
             return
         trailers: dict[bytes, bytes] = dict(self._decoder.decode(self._trailers.data, raw=True))

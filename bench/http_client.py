@@ -1,4 +1,4 @@
-"""An HTTP/1.1 client that costs little: one caller on one connection."""
+"""A minimal HTTP/1.1 client: one caller on one connection."""
 
 import asyncio
 import re
@@ -12,10 +12,10 @@ LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
 
 
 class HttpConnection(asyncio.Protocol):
-    """One request after another until there are no more, the first after `delay` seconds.
+    """Sends one request after another until there are no more, the first after `delay`.
 
-    A code is the status; answers need a Content-Length. `ended` is done after the last
-    answer or when the connection is gone.
+    Responses must have a Content-Length. `ended` is done after the last response or when the
+    connection is lost. `delay` is in seconds.
     """
 
     def __init__(self, calls: Calls, *, delay: float) -> None:
@@ -45,7 +45,7 @@ class HttpConnection(asyncio.Protocol):
             return
         length = LENGTH.search(headers)
         if length is None:
-            raise ValueError(f"an answer without a length: {headers!r}")
+            raise ValueError(f"a response without Content-Length: {headers!r}")
         if len(body) < int(length[1]) or self._started is None:
             return
         code = headers[len("HTTP/1.1 ") :][:3].decode()
@@ -58,7 +58,7 @@ class HttpConnection(asyncio.Protocol):
             self._call()
 
     def _call(self) -> None:
-        """Send the next request, or close the connection if there is none."""
+        """Send the next request. Close the connection if there is none."""
         if self.ended.done():
             return
         now = perf_counter()

@@ -1,12 +1,11 @@
-"""The limits: scripts with which pgbench asks PostgreSQL for what a workload asks for.
+"""The limits: pgbench scripts that execute a workload directly in PostgreSQL.
 
 Their variables are the fields of Workload, `prefix` for the organization's name, and
-`clients`; each client counts its turns, so that together they meet every number. Writes
-are calls of the function that the service calls, reads have the shape of those in
-service/reads/store.py.
+`clients`. Each client counts its transactions, so that together they use every number once.
+Writes call the same function as the service; reads are like those in service/reads/store.py.
 """
 
-from bench.workload import BATCH, DAY, FIRST_DAY, HOUR, LEAP, SLOTS, WINDOW, Operation
+from bench.workload import BATCH, DAY, FIRST_DAY, HOUR, SLOTS, STRIDE, WINDOW, Operation
 from service.postgres.rows import APPOINTMENT
 from service.writes.store import APPLIED
 
@@ -18,8 +17,8 @@ _NUMBER = r"""
 
 _ORGANIZATION = "(:prefix || '-' || :organization)"
 
-# A write as JSON text, from its id and its start and end in Unix time. The spaces keep
-# pgbench from taking a word after a colon for a variable.
+# A write as JSON text, from its id, start and end (Unix time). The spaces after colons keep
+# pgbench from substituting variables there.
 _WRITE = """
     '{{"kind": "UPSERT", "id": "' || {id} || '", "start_time": "' || to_timestamp({start})
     || '", "end_time": "' || to_timestamp({end}) || '", "resource_id": "", "title": "",'
@@ -33,13 +32,13 @@ SELECT {APPLIED} FROM apply_writes(
 """
 
 _UPSERT = rf"""
-\set start {FIRST_DAY + HOUR} + :number * {LEAP} % :stored * {DAY} + :number / :stored
+\set start {FIRST_DAY + HOUR} + :number * {STRIDE} % :stored * {DAY} + :number / :stored
 \set end :start + 1
 {_ONE}
 """
 
 _CONTEND = rf"""
-\set start {FIRST_DAY} + :number * {LEAP} % {SLOTS} * 600
+\set start {FIRST_DAY} + :number * {STRIDE} % {SLOTS} * 600
 \set end :start + 1800
 {_ONE}
 """
@@ -69,7 +68,7 @@ ORDER BY {{order}};
 """
 
 _GET = rf"""
-\set day (:number / :organizations * {LEAP}) % :stored
+\set day (:number / :organizations * {STRIDE}) % :stored
 """ + _READ.format(
     query=f"""
     SELECT {APPOINTMENT} FROM appointments
@@ -93,7 +92,7 @@ _RUNNING = _PART.format(
     condition="< to_timestamp(:start)",
 )
 _LIST = rf"""
-\set start {FIRST_DAY} + :number / :organizations * {LEAP} % (:stored - {WINDOW - 1}) * {DAY}
+\set start {FIRST_DAY} + :number / :organizations * {STRIDE} % (:stored - {WINDOW - 1}) * {DAY}
 \set end :start + {WINDOW * DAY}
 """ + _READ.format(
     query=f"""

@@ -1,4 +1,4 @@
-"""Runs the loads of a group and their limits in turn."""
+"""Runs the loads and limits of a group alternately."""
 
 import uuid
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ from bench.stack import Stack
 from bench.stored import preload
 from bench.workload import Workload
 
-# Seconds to wait after a refusal: what Retry-After and RetryInfo say.
+# Seconds to wait after a refusal, as in Retry-After and RetryInfo.
 PAUSE = 1.0
-NUMBERS = 1_000_000  # for each run, more than it can use
+NUMBERS = 1_000_000  # reserved for each run, more than it can use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run of a load, and the CPU seconds of each process meanwhile.
+    """One run of a load, with the CPU seconds of each process during the run.
 
-    `delays` is how long accepted writes waited for their end, where it is known.
+    `delays` is the time from acceptance to result of asynchronous writes, if measured.
     """
 
     load: Load
@@ -31,16 +31,16 @@ class Run:
 
 
 def warm_up(stack: Stack) -> None:
-    """Let connections be made and caches fill before anything counts."""
+    """Open connections and fill caches before the measurement."""
     work = Workload(operation="upsert", organization="warm-up")
     for address, protocol in ((stack.service, "grpc"), (stack.gateway, "http")):
         driver(address, work, protocol=protocol, callers=16, seconds=0.5)
 
 
 def runs(group: Group, stack: Stack, *, rounds: int, seconds: int) -> Iterator[Run]:
-    """Run each limit and load of the group once a round.
+    """Run each limit and load of the group once per round.
 
-    What works on stored appointments shares its organizations; everything else has new ones.
+    Loads on stored appointments share organizations; all others use new ones.
     """
     shared = f"{uuid.uuid4()}"
     stored = {(load.organizations, load.stored) for load in group.loads if load.stored}
@@ -63,7 +63,7 @@ def runs(group: Group, stack: Stack, *, rounds: int, seconds: int) -> Iterator[R
 def run(
     load: Load, work: Workload, stack: Stack, seconds: int, *, rate: float | None = None
 ) -> Run:
-    """Run a load, by gRPC at so many calls a second if a rate is given."""
+    """Run a load. `rate` limits the calls per second by gRPC."""
     before = stack.cpu_seconds()
     measured = _generate(load, work, stack, seconds, rate)
     return Run(
@@ -89,7 +89,7 @@ def _generate(
                 work,
                 protocol="grpc" if load.interface == "gRPC" else "http",
                 callers=load.in_flight,
-                # Callers come one by one in the time of a pause, and need it at the end.
+                # Callers start spread over one pause, and end within another.
                 seconds=seconds + 2 * pause,
                 pause=pause,
                 rate=rate,

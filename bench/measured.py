@@ -1,4 +1,4 @@
-"""What one run of a load showed."""
+"""The measurements of one run."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ REFUSALS = frozenset({"RESOURCE_EXHAUSTED", "429"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """How long answers took, in milliseconds."""
+    """Percentiles of latencies, in milliseconds."""
 
     p50: float
     p95: float
@@ -20,7 +20,7 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Self:
-        """The nearest ranks; zeros if there was no answer."""
+        """Return nearest-rank percentiles; zeros if there are no latencies."""
         ordered = sorted(seconds) or [0.0]
 
         def rank(percent: int) -> float:
@@ -30,7 +30,7 @@ class Latency:
 
     @classmethod
     def median(cls, several: Sequence[Self]) -> Self:
-        """The median of each."""
+        """Return the median of each percentile."""
         return cls(
             p50=median(each.p50 for each in several),
             p95=median(each.p95 for each in several),
@@ -40,9 +40,10 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Answers by code, the seconds they took in all, and the load generator's CPU time.
+    """The number of responses by code, the duration, and the load generator's CPU time.
 
-    `refusals` is the latency of those, where it is known; then `latency` is without them.
+    `refusals` is the latency of refusals, if measured separately; `latency` then excludes
+    them.
     """
 
     answers: dict[str, int]
@@ -52,5 +53,5 @@ class Measured:
     refusals: Latency | None = None
 
     def per_second(self, codes: Set[str]) -> float:
-        """How many of these answers came in a second."""
+        """Return the rate of responses with these codes."""
         return sum(self.answers.get(code, 0) for code in codes) / self.seconds

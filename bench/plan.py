@@ -1,4 +1,4 @@
-"""What is measured, and against what."""
+"""The plan: which loads are measured, and the limits they are compared with."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,16 +25,15 @@ READ_ORGANIZATIONS, READ_STORED = 100, 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """One load: so many clients of pgbench, calls by gRPC, or connections by REST in flight.
+    """One load. `in_flight` is the number of pgbench clients, gRPC calls or HTTP connections.
 
-    Each organization has `stored` appointments before. If `polite`, callers whose
-    answer is not good wait as long as refusals ask for.
+    Each organization has `stored` appointments at the start. If `polite`, callers wait after
+    a refusal for as long as it asks.
 
-    Of submitted writes: `worker` says whether a worker runs meanwhile. By the interface
-    "worker" it applies what was accepted since one last ran. If `paced`, the calls come at
-    half the rate of the slowest before it in its round: accepting, applying, and both at
-    once. `against` says whose synchronous writes are the limit: those with so many
-    organizations.
+    For asynchronous writes: `worker` says whether a worker runs at the same time. The interface
+    "worker" applies the writes that were accepted without a worker. If `paced`, the call rate
+    is half of the slowest rate before it in the round (accepting, applying, both together).
+    `against` is the number of organizations of the synchronous writes that are the limit.
     """
 
     interface: Interface
@@ -43,7 +42,7 @@ class Load:
     organizations: int = 1
     stored: int = 0
     polite: bool = False
-    title: str = ""  # where those of a group differ
+    title: str = ""  # if loads of a group have different titles
     worker: bool = False
     paced: bool = False
     against: int | None = None
@@ -51,9 +50,9 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Loads that are measured in turn with their limits, round by round.
+    """Loads that are measured alternately with their limits, round by round.
 
-    `settings` are for the service and the gateway.
+    `settings` are those of the service and the gateway.
     """
 
     name: str
@@ -63,7 +62,7 @@ class Group:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def limits_of(self, load: Load) -> list[Load]:
-        """Those with no more in flight than the load; if none has so few, the smallest."""
+        """Return the limits with at most the load's `in_flight`, or the smallest limits."""
         if load in self.limits:
             return []
         smallest = min(limit.in_flight for limit in self.limits)
@@ -75,13 +74,13 @@ class Group:
         ]
 
     def without_wrk(self) -> "Group":
-        """What can be measured without that program."""
+        """Return the group without the loads that need wrk."""
         loads = [load for load in self.loads if load.interface != "REST" or load.polite]
         return replace(self, loads=loads)
 
 
 def plan(*, quick: bool) -> list[Group]:
-    """All groups in their order; if quick, with fewer loads and less stored."""
+    """Return all groups; if quick, with fewer loads and fewer stored appointments."""
     if quick:
         return [
             _group("hot", "one organization", limits=[16], grpc=[64], rest=[64]),
@@ -160,10 +159,10 @@ def _group(
 
 
 def _eventual(*, quick: bool) -> list[Group]:
-    """Writes that are accepted and then applied, against those answered when they are applied.
+    """Asynchronous writes, compared with synchronous ones.
 
-    Accepted with no worker, then applied by one, then both together. If quick, with many
-    organizations only.
+    They are accepted without a worker, then applied by one, then both happen together. If
+    quick, with many organizations only.
     """
     names: dict[Queue, str] = {"postgres": "PostgreSQL", "rabbitmq": "RabbitMQ"}
     shapes = {1: "one organization", 1_000: "1,000 organizations"}
@@ -188,9 +187,9 @@ def _eventual(*, quick: bool) -> list[Group]:
             worker=True,
             against=1,
         )
-        beside = replace(submitting, title=f"{shape}, both together", worker=True)
-        yield beside
-        yield replace(beside, title=f"{shape}, at half the rate", paced=True)
+        together = replace(submitting, title=f"{shape}, both together", worker=True)
+        yield together
+        yield replace(together, title=f"{shape}, at half the rate", paced=True)
 
     return [
         Group(
@@ -260,10 +259,10 @@ def _growth(stored: int) -> Group:
 
 
 def _overload() -> list[Group]:
-    """Five times as many callers as there is room for, against as many as find room.
+    """Five times as many callers as the capacity, compared with callers within the capacity.
 
-    The service's queue is the smallest that it takes. The gateway has so little room
-    that its callers find file descriptors under the usual limit of 1,024.
+    The service has its smallest possible queue. The gateway's capacity is so small that the
+    callers need fewer file descriptors than the usual limit of 1,024.
     """
     return [
         Group(

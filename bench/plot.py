@@ -1,4 +1,4 @@
-"""`python -m bench.plot RESULTS.json OUT.svg`: the main loads and their limits as a picture."""
+"""`python -m bench.plot RESULTS.json OUT.svg`: draw the main loads and their limits."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter, StrMethodFormatter
 Row = dict[str, Any]
 
 IN_FLIGHT = 64
-# Told apart by people with any colour vision (Okabe and Ito), and by their lightness.
+# Distinguishable with any colour vision (Okabe and Ito) and by lightness.
 COLOURS = {"gRPC": "#0072B2", "REST": "#E69F00"}
 LIMIT = "PostgreSQL alone (pgbench, one request a transaction)"
 BAR = 0.38
@@ -25,7 +25,7 @@ THOUSANDS = StrMethodFormatter("{x:,.0f}")
 @click.argument("results", type=click.Path(path_type=Path, exists=True))
 @click.argument("out", type=click.Path(path_type=Path))
 def main(results: Path, out: Path) -> None:
-    """Draw what `python -m bench --json RESULTS` wrote."""
+    """Draw the results that `python -m bench --json RESULTS` wrote."""
     found = json.loads(results.read_text())
     rows = [row for row in found["rows"] if row["load"]["in_flight"] == IN_FLIGHT]
     measured = [row for row in rows if row["ratio"] is not None]
@@ -51,19 +51,19 @@ def main(results: Path, out: Path) -> None:
 
 
 def _bars(axes: Axes, title: str, rows: Sequence[Row], groups: Sequence[str]) -> None:
-    """Bars by title and interface, each with its limit as a stroke."""
+    """Draw bars by title and interface, each with its limit as a line."""
     shown = [row for row in rows if row["group"] in groups]
     titles = list(dict.fromkeys(row["title"] for row in shown))
     for side, (interface, colour) in zip((-0.5, 0.5), COLOURS.items(), strict=True):
         of_one = [row for row in shown if row["load"]["interface"] == interface]
-        places = [titles.index(row["title"]) + side * BAR for row in of_one]
+        positions = [titles.index(row["title"]) + side * BAR for row in of_one]
         bars = axes.barh(
-            places, [row["per_second"] for row in of_one], BAR, color=colour, label=interface
+            positions, [row["per_second"] for row in of_one], BAR, color=colour, label=interface
         )
         labels = [f"{row['per_second']:,.0f}" for row in of_one]
         axes.bar_label(bars, labels, padding=3, zorder=4, fontsize="small")
     limits = {titles.index(row["title"]): row["limit_per_second"] for row in shown}
-    low, high = [place - BAR for place in limits], [place + BAR for place in limits]
+    low, high = [position - BAR for position in limits], [position + BAR for position in limits]
     axes.vlines(list(limits.values()), low, high, color="black", linewidth=2, label=LIMIT)
     axes.set_yticks(range(len(titles)), titles)
     axes.invert_yaxis()
@@ -73,7 +73,7 @@ def _bars(axes: Axes, title: str, rows: Sequence[Row], groups: Sequence[str]) ->
 
 
 def _lines(axes: Axes, rows: Sequence[Row]) -> None:
-    """Writes of one organization by how many appointments it has."""
+    """Draw the write rate of one organization by its number of appointments."""
     shown = sorted(
         (row for row in rows if row["group"] == "growth"), key=lambda row: row["load"]["stored"]
     )

@@ -1,4 +1,4 @@
-"""What came of the runs: a row for each load, and all rows in a table."""
+"""The report: a row per load or limit, and a table of all rows."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ from bench.plan import Group, Load
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A load, or a limit: medians of its rounds, its answers in all.
+    """The medians over the rounds of a load or limit, and the total number of responses.
 
-    Rates are a second, CPU is microseconds an answer by program, memory the most that
-    a program ever had resident. `ratio` is the median of the rounds' own. `delay_ms` is how
-    long accepted writes waited for their end.
+    Rates are per second. `cpu_us` is CPU time per response by program, in microseconds;
+    `peak_mib` the peak resident memory by program. `ratio` is the median of the ratios of
+    the rounds. `delay_ms` is the time from acceptance to result of asynchronous writes.
     """
 
     group: str
@@ -38,7 +38,7 @@ class Row:
 
 
 def rows(group: Group, runs: Sequence[Run], peak_mib: Mapping[str, float]) -> list[Row]:
-    """The rows of the group's limits and loads."""
+    """Return the rows of a group's limits and loads."""
     rates = {
         load: [run.measured.per_second(_good(load)) for run in runs if run.load == load]
         for load in (*group.limits, *group.loads)
@@ -82,12 +82,12 @@ def rows(group: Group, runs: Sequence[Run], peak_mib: Mapping[str, float]) -> li
 
 
 def _good(load: Load) -> frozenset[str]:
-    """Where requests are made to collide, to say so is a good answer."""
+    """Return the codes of success; for loads that collide on purpose, also conflicts."""
     return GOOD | CONFLICTS if load.operation == "contend" else GOOD
 
 
 def table(found: Sequence[Row]) -> Table:
-    """One table of all rows, with a section for each title."""
+    """Return a table of all rows, with a section per title."""
     shown = Table()
     shown.add_column("load", no_wrap=True)
     shown.add_column("by", no_wrap=True)
@@ -121,7 +121,7 @@ def table(found: Sequence[Row]) -> Table:
             "limit" if row.ratio is None else f"{row.ratio:.2f}",
             *_latency(row.latency_ms),
             _answers(row),
-            *(f"{row.cpu_us[name]:,.0f}" if name in row.cpu_us else "" for name in _SPENDERS),
+            *(f"{row.cpu_us[name]:,.0f}" if name in row.cpu_us else "" for name in _PROGRAMS),
             *(f"{row.peak_mib[name]:,.0f}" for name in ("gateway", "service")),
             style="dim" if row.ratio is None else "",
         )
@@ -141,11 +141,11 @@ def table(found: Sequence[Row]) -> Table:
 
 
 # In the order of the table's columns.
-_SPENDERS = ("gateway", "service", "worker", "postgresql", "rabbitmq", "load")
+_PROGRAMS = ("gateway", "service", "worker", "postgresql", "rabbitmq", "load")
 
 
 def _answers(row: Row) -> str:
-    """All codes, unless all is well."""
+    """Return OK, or all codes with their counts if there were others."""
     if not row.errors and not row.answers.keys() & (CONFLICTS | REFUSALS):
         return "OK"
     return "\n".join(f"{count:,} {code}" for code, count in row.answers.items())

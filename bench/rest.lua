@@ -1,10 +1,10 @@
--- The requests of workload.py through REST, for wrk: its arguments after `--` are the
--- fields of Workload. The last line it prints is JSON.
+-- The requests of workload.py by REST, for wrk. The arguments after `--` are the fields of
+-- Workload. The last line of the output is JSON.
 --
--- One thread of wrk only: the requests are numbered by it.
+-- Requires a single thread of wrk, which numbers the requests.
 
 local FIRST_DAY, DAY, HOUR = 1893456000, 86400, 3600
-local LEAP, SLOTS, WINDOW = 104729, 2000, 20
+local STRIDE, SLOTS, WINDOW = 104729, 2000, 20
 
 local organization, organizations, stored
 
@@ -23,11 +23,11 @@ local function post(number, start, finish)
 end
 
 local function stored_day(number, days)
-  return math.floor(number / organizations) * LEAP % days
+  return math.floor(number / organizations) * STRIDE % days
 end
 
 local function upsert(number)
-  local day = number * LEAP % stored
+  local day = number * STRIDE % stored
   local start = FIRST_DAY + day * DAY + HOUR + math.floor(number / stored)
   return post(number, start, start + 1)
 end
@@ -36,7 +36,7 @@ local operations = {
   upsert = upsert,
   submit = upsert,
   contend = function(number)
-    local start = FIRST_DAY + number * LEAP % SLOTS * 600
+    local start = FIRST_DAY + number * STRIDE % SLOTS * 600
     return post(number, start, start + 1800)
   end,
   get = function(number)
@@ -50,7 +50,7 @@ local operations = {
   end,
 }
 
--- wrk calls the functions below by their names, `setup` and `done` in a state of their own.
+-- wrk calls the functions below by name; `setup` and `done` run in a separate Lua state.
 
 function init(arguments)
   wrk.headers["Content-Type"] = "application/json"

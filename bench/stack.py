@@ -1,7 +1,6 @@
-"""PostgreSQL, the service and the gateway as their users run them, and what they cost.
+"""Starts PostgreSQL, service and gateway, and measures their CPU time and memory.
 
-Their logs go to a file: read through a pipe, they would cost this process time on the
-cores that are measured.
+Their logs go to files. Reading them through pipes would use CPU time on the measured cores.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,14 +15,13 @@ from local.programs import Program, StartError
 from local.rabbitmq import RabbitMQ
 from local.stack import ANY_PORT, DATABASE, base_environment
 
-# Durability is PostgreSQL's default. The rest is for pgbench's clients, and for a store of
-# a million appointments.
+# For pgbench's clients and a million appointments. Durability settings are the defaults.
 SETTINGS = {"max_connections": "200", "shared_buffers": "512MB", "max_wal_size": "4GB"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """What runs: where it is reached, and the ids of its processes by name."""
+    """The addresses and process ids of the running programs."""
 
     database_url: str
     service: str
@@ -32,22 +30,22 @@ class Stack:
     processes: dict[str, int]
 
     def cpu_seconds(self) -> dict[str, float]:
-        """CPU time so far by process, its children's included, by the system's account."""
+        """Return the CPU time so far by program, including child processes."""
         return {name: cpu_seconds_of(pid) for name, pid in self.processes.items()}
 
     def cpu_seconds_since(self, before: Mapping[str, float]) -> dict[str, float]:
-        """CPU time since then, of the processes that run now."""
+        """Return the CPU time since `before`, of the programs that run now."""
         return {
             name: seconds - before.get(name, 0.0) for name, seconds in self.cpu_seconds().items()
         }
 
     def peak_mib(self) -> dict[str, float]:
-        """The most memory that service and gateway ever had resident, children included."""
+        """Return the peak resident memory of service and gateway, including children."""
         return {name: _peak_mib(self.processes[name]) for name in ("service", "gateway")}
 
 
 class Worker:
-    """A worker of the stack, which runs from `start` to `stop`, and not at first."""
+    """A worker that runs between `start` and `stop`."""
 
     def __init__(
         self, environment: Mapping[str, str], directory: Path, processes: dict[str, int]
@@ -58,7 +56,7 @@ class Worker:
         self._program = ExitStack()
 
     def start(self) -> None:
-        """Return when it works, which may already be so."""
+        """Start the worker, unless it runs, and wait until it is ready."""
         if "worker" not in self._processes:
             program = _program("worker", self._environment, self._directory)
             self._processes["worker"] = self._program.enter_context(program).process.pid
@@ -70,20 +68,20 @@ class Worker:
 
 @contextmanager
 def database(directory: Path) -> Iterator[tuple[str, int]]:
-    """A new database on a server of its own; its URL and the server's process id."""
+    """Start a server with a new database; yields its URL and the server's process id."""
     with EmbeddedPostgres(directory / "postgres", SETTINGS) as postgres:
         url = postgres.create_database(DATABASE)
         migrate(url)
         if postgres.pid is None:
-            raise StartError("PostgreSQL is gone")
+            raise StartError("PostgreSQL has ended")
         yield url, postgres.pid
 
 
 @contextmanager
 def stack(url: str, postgres: int, settings: Mapping[str, str], directory: Path) -> Iterator[Stack]:
-    """Run the service and the gateway on the database, with their logs in the directory.
+    """Run service and gateway on the database, with their logs in the directory.
 
-    And RabbitMQ, if the settings want the queue there and do not say where it is.
+    Starts RabbitMQ if it is the operation queue and the settings have no AMQP_URL.
     """
     environment = {**base_environment(), **ANY_PORT, **settings, "DATABASE_URL": url}
     processes = {"postgresql": postgres}
@@ -126,7 +124,7 @@ def cpu_seconds_of(pid: int) -> float:
         try:
             times = process.cpu_times()
         except psutil.NoSuchProcess:
-            continue  # its parent has its time now
+            continue  # its time now counts for its parent
         total += times.user + times.system + times.children_user + times.children_system
     return total
 

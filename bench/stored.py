@@ -1,10 +1,10 @@
-"""What the database holds: appointments stored before a load, overlaps looked for after."""
+"""Stores appointments before a load, and counts overlaps afterwards."""
 
 import psycopg
 
 from bench.workload import DAY, FIRST_DAY, HOUR
 
-# As apply_writes would have left it after one upsert an appointment.
+# The same state as after one upsert per appointment by apply_writes.
 _PRELOAD = (
     """
     INSERT INTO appointments (
@@ -38,8 +38,8 @@ _PRELOAD = (
     """,
 )
 
-# Without a look at how the exclusion constraint does it: in the order of their starts,
-# one begins before all before it have ended.
+# Independent of the exclusion constraint: in the order of their starts, an appointment
+# overlaps if it starts before all previous ones have ended.
 _OVERLAPPING = """
     SELECT count(*)
     FROM (
@@ -58,7 +58,7 @@ _OVERLAPPING = """
 
 
 def preload(url: str, name: str, *, organizations: int, stored: int) -> None:
-    """Store so many appointments in each of the organizations `name`-0 and so on."""
+    """Store `stored` appointments in each of the organizations `name`-0 and so on."""
     values = {
         "name": name,
         "organizations": organizations,
@@ -76,7 +76,7 @@ def preload(url: str, name: str, *, organizations: int, stored: int) -> None:
 
 
 def overlapping(url: str) -> int:
-    """How many active appointments overlap one before them, in the whole database."""
+    """Return the number of active appointments in the database that overlap earlier ones."""
     with psycopg.connect(url) as connection:
         [(count,)] = connection.execute(_OVERLAPPING).fetchall()
     return int(count)

@@ -1,9 +1,9 @@
-"""What the requests of a load ask for. Each has a number, and none is like another.
+"""The requests of a load. Each is made from a different number.
 
 The stored appointments of an organization take the first hour of each day, from
-2030-01-01 on, one a day. New ones take a second each of the rest of those days: one
-day after another in an order that leaps through all of them, then the next second.
-`rest.lua` and `limits.py` do the same in their languages.
+2030-01-01 on. New appointments take one second each of the rest of these days: the first
+free second of every day in a scattered order of days, then the second one, and so on.
+`rest.lua` and `limits.py` make the same requests in their languages.
 """
 
 import json
@@ -18,8 +18,8 @@ from appointments.v1 import appointment_service_pb2 as rpc
 FIRST_DAY = int(datetime(2030, 1, 1, tzinfo=UTC).timestamp())
 DAY = 86_400
 HOUR = 3_600
-LEAP = 104_729  # a prime, so that multiples of it meet every day
-SLOTS = 2_000  # that contended requests want: half an hour every ten minutes
+STRIDE = 104_729  # a prime, so that its multiples visit every day
+SLOTS = 2_000  # start times of contended requests: half an hour, every ten minutes
 BATCH = 100  # writes in a request
 WINDOW = 20  # appointments in a list
 
@@ -37,10 +37,10 @@ METHODS: dict[Operation, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Requests numbered from `first` on, over organizations `organization`-0 and so on.
+    """Requests numbered from `first` on, in the organizations `organization`-0 and so on.
 
-    Each organization has `stored` appointments already, which are from stored.py; what
-    has none counts as 1. `rest.lua` takes the fields in this order.
+    Each organization has `stored` appointments (see stored.py), or 1 stands for none.
+    `rest.lua` takes the fields in this order.
     """
 
     operation: Operation
@@ -51,7 +51,7 @@ class Workload:
 
 
 def grpc_messages(work: Workload) -> Callable[[int], bytes]:
-    """Return what makes the message of a number, counted from 0."""
+    """Return a function from a number, counted from 0, to a serialized request."""
     make = {
         "upsert": _upsert,
         "submit": _submit,
@@ -64,7 +64,7 @@ def grpc_messages(work: Workload) -> Callable[[int], bytes]:
 
 
 def http_messages(work: Workload, host: str) -> Callable[[int], bytes]:
-    """Return what makes the HTTP/1.1 request of an upsert."""
+    """Return a function from a number to the HTTP/1.1 request of an upsert."""
 
     def make(number: int) -> bytes:
         number += work.first
@@ -90,15 +90,15 @@ def _organization(work: Workload, number: int) -> str:
 
 
 def _second(work: Workload, number: int) -> tuple[int, int]:
-    """A free second: its start and end in Unix time."""
-    day = number * LEAP % work.stored
+    """Return start and end of a free second, in Unix time."""
+    day = number * STRIDE % work.stored
     start = FIRST_DAY + day * DAY + HOUR + number // work.stored
     return start, start + 1
 
 
 def _stored_day(work: Workload, number: int, days: int) -> int:
-    """The Unix time of one of so many first days; all of them and all organizations in turn."""
-    return FIRST_DAY + number // work.organizations * LEAP % days * DAY
+    """Return the start of one of the first `days` (Unix time). Visits all days in turn."""
+    return FIRST_DAY + number // work.organizations * STRIDE % days * DAY
 
 
 def _fill(
@@ -125,7 +125,7 @@ def _submit(work: Workload, number: int) -> bytes:
 
 def _contend(work: Workload, number: int) -> bytes:
     request = rpc.UpsertAppointmentRequest()
-    start = FIRST_DAY + number * LEAP % SLOTS * 600
+    start = FIRST_DAY + number * STRIDE % SLOTS * 600
     _fill(request.appointment, _organization(work, number), number, start, start + 1_800)
     return request.SerializeToString()
 
