@@ -109,7 +109,7 @@ def make_forms(url: str) -> list[Form]:
 
 
 def edited(text: str, replacements: Mapping[str, str]) -> str:
-    """Replace what occurs once each. Raises ValueError where the function has changed."""
+    """Replace texts that must occur exactly once. Raises ValueError otherwise."""
     for old, new in replacements.items():
         if text.count(old) != 1:
             raise ValueError(f"apply_writes has {text.count(old)} times {old!r}")
@@ -130,7 +130,7 @@ def _read_json(organization_id: str, row: Row) -> Appointment:
         start=datetime.fromisoformat(found["start_time"]),
         end=datetime.fromisoformat(found["end_time"]),
         title=found["title"],
-        # Not the text as it was written: a service would have to ask for it beside the JSON.
+        # Parsed and printed again. A service would need the original text in another column.
         attributes=orjson.dumps(found["attributes"]).decode(),
         created_at=datetime.fromisoformat(found["created_at"]),
         updated_at=datetime.fromisoformat(found["updated_at"]),
@@ -141,7 +141,7 @@ def _read_json(organization_id: str, row: Row) -> Appointment:
 
 
 class Writer:
-    """Writes new appointments in one form, on a connection of its own."""
+    """Writes new appointments in one form, on its own connection."""
 
     def __init__(self, form: Form, connection: psycopg.Connection) -> None:
         self._form = form
@@ -149,16 +149,16 @@ class Writer:
         self._begin()
 
     def _begin(self) -> None:
-        """Go on in a new organization.
+        """Continue in a new organization.
 
-        Where its id stands among the others decides what inserting into the indexes costs, so
-        it is left to chance.
+        Its id is random, because the cost of inserting into the indexes depends on its
+        position among the other ids.
         """
         self._organization = secrets.token_hex(8)
         self._written = 0
 
     def write(self, size: int) -> list[Appointment]:
-        """Create so many appointments by one call."""
+        """Create `size` appointments in one call."""
         numbers = range(self._written, self._written + size)
         self._written += size
         writes = orjson.dumps([_write(number) for number in numbers]).decode()
@@ -168,7 +168,7 @@ class Writer:
         return [self._form.read(self._organization, row) for row in found]
 
     def measure(self, size: int, calls: int) -> tuple[float, float]:
-        """Return microseconds of CPU a write: the server's, and this process's."""
+        """Return the CPU time per write in microseconds, of the server and of this process."""
         self._begin()
         server, here = self._server_time(), time.thread_time_ns()
         for _ in range(calls):
@@ -177,7 +177,7 @@ class Writer:
         return spent[0] / (calls * size) / 1000, spent[1] / (calls * size) / 1000
 
     def _server_time(self) -> int:
-        """Nanoseconds of CPU of the process that serves the connection (Linux)."""
+        """Return the CPU time of the connection's server process in nanoseconds (Linux)."""
         statistics = Path(f"/proc/{self._connection.info.backend_pid}/schedstat")
         return int(statistics.read_text().split()[0])
 
