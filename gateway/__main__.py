@@ -1,4 +1,4 @@
-"""Runs the gateway: `python -m gateway`. What can be set is in `gateway.settings`."""
+"""`python -m gateway`: run the gateway. Its settings are in `gateway.settings`."""
 
 import sys
 
@@ -14,7 +14,7 @@ from runtime.settings import faults
 
 
 def main() -> None:
-    """Run until a signal; what keeps it from starting is one line and exit code 1."""
+    """Run until a signal. An error at startup is printed as one line, with exit code 1."""
     try:
         settings = Settings()
         configure_logs("gateway", level=settings.log_level, format=settings.log_format)

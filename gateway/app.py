@@ -1,4 +1,4 @@
-"""The wiring: settings in, a running gateway out, and its orderly end."""
+"""Builds a gateway from its settings, starts it and stops it."""
 
 import asyncio
 import socket
@@ -39,14 +39,14 @@ from gateway.upstream.relay import Relay
 from gateway.upstream.watch import Watch
 from runtime.listening import listen_on, listening_socket, serve_metrics
 
-# The first is the one whose health says whether the gateway is ready.
+# The health of the first service decides whether the gateway is ready.
 SERVICES: tuple[ServiceDescriptor, ...] = (
     appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentService"],
     webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"],
 )
 
 _CONNECTION_BACKLOG = 1024
-# Bodies that may be arriving, for each call that may be in flight.
+# Bodies that may be received at the same time, per call that may be in flight.
 BODIES_PER_CALL = 4
 
 
@@ -61,7 +61,7 @@ def build_router(
     streams: Streams,
     metrics: Metrics,
 ) -> Router[Endpoint]:
-    """Make the endpoints of all routes and pages."""
+    """Create the endpoints of all routes and pages."""
     routes = routes_of(*SERVICES)
     statuses = StatusReader(
         frozenset(route.body for route in routes if route.body not in {"", "*"})
@@ -114,7 +114,7 @@ def build_router(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listening:
-    """Where a gateway serves; `metrics_port` is None if it serves no metrics."""
+    """A running gateway's ports. `metrics_port` is None if it serves no metrics."""
 
     port: int
     metrics_port: int | None
@@ -123,10 +123,10 @@ class Listening:
 
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[Listening]:
-    """Serve as long as the block runs, then end the streams and finish what is in flight,
-    up to the grace.
+    """Serve while the block runs. Then end the streams, and wait for requests in flight up to
+    GATEWAY_SHUTDOWN_GRACE.
 
-    Raises `CannotListen` if a port cannot be had.
+    Raises `CannotListen`.
     """
     async with AsyncExitStack() as closing:
         in_flight = InFlight(settings.gateway_max_in_flight)

@@ -1,4 +1,4 @@
-"""Metrics of the gateway, in the Prometheus format on a port of their own."""
+"""Prometheus metrics of the gateway."""
 
 from collections.abc import Callable
 from functools import cache
@@ -15,7 +15,7 @@ from prometheus_client import (
 
 
 class Metrics:
-    """Counts what the gateway answers. `method` is an RPC's name or a page's path."""
+    """The metrics of one gateway. The label `method` is the name of an RPC or path of a page."""
 
     def __init__(self, in_flight: Callable[[], int], streams: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
@@ -24,37 +24,37 @@ class Metrics:
         GCCollector(registry=self.registry)
         self._seconds = Histogram(
             "gateway_request_seconds",
-            "Time from a request's headers to its answer; status 499: the caller went away.",
+            "Time from the head of a request to its response. Status 499: the client left.",
             ["method", "status"],
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=self.registry,
         )
         self.in_flight = Gauge(
             "gateway_calls_in_flight",
-            "Calls to the service under way.",
+            "Calls to the service in flight.",
             registry=self.registry,
         )
         self.in_flight.set_function(in_flight)
         self.streams = Gauge(
             "gateway_event_streams",
-            "Event streams that are open.",
+            "Open event streams.",
             registry=self.registry,
         )
         self.streams.set_function(streams)
         self.streams_ended = Counter(
             "gateway_event_streams_ended",
-            "Event streams that have ended, by the reason.",
+            "Event streams that have ended, by reason.",
             ["reason"],
             registry=self.registry,
         )
         self.unexpected_errors = Counter(
             "gateway_unexpected_errors",
-            "Errors that a loop in the background has no answer to but to try again.",
+            "Unexpected errors in background loops, which back off and retry.",
             ["loop"],
             registry=self.registry,
         )
         self._seconds_of = cache(lambda method, status: self._seconds.labels(method, str(status)))
 
     def observe(self, method: str, status: int, seconds: float) -> None:
-        """Count one request that has been answered."""
+        """Count a request whose response was sent."""
         self._seconds_of(method, status).observe(seconds)

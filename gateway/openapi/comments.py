@@ -1,4 +1,4 @@
-"""The comments of the .proto files, by the full name of what they are about."""
+"""Reads the comments of the .proto files."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,9 +19,9 @@ _PROTO_NAME = re.compile(r"`[a-z]+(?:_[a-z]+)+`")
 
 
 def read_comments() -> Mapping[str, str]:
-    """Read the comments from the descriptors that are shipped with the stubs.
+    """Return the comments in the descriptors of the stubs, by the full names of elements.
 
-    Field names in backquotes are given as REST callers know them.
+    Field names in backquotes are converted to their JSON names.
     """
     file = resources.files("appointments.v1") / "descriptors.binpb"
     descriptors = FileDescriptorSet.FromString(file.read_bytes())
@@ -45,7 +45,7 @@ def _for_rest(comment: str) -> str:
     return _PROTO_NAME.sub(lambda match: camel_case(match[0]), text)
 
 
-# The numbers in paths are those of the fields of descriptor.proto.
+# The numbers in paths are field numbers in descriptor.proto.
 def _names(file: FileDescriptorProto) -> Iterator[tuple[Path, str]]:
     for index, message in enumerate(file.message_type):
         yield from _message_names(message, (4, index), message.name)

@@ -1,4 +1,4 @@
-"""What operations of the OpenAPI document refer to: headers, parameters, problems."""
+"""Components of the OpenAPI document: headers, parameters and problems."""
 
 from collections.abc import Collection, Sequence
 from http import HTTPStatus
@@ -76,22 +76,22 @@ HEADERS: dict[str, Schema] = {
 
 
 def reference(schema: str) -> Schema:
-    """Refer to a schema by its name."""
+    """Return a reference to a schema."""
     return {"$ref": f"#/components/schemas/{schema}"}
 
 
 def statuses(requests: Collection[Requests]) -> list[HTTPStatus]:
-    """Return every status with which such requests can be refused, in order."""
+    """Return the statuses of all errors that these kinds of requests can have, in order."""
     return sorted({reason.http for reason in Reason if reason.requests in requests})
 
 
 def response_name(status: HTTPStatus) -> str:
-    """Give the name of the response that a refusal with this status refers to."""
+    """Return the name of the response component of an error status."""
     return "".join(filter(str.isalnum, status.phrase.title()))
 
 
 def problem_response(status: HTTPStatus | None) -> Schema:
-    """Describe refusals with a status, or with any other one."""
+    """Return the response of an error status; None: of all other errors."""
     examples = PROBLEM_EXAMPLES.get(status, {}) if status else {}
     content: Schema = {"schema": reference("Problem"), **shown(examples)}
     headers = [REQUEST_ID, REVISION]
@@ -107,18 +107,18 @@ def problem_response(status: HTTPStatus | None) -> Schema:
 
 
 def _meanings(status: HTTPStatus | None = None) -> str:
-    """Say what the reasons mean, or those of a status."""
+    """Return a list of all reasons with their meanings, or of those with a status."""
     reasons = [reason for reason in Reason if status in {None, reason.http}]
     return "\n".join(f"- `{reason}`: {reason.meaning}" for reason in reasons)
 
 
 def header_references(names: Sequence[str]) -> Schema:
-    """Refer to headers of an answer."""
+    """Return references to response headers."""
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def problem_schemas(schemas: Schemas) -> dict[str, Schema]:
-    """Describe the body of every error."""
+    """Return the schemas of the body of errors."""
     conflict = TimeRangeConflict.DESCRIPTOR.nested_types_by_name["Conflict"]
     return {
         "ErrorCode": {
@@ -164,7 +164,7 @@ def problem_schemas(schemas: Schemas) -> dict[str, Schema]:
                 },
                 "conflicts": {
                     "type": "array",
-                    "items": schemas.given(conflict),
+                    "items": schemas.output(conflict),
                     "description": "With `TIME_RANGE_CONFLICT`: the appointments that occupy the"
                     " range, the first 20 by start.",
                 },

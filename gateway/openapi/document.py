@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, from the descriptors, annotations and comments of the protos."""
+"""Builds the OpenAPI 3.1 document from the descriptors, annotations and comments of protos."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,7 +98,7 @@ _CONVENTIONS = (
 def openapi_document(
     services: Sequence[ServiceDescriptor], routes: Sequence[Route]
 ) -> dict[str, Any]:
-    """Describe the routes of the services, every status that they can answer included."""
+    """Return the document, with all routes of the services and all their statuses."""
     comments = read_comments()
     schemas = Schemas(comments)
     paths: dict[str, Schema] = {}
@@ -149,14 +149,13 @@ def _problem_responses(paths: Mapping[str, Schema]) -> dict[str, Schema]:
 
 
 def _description(comment: str) -> str:
-    # What follows the first two paragraphs is about gRPC; here it is the headers and
-    # the schema of a problem.
+    # The paragraphs after the first two are about gRPC.
     return "\n\n".join([*comment.split("\n\n")[:2], _CONVENTIONS])
 
 
 def _tag(service: ServiceDescriptor, comments: Mapping[str, str]) -> Schema:
     summary, _, description = comments.get(service.full_name, "").partition("\n\n")
-    # What the first says beyond that is in the description of the whole.
+    # The rest of AppointmentService's comment is in the description of the document.
     text = summary if service.name == "AppointmentService" else f"{summary}\n\n{description}"
     return {"name": _tag_name(service), "description": text}
 
@@ -166,7 +165,7 @@ def _tag_name(service: ServiceDescriptor) -> str:
 
 
 def _operation(route: Route, schemas: Schemas, comment: str, *, creates: bool) -> Schema:
-    # The first sentence, as plain text, says OpenAPI; and all else.
+    # The summary is the first sentence as plain text, the description is the rest.
     summary, *rest = _SENTENCE_END.split(comment, maxsplit=1)
     operation: Schema = {
         "operationId": route.name,
@@ -179,7 +178,7 @@ def _operation(route: Route, schemas: Schemas, comment: str, *, creates: bool) -
     if message is not None:
         in_path = route.variables if route.body == "*" else ()
         content: Schema = {
-            "schema": schemas.taken(message, without=in_path),
+            "schema": schemas.input(message, without=in_path),
             **shown(_examples(route).requests),
         }
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
@@ -235,7 +234,7 @@ def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
         schemas.enumeration(Outcome.DESCRIPTOR)
     if creates:
         headers.append("Location")
-    schema = schemas.given(message)
+    schema = schemas.output(message)
     answers = _examples(route).answers
 
     def success(status: HTTPStatus, description: str) -> Schema:

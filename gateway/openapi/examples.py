@@ -1,7 +1,7 @@
 """The examples of the OpenAPI document.
 
-They are one story: what the organization `default` sees that has no past yet. A request and
-the answer to it have the same name.
+They are a sequence of requests to the organization `default`, which is new. A request and its
+response have the same name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ Named = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """Of an operation: the bodies that are sent, and the answers by status, by name."""
+    """The examples of an operation: request bodies by name, responses by status and name."""
 
     requests: Named = field(default_factory=dict)
     answers: Mapping[int, Named] = field(default_factory=dict)
 
 
 def shown(examples: Named) -> dict[str, Any]:
-    """Give the member of a media type that holds the examples, if there are any."""
+    """Return the property of a media type for the examples; empty without examples."""
     named = {name: {"value": value} for name, value in examples.items()}
     return {"examples": named} if named else {}
 

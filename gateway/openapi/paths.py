@@ -1,4 +1,4 @@
-"""What no annotation describes in the OpenAPI document: operations, and health."""
+"""The paths of the OpenAPI document that have no annotation in the protos."""
 
 from http import HTTPStatus
 
@@ -25,7 +25,7 @@ def _content(answer: str, name: str) -> Schema:
 
 
 def operation_paths() -> dict[str, Schema]:
-    """Describe how operations are read."""
+    """Return the paths of operations."""
     organization: Schema = {
         "name": "organizationId",
         "in": "query",
@@ -114,14 +114,14 @@ def operation_paths() -> dict[str, Schema]:
 
 
 def operation_schemas(schemas: Schemas) -> dict[str, Schema]:
-    """Describe an operation, and a page of them."""
+    """Return the schemas of an operation and a page of operations."""
 
     kind: Schema = {"type": "string", "description": "The type of this message, a URL."}
-    metadata = schemas.given(OperationMetadata.DESCRIPTOR)
+    metadata = schemas.output(OperationMetadata.DESCRIPTOR)
     described = schemas.components.pop(OperationMetadata.DESCRIPTOR.name)
     return {
-        # They are nowhere but in an operation, so they have its `@type` themselves: a schema
-        # without a name would be given theirs by generators of clients.
+        # Its `@type` is a property of this schema, since it is used only in operations. With
+        # `allOf` and an unnamed schema, client generators would make up a name that clashes.
         "OperationMetadata": {
             **described,
             "properties": {"@type": kind, **described["properties"]},
@@ -130,7 +130,7 @@ def operation_schemas(schemas: Schemas) -> dict[str, Schema]:
         "OperationResponse": {
             "description": "The appointment as it was stored.",
             "allOf": [
-                schemas.given(Appointment.DESCRIPTOR),
+                schemas.output(Appointment.DESCRIPTOR),
                 {"type": "object", "properties": {"@type": kind}, "required": ["@type"]},
             ],
         },
@@ -176,7 +176,7 @@ def operation_schemas(schemas: Schemas) -> dict[str, Schema]:
 
 
 def health_schemas() -> dict[str, Schema]:
-    """Describe the answer to questions after health."""
+    """Return the schema of the response to a health check."""
     return {
         "Health": {
             "type": "object",
@@ -188,7 +188,7 @@ def health_schemas() -> dict[str, Schema]:
 
 
 def health_paths() -> dict[str, Schema]:
-    """Describe the questions after the gateway's health."""
+    """Return the paths of the health checks."""
 
     def operation(name: str, summary: str, description: str, *refusals: HTTPStatus) -> Schema:
         responses: Schema = {

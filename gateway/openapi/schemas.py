@@ -1,4 +1,4 @@
-"""JSON Schemas of messages: what is taken, and what is given."""
+"""JSON Schemas of messages in requests (input) and responses (output)."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -19,18 +19,18 @@ _SPACED_TIME = (
     "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01]) "
     "([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$"
 )
-# Every 64-bit integer of the API is a revision. What an answer says can be given to any
-# request as it is. A body may hold a number as well, as proto3 JSON has it.
+# Every 64-bit integer of the API is a revision. It is a string in responses. Requests accept
+# this string; their bodies also accept a number, as in proto3 JSON.
 _REVISION: Schema = {"type": "string", "format": "int64", "pattern": "^[0-9]{1,19}$"}
-TIME_GIVEN: Schema = {"type": "string", "format": "date-time"}
-TIME_TAKEN: Schema = {
+TIME_OUTPUT: Schema = {"type": "string", "format": "date-time"}
+TIME_INPUT: Schema = {
     "anyOf": [
         {"type": "string", "format": "date-time", "description": "RFC 3339, with an offset."},
         {"type": "string", "pattern": _SPACED_TIME, "description": "Without an offset: UTC."},
     ],
 }
-# Not described any deeper: a schema that refers to itself is more than most generators
-# of clients take.
+# Nested values are not described, since most client generators do not support recursive
+# schemas.
 _FREE_JSON: Schema = {
     "type": "object",
     "description": "Any JSON object without the NUL character.",
@@ -39,41 +39,41 @@ _FREE_JSON: Schema = {
 
 
 class Schemas:
-    """Makes the schemas, and keeps those of messages and enums to be referred to.
+    """Creates schemas. Those of messages and enums are stored in `components`.
 
-    A message that is both taken and given has two: what is taken is closed
-    (`additionalProperties`) and lenient in its forms, what is given has every field
-    that is always there among the required ones. Objects and enums have names of their
-    own: what generators of clients make up for those without may be another's.
+    A message that occurs in requests and responses has two schemas. The input schema refuses
+    unknown properties and accepts all supported formats. In the output schema, fields that
+    are always present are required. All objects and enums are named components, because client
+    generators make up names for others, which may clash.
     """
 
     def __init__(self, comments: Mapping[str, str]) -> None:
         self._comments = comments
         self.components: dict[str, Schema] = {}
 
-    def taken(self, message: Descriptor, *, without: Collection[str] = ()) -> Schema:
-        """Refer to the schema of a message in a request, whose path holds some of its fields."""
+    def input(self, message: Descriptor, *, without: Collection[str] = ()) -> Schema:
+        """Return a reference to the input schema of a message, without some fields."""
         name = _component_name(message)
         name = name if "Request" in name else f"{name}Input"
         return self._message(message, name, True, without=without)
 
-    def given(self, message: Descriptor) -> Schema:
-        """Refer to the schema of a message in an answer."""
+    def output(self, message: Descriptor) -> Schema:
+        """Return a reference to the output schema of a message."""
         return self._message(message, _component_name(message), False)
 
     def parameter(self, field: FieldDescriptor) -> Schema:
-        """Give the schema of a field as a path variable or query parameter."""
+        """Return the schema of a field as a path variable or query parameter."""
         is_revision = field.type == FieldDescriptor.TYPE_INT64
         schema = dict(_REVISION) if is_revision else self._value(field, True)
         return {"type": "array", "items": schema} if field.is_repeated else schema
 
     def described(self, field: FieldDescriptor, parameter: Schema) -> Schema:
-        """Add what the protos say of a field to its parameter."""
+        """Add the comment of a field in the protos to its parameter."""
         description = self._comments.get(field.full_name)
         return {**parameter, "description": description} if description else parameter
 
     def _message(
-        self, message: Descriptor, name: str, taken: bool, *, without: Collection[str] = ()
+        self, message: Descriptor, name: str, is_input: bool, *, without: Collection[str] = ()
     ) -> Schema:
         if name not in self.components:
             schema: Schema = {"type": "object"}
@@ -83,60 +83,62 @@ class Schemas:
             fields = [
                 field
                 for field in message.fields
-                if field.name not in without and (taken or not _is_input_only(field))
+                if field.name not in without and (is_input or not _is_input_only(field))
             ]
-            schema["properties"] = {field.json_name: self._field(field, taken) for field in fields}
+            schema["properties"] = {
+                field.json_name: self._field(field, is_input) for field in fields
+            }
             required = [
                 field.json_name
                 for field in fields
-                if _is_required(field) or not (taken or _may_be_absent(field))
+                if _is_required(field) or not (is_input or _may_be_absent(field))
             ]
             if required:
                 schema["required"] = required
-            if taken:
+            if is_input:
                 schema["additionalProperties"] = False
         return {"$ref": f"#/components/schemas/{name}"}
 
-    def _field(self, field: FieldDescriptor, taken: bool) -> Schema:
-        schema = self._value(field, taken)
+    def _field(self, field: FieldDescriptor, is_input: bool) -> Schema:
+        schema = self._value(field, is_input)
         if field.is_repeated:
             schema = {"type": "array", "items": schema}
             rules = field.GetOptions().Extensions[rules_pb2.rules]
             if _is_required(field):
-                schema["minItems"] = 1  # an empty list is as good as none
+                schema["minItems"] = 1  # an empty list is a missing one
             if rules.max_items:
                 schema["maxItems"] = rules.max_items
         description = self._comments.get(field.full_name, "")
-        if taken and is_output_only(field):
-            # Not marked read-only: what was read may be sent back as it is.
+        if is_input and is_output_only(field):
+            # Not `readOnly`: clients may send back what they have read.
             description = f"{description} Ignored in requests; set by the service.".strip()
         if _is_input_only(field):
             schema = {**schema, "writeOnly": True}
         return {**schema, "description": description} if description else schema
 
-    def _value(self, field: FieldDescriptor, taken: bool) -> Schema:
+    def _value(self, field: FieldDescriptor, is_input: bool) -> Schema:
         if field.enum_type is not None:
             return self.enumeration(field.enum_type)
         if field.message_type is not None:
-            return self._message_value(field.message_type, taken)
-        return _scalar(field, taken)
+            return self._message_value(field.message_type, is_input)
+        return _scalar(field, is_input)
 
-    def _message_value(self, message: Descriptor, taken: bool) -> Schema:
+    def _message_value(self, message: Descriptor, is_input: bool) -> Schema:
         match message.full_name:
             case Timestamp.DESCRIPTOR.full_name:
-                return dict(TIME_TAKEN if taken else TIME_GIVEN)
+                return dict(TIME_INPUT if is_input else TIME_OUTPUT)
             case Struct.DESCRIPTOR.full_name:
                 self.components["JsonObject"] = _FREE_JSON
                 return {"$ref": "#/components/schemas/JsonObject"}
             case Status.DESCRIPTOR.full_name:
                 return {"$ref": "#/components/schemas/Problem"}
-        return self.taken(message) if taken else self.given(message)
+        return self.input(message) if is_input else self.output(message)
 
     def enumeration(self, enum: EnumDescriptor) -> Schema:
-        """Refer to the schema of an enum."""
+        """Return a reference to the schema of an enum."""
         name = _component_name(enum)
         if name not in self.components:
-            # Zero is what is not said (AIP-126): no answer holds it.
+            # Zero means unspecified (AIP-126) and never occurs in responses.
             values = [value for value in enum.values if value.number != 0]
             meanings = [
                 f"- `{value.name}`: {comment}"
@@ -165,12 +167,12 @@ def _is_required(field: FieldDescriptor) -> bool:
 
 
 def _may_be_absent(field: FieldDescriptor) -> bool:
-    """Tell whether an answer may lack this field; without presence it is always printed."""
+    """Return whether responses may omit this field. Fields without presence are always set."""
     return field.has_presence and field_behavior_pb2.NON_EMPTY_DEFAULT not in _behavior(field)
 
 
 def _is_input_only(field: FieldDescriptor) -> bool:
-    """Tell whether no answer has this field (AIP-203)."""
+    """Return whether responses never contain this field (AIP-203)."""
     return field_behavior_pb2.INPUT_ONLY in _behavior(field)
 
 
@@ -179,17 +181,17 @@ def _behavior(field: FieldDescriptor) -> Collection[int]:
     return behavior
 
 
-def _scalar(field: FieldDescriptor, taken: bool) -> Schema:
+def _scalar(field: FieldDescriptor, is_input: bool) -> Schema:
     if field.type == FieldDescriptor.TYPE_BOOL:
         return {"type": "boolean"}
     if field.type == FieldDescriptor.TYPE_INT32:
         return {"type": "integer", "format": "int32", **_limits(field)}
     if field.type == FieldDescriptor.TYPE_INT64:
-        return {"anyOf": [_REVISION, {"type": "integer"}]} if taken else dict(_REVISION)
-    if taken and field.full_name in INTEGER_AS_TEXT:
+        return {"anyOf": [_REVISION, {"type": "integer"}]} if is_input else dict(_REVISION)
+    if is_input and field.full_name in INTEGER_AS_TEXT:
         return {"anyOf": [_text(field), {"type": "integer"}]}
-    if taken and is_output_only(field):
-        return {"type": "string"}  # what is ignored keeps to no rules
+    if is_input and is_output_only(field):
+        return {"type": "string"}  # ignored, so that no rules apply
     return _text(field)
 
 
