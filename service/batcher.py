@@ -34,7 +34,7 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def waiting(self) -> int:
-        """How many items are in no batch yet."""
+        """The number of items that are in no batch yet."""
         return len(self._waiting)
 
     async def submit(self, item: Item) -> Result:

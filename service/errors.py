@@ -1,4 +1,4 @@
-"""Why a request is refused: each error has a reason and says what to change."""
+"""The errors of the service. Each has a reason, and a message that says what to change."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Self
@@ -8,16 +8,16 @@ from service.domain import Conflict
 
 
 class ServiceError(Exception):
-    """A refusal that the caller is told about.
+    """An error that is returned to the caller.
 
     Every subclass names its reason, which decides the gRPC code and the HTTP status. Without
-    one, mypy and the import fail. `organization_revision` is set where the database decided.
+    a reason, mypy and the import fail. `organization_revision` is set if the database decided.
     """
 
     reason: ClassVar[Reason]
 
     def __init_subclass__(cls, *, reason: Reason) -> None:
-        """Set the reason. Raises TypeError for one that the gateway alone gives."""
+        """Set the reason. Raises TypeError for a reason that only the gateway uses."""
         super().__init_subclass__()
         if reason.grpc is None:
             raise TypeError(f"{cls.__name__}: the reason {reason} has no gRPC code")
@@ -30,7 +30,7 @@ class ServiceError(Exception):
 
 
 class InvalidFields(ServiceError, reason=Reason.INVALID_FIELD):
-    """Fields break rules; all that do are named.
+    """Fields are invalid; all of them are named.
 
     `violations` are pairs of a field's path in the request and what is wrong with it.
     """
@@ -50,7 +50,7 @@ class InvalidFields(ServiceError, reason=Reason.INVALID_FIELD):
 
     @classmethod
     def beyond_latest(cls, field: str, revision: int) -> Self:
-        """Refuse a revision that the organization, at `revision`, does not have yet."""
+        """Return the error for a revision beyond the organization's latest, `revision`."""
         return cls(
             [(field, f"must not be beyond the organization's revision, {revision}")],
             organization_revision=revision,
@@ -58,11 +58,11 @@ class InvalidFields(ServiceError, reason=Reason.INVALID_FIELD):
 
 
 class MalformedRequest(ServiceError, reason=Reason.MALFORMED_REQUEST):
-    """The request is no message of its method."""
+    """The request cannot be parsed as the message of its method."""
 
 
 class RequestTooLarge(ServiceError, reason=Reason.REQUEST_TOO_LARGE):
-    """The message is larger than the service takes."""
+    """The message is too large."""
 
 
 class TimeRangeTaken(ServiceError, reason=Reason.TIME_RANGE_CONFLICT):
@@ -82,15 +82,15 @@ class TimeRangeTaken(ServiceError, reason=Reason.TIME_RANGE_CONFLICT):
 
 
 class EtagMismatch(ServiceError, reason=Reason.ETAG_MISMATCH):
-    """What is stored has another etag than the write expects."""
+    """The stored appointment does not have the expected etag."""
 
 
 class AppointmentExists(ServiceError, reason=Reason.APPOINTMENT_EXISTS):
-    """The id was to be new, and is stored."""
+    """The id should be new but exists."""
 
 
 class IdempotencyKeyReused(ServiceError, reason=Reason.IDEMPOTENCY_KEY_REUSED):
-    """Another write has this idempotency key."""
+    """The idempotency key was used for a different write."""
 
 
 class AppointmentNotFound(ServiceError, reason=Reason.APPOINTMENT_NOT_FOUND):
@@ -98,7 +98,7 @@ class AppointmentNotFound(ServiceError, reason=Reason.APPOINTMENT_NOT_FOUND):
 
 
 class OperationNotFound(ServiceError, reason=Reason.OPERATION_NOT_FOUND):
-    """The organization has no such operation, or no longer."""
+    """The organization has no such operation, or its result has expired."""
 
 
 class OperationFailed(ServiceError, reason=Reason.OPERATION_FAILED):
@@ -110,11 +110,11 @@ class WebhookNotFound(ServiceError, reason=Reason.WEBHOOK_NOT_FOUND):
 
 
 class WebhookLimitReached(ServiceError, reason=Reason.WEBHOOK_LIMIT_REACHED):
-    """The organization has as many webhooks as it may have."""
+    """The organization has the maximum number of webhooks."""
 
 
 class Overloaded(ServiceError, reason=Reason.OVERLOADED):
-    """Too much waits already; nothing was written."""
+    """Too many requests are waiting; nothing was written."""
 
 
 class LockTimeout(ServiceError, reason=Reason.LOCK_TIMEOUT):
@@ -122,14 +122,14 @@ class LockTimeout(ServiceError, reason=Reason.LOCK_TIMEOUT):
 
 
 class DatabaseUnavailable(ServiceError, reason=Reason.DATABASE_UNAVAILABLE):
-    """The database did not answer, or not in time. The message says whether a write is
-    certain not to have happened."""
+    """The database did not respond in time. The message says whether a write may have
+    happened."""
 
 
 class BrokerUnavailable(ServiceError, reason=Reason.BROKER_UNAVAILABLE):
-    """RabbitMQ did not take a message, or did not confirm it in time.
+    """RabbitMQ did not accept or confirm a message in time.
 
-    `certain` tells that no queue has it; otherwise it may have been accepted.
+    If `certain`, no queue has the message; otherwise it may have been accepted.
     """
 
     def __init__(self, what: str, *, certain: bool) -> None:
@@ -143,11 +143,11 @@ class BrokerUnavailable(ServiceError, reason=Reason.BROKER_UNAVAILABLE):
 
 
 class ServiceStopping(ServiceError, reason=Reason.SERVICE_STOPPING):
-    """This process stops; another one, or it after its restart, goes on."""
+    """This process is stopping. A retry reaches another process, or this one restarted."""
 
 
 class SlowReader(ServiceError, reason=Reason.SLOW_READER):
-    """The caller of a stream takes nothing of it."""
+    """The caller of a stream reads nothing from it."""
 
 
 class DeadlineExceeded(ServiceError, reason=Reason.DEADLINE_EXCEEDED):

@@ -28,14 +28,14 @@ _COLUMNS: tuple[LiteralString, ...] = (
 
 APPOINTMENT: LiteralString = ", ".join(_COLUMNS)
 
-# The same, of a column `appointment` that is a row of the table.
+# The same columns, from a column `appointment` of the table's row type.
 APPOINTMENT_OF_ROW: LiteralString = ", ".join(f"(appointment).{column}" for column in _COLUMNS)
 
 HISTORY_ENTRY: LiteralString = f"change, recorded_at, actor, idempotency_key, {APPOINTMENT}"
 
 
 def appointment(organization_id: str, row: Row) -> Appointment:
-    """Read a row that begins with the columns of an appointment."""
+    """Convert a row that begins with the columns APPOINTMENT."""
     return Appointment(
         organization_id=organization_id,
         id=row[0],
@@ -53,7 +53,7 @@ def appointment(organization_id: str, row: Row) -> Appointment:
 
 
 def history_entry(organization_id: str, row: Row) -> HistoryEntry:
-    """Read a row that begins with the columns of an entry."""
+    """Convert a row that begins with the columns HISTORY_ENTRY."""
     found = appointment(organization_id, row[4:])
     return HistoryEntry(
         appointment=found,

@@ -1,6 +1,7 @@
-"""The moments of organizations, asked for in batches.
+"""Reads the moments of organizations in batches.
 
-Each is asked for after its caller came, so it sees every write that was answered before.
+A moment is read after the call of `Moments.of`, so it includes every write that was completed
+before.
 """
 
 from collections.abc import Sequence
@@ -10,23 +11,23 @@ from service.batcher import Batcher
 from service.errors import Overloaded
 from service.postgres.database import Database
 
-# What tells one state of an organization from every other one: its revision, and when
-# that was recorded, since a restored database may count the same revisions again.
+# Identifies one state of an organization: its revision, and the time when that was recorded.
+# The revision alone is not enough, since a restored database repeats revisions.
 Moment = tuple[int, datetime | None]
 
 NEVER_WRITTEN: Moment = (0, None)
 
 
 class Moments:
-    """Asks the database; at most `max_waiting` callers wait at a time."""
+    """Reads moments from the database. At most `max_waiting` callers wait at a time."""
 
     def __init__(self, database: Database, *, max_waiting: int) -> None:
         self._database = database
         self._max_waiting = max_waiting
-        self._batcher = Batcher(self._ask)
+        self._batcher = Batcher(self._fetch)
 
     async def of(self, organization_id: str) -> Moment:
-        """Return the moment that an organization is at.
+        """Return the current moment of an organization.
 
         Raises Overloaded, DatabaseUnavailable.
         """
@@ -35,7 +36,7 @@ class Moments:
             raise Overloaded(f"{waiting} requests wait for the database; try later")
         return await self._batcher.submit(organization_id)
 
-    async def _ask(self, organization_ids: Sequence[str]) -> list[Moment]:
+    async def _fetch(self, organization_ids: Sequence[str]) -> list[Moment]:
         found = await self._database.fetch(
             "SELECT organization_id, revision, recorded_at FROM organizations"
             " WHERE organization_id = ANY (%s)",

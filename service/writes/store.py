@@ -1,4 +1,4 @@
-"""Writing: one call of apply_writes a batch, or of apply_batches for several."""
+"""Applies batches of writes: apply_writes for one batch, apply_batches for several."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -30,7 +30,7 @@ from service.postgres import rows
 from service.postgres.database import Database
 from service.postgres.rows import Row
 
-# What apply_writes and apply_batches return for each write.
+# The columns that apply_writes and apply_batches return for each write.
 APPLIED: LiteralString = (
     f"outcome, organization_revision, lock_wait, conflicts, {rows.APPOINTMENT_OF_ROW}"
 )
@@ -48,7 +48,7 @@ _OVERLAPPING: LiteralString = """
          WHERE organization_id = %(organization_id)s)
 """
 
-# The constraint that refuses overlaps whatever wrote them.
+# The exclusion constraint, which also refuses overlaps of rows written without apply_writes.
 _NO_OVERLAP = "appointments_no_overlap"
 
 _OUTCOMES = {outcome.value: outcome for outcome in Outcome}
@@ -56,7 +56,7 @@ _BUSY = "BUSY"
 
 
 class WriteStore:
-    """Applies writes, all of one organization's batch in one transaction."""
+    """Applies writes. A batch is one transaction."""
 
     def __init__(self, database: Database, metrics: Metrics) -> None:
         self._database = database
@@ -65,10 +65,10 @@ class WriteStore:
     async def apply(
         self, organization_id: str, writes: Sequence[Write]
     ) -> list[WriteResult | Exception]:
-        """Apply writes in order and return, for each, its result or why it failed.
+        """Apply writes in order; return the result or the error of each.
 
-        A batch that the database refuses as a whole was rolled back; it is applied
-        again one write at a time, so that only the write at fault fails.
+        If the database refuses the whole batch, it was rolled back. The writes are then
+        applied one by one, so that only the one that caused the error fails.
 
         Raises LockTimeout, DatabaseUnavailable or Overloaded for the whole batch.
         """
@@ -77,20 +77,19 @@ class WriteStore:
             found = await self._database.fetch(_APPLY, parameters)
         except psycopg.Error as refusal:
             if refusal.sqlstate is None:
-                raise  # not the server's word, so not certainly rolled back
+                raise  # not reported by the server, so perhaps not rolled back
             if len(writes) == 1:
-                return [await self._blame(organization_id, writes[0], refusal)]
-            return await self._apply_alone(organization_id, writes)
+                return [await self._error_of(organization_id, writes[0], refusal)]
+            return await self._apply_one_by_one(organization_id, writes)
         return self._results(organization_id, found)
 
     async def apply_batches(
         self, batches: Sequence[tuple[str, Sequence[Write]]]
     ) -> list[list[WriteResult | Exception] | None]:
-        """Apply one batch for each of several organizations, in one round trip and commit.
+        """Apply one batch per organization, in one round trip and one transaction.
 
-        None stands for a batch of which nothing was written and which is to be applied
-        by itself: its organization is locked by another session, or something kept the
-        call as a whole from going on.
+        The result of a batch is None if nothing of it was written and the caller must apply
+        it separately: another session holds the organization's lock, or the whole call failed.
 
         Raises DatabaseUnavailable or Overloaded for all batches.
         """
@@ -104,7 +103,7 @@ class WriteStore:
             return [None] * len(batches)
         except psycopg.Error as refusal:
             if refusal.sqlstate is None:
-                raise  # not the server's word, so not certainly rolled back
+                raise  # not reported by the server, so perhaps not rolled back
             return [None] * len(batches)
         results: list[list[WriteResult | Exception] | None] = []
         position = 0
@@ -122,30 +121,32 @@ class WriteStore:
         self._metrics.lock_wait_seconds.observe(found[0][2])
         return [_result(organization_id, row) for row in found]
 
-    async def _apply_alone(
+    async def _apply_one_by_one(
         self, organization_id: str, writes: Sequence[Write]
     ) -> list[WriteResult | Exception]:
-        """Apply writes one at a time, up to the first that finds the database in trouble.
+        """Apply writes one by one, until a call fails as a whole.
 
-        Raises nothing: what was written before the trouble keeps its result.
+        Raises nothing, since the writes before the failure must keep their results.
         """
         results: list[WriteResult | Exception] = []
         for write in writes:
             try:
                 results += await self.apply(organization_id, [write])
-            except Exception as trouble:  # noqa: BLE001  # those before it keep their results
-                untried = len(writes) - len(results) - 1
-                not_done = DatabaseUnavailable(
+            except Exception as error:  # noqa: BLE001  # the previous results are kept
+                remaining = len(writes) - len(results) - 1
+                not_tried = DatabaseUnavailable(
                     "the database is in trouble; nothing was written, try again later"
                 )
-                return [*results, trouble, *[not_done] * untried]
+                return [*results, error, *[not_tried] * remaining]
         return results
 
-    async def _blame(self, organization_id: str, write: Write, refusal: psycopg.Error) -> Exception:
-        """Return what a single write is answered that the database refused.
+    async def _error_of(
+        self, organization_id: str, write: Write, refusal: psycopg.Error
+    ) -> Exception:
+        """Return the error of a single write that the database refused.
 
-        An overlap that only the exclusion constraint noticed takes a row that was
-        written by other means than apply_writes; it is a conflict all the same.
+        A violation of the exclusion constraint is a conflict. It occurs if the other
+        appointment was written without apply_writes.
         """
         if isinstance(write, Cancel) or refusal.diag.constraint_name != _NO_OVERLAP:
             return refusal
@@ -171,7 +172,7 @@ def _json(value: list[dict[str, Any]]) -> str:
 
 
 def write_parameter(write: Write) -> dict[str, Any]:
-    """Return a write as apply_writes takes it, for orjson."""
+    """Return a write as apply_writes expects it, ready for `orjson.dumps`."""
     parameter: dict[str, Any] = {
         "id": write.id,
         "updated_at": write.updated_at,
@@ -211,7 +212,7 @@ def _result(organization_id: str, row: Row) -> WriteResult | ServiceError:
 
 
 def refusal(outcome: str, revision: int, conflicts: list[dict[str, Any]] | None) -> ServiceError:
-    """Return the error that an outcome of apply_writes is, if it is one."""
+    """Return the error for an outcome of apply_writes. Raises ValueError for others."""
     match outcome:
         case "TIME_RANGE_CONFLICT":
             return TimeRangeTaken(_conflicts(conflicts), organization_revision=revision)
