@@ -1,4 +1,4 @@
-"""A random hand that kills what runs and starts it again, and writers who must not mind."""
+"""Kills and restarts random processes while writers write."""
 
 import asyncio
 import os
@@ -60,7 +60,7 @@ class Running:
             self.programs[part] = self.starts[part]()
 
     def kill(self, part: str, *, hard: bool) -> None:
-        """End a part at once; PostgreSQL as a whole, or its postmaster alone (`hard`)."""
+        """Kill a part; of PostgreSQL all processes, or only the postmaster (`hard`)."""
         if part == "postgres":
             if hard and self.postgres.pid is not None:
                 os.kill(self.postgres.pid, signal.SIGKILL)
@@ -71,7 +71,7 @@ class Running:
             self.programs[part].kill()
 
     def _start_postgres(self) -> None:
-        """Start it once the last process of the one that was killed is gone."""
+        """Start PostgreSQL again after the last process of the killed server has ended."""
         give_up = time.monotonic() + 30
         while True:
             try:
@@ -85,20 +85,20 @@ class Running:
 class Hand:
     """Kills as the writers proceed: the victims are dealt, the moments follow progress."""
 
-    # What is down is started in this order.
+    # Killed parts are started in this order.
     ORDER = ("postgres", "broker", "service", "gateway", "worker-0", "worker-1", "worker-2")
 
     def __init__(self, dice: random.Random) -> None:
         workers = [part for part in self.ORDER if part.startswith("worker")]
         early = [[worker] for worker in workers]
         late = [["postgres"], ["broker"], ["service"], ["gateway"], ["gateway", "service"]]
-        # Work piles up, and meanwhile what it came through is another.
+        # Operations pile up while the service is replaced.
         late += [workers, [*workers, "service"], [*workers, "broker"]]
-        # And workers die with what they could not apply.
+        # Workers die with operations that are not applied.
         late += [["postgres", *workers]]
         dice.shuffle(early)
         dice.shuffle(late)
-        # The broker forgets a queue that was declared right before it is killed.
+        # The broker loses a queue that was declared right before it is killed.
         self._victims = early + late
         count = len(self._victims)
         self._moments = [(0.05 + n + dice.random() * 0.9) / count for n in range(count)]
@@ -146,7 +146,7 @@ class Step:
 
 
 def steps(prefix: str, count: int) -> list[Step]:
-    """Creating, now and then cancelling or overlapping what was just created, or changing."""
+    """Return writes: mostly creations, with some cancels, overlaps and updates in between."""
     made: list[Step] = []
     for number in range(count):
         start, end, id = number * 10, number * 10 + 10, f"{prefix}{number}"
@@ -166,7 +166,7 @@ def steps(prefix: str, count: int) -> list[Step]:
 
 
 class Writers:
-    """Everybody's way to write: by gRPC or by REST, as the dice fall, until it is known."""
+    """Sends writes by gRPC or REST, chosen at random, until their results are known."""
 
     def __init__(
         self,
@@ -207,7 +207,7 @@ class Writers:
             names.append(await self._write(organization, step, f"sync-{number}", accept=False))
 
     async def _write(self, organization: str, step: Step, key: str, *, accept: bool) -> str | None:
-        """Send a write until it is known what came of it, or once if it has no key."""
+        """Send a write until its result is known; only once if it has no idempotency key."""
         while True:
             by_rest = self._dice.random() < 0.5
             send = self._send_rest if by_rest else self._send_grpc

@@ -38,7 +38,7 @@ SHARED_DIRECTORY = pytest.StashKey[Path]()
 # Fixtures that start something for a test or a module alone.
 STARTERS = frozenset({"fork", "own_postgres", "rabbitmq", "start_run", "tools"})
 LINES_SHOWN = 40
-# What asyncio, and our programs' logs, say of a failure that nobody awaited.
+# The messages of asyncio and of the programs' logs about errors that were never retrieved.
 UNNOTICED = (
     "exception was never retrieved",
     "was destroyed but it is pending",
@@ -97,7 +97,7 @@ def _is_slow(item: pytest.Item) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly what was not tested, and why."""
+    """Report what was not tested, and why."""
     # The reason is the last of a skipped test's path, line and reason.
     skipped = Counter(report.longrepr[2] for report in terminalreporter.getreports("skipped"))
     if skipped:
@@ -122,12 +122,12 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 def unnoticed_failures(lines: Iterable[str]) -> list[str]:
-    """Those lines of a log that tell of a failure that no code has looked at."""
+    """Return the lines of a log about errors that were never retrieved."""
     return [line for line in lines if any(mark in line for mark in UNNOTICED)]
 
 
 class Ear(logging.Handler):
-    """Hears what this process and the programs tell of failures that no code has looked at."""
+    """Collects the reports of this process and the programs about errors never retrieved."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -162,14 +162,14 @@ def ear() -> Iterator[Ear]:
 
 @pytest.fixture(autouse=True)
 def nothing_fails_unnoticed(ear: Ear) -> Iterator[None]:
-    """Fail with what was left unnoticed up to the end of a test, by fixtures before it too."""
+    """Fail if errors were never retrieved by the end of a test, including those of fixtures."""
     yield
     ear.check()
 
 
 @pytest.fixture(scope="session")
 def temporary_directory() -> Iterator[Path]:
-    """Short, so that a Unix socket's path fits, and gone at the end."""
+    """Yield a temporary directory with a path that is short enough for a Unix socket."""
     path = Path(tempfile.mkdtemp(prefix="appointments-"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -199,7 +199,7 @@ def databases(temporary_directory: Path, clusters: Clusters) -> Iterator[Databas
 
 @pytest.fixture(scope="session")
 def database_url(databases: Databases) -> Iterator[str]:
-    """A migrated database that every test shares which does not need one of its own."""
+    """The URL of a migrated database that is shared by tests that need no separate one."""
     with databases.copied() as url:
         yield url
 
@@ -227,7 +227,7 @@ def gateway(service: Program) -> Iterator[Program]:
 
 @pytest.fixture(scope="session")
 def worker(database_url: str) -> Iterator[Program]:
-    """`python -m service worker` beside `service`, for every test that does not harm it."""
+    """`python -m service worker` for `service`, shared by tests that do not disturb it."""
     with ExitStack() as stack:
         yield listening(stack, new_process("service", {"DATABASE_URL": database_url}, "worker"))
 

@@ -1,4 +1,4 @@
-"""Migrated databases for tests: migrated once in a run, then copied."""
+"""Migrated databases for tests: migrated once per run, then copied."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ from local.stack import DATABASE
 
 
 class _SmallPostgres(EmbeddedPostgres):
-    """A server whose data directory is quickly copied."""
+    """A server with a small data directory, which is fast to copy."""
 
     def _filling(self) -> list[str]:
         return [*super()._filling(), "--wal-segsize", "1"]
@@ -34,7 +34,7 @@ class Clusters:
         self._directory = directory
 
     def copy_to(self, data: Path, *, migrated: bool) -> None:
-        """Make the data directory of a server that has not been started yet."""
+        """Create the data directory of a server that was never started."""
         with (self._directory / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             original = self._migrated() if migrated else self._empty()
@@ -61,7 +61,7 @@ class Clusters:
 
 
 class Databases:
-    """Copies of one migrated database, to which nobody may be connected meanwhile."""
+    """Copies of one migrated database. Nothing may be connected to it while it is copied."""
 
     def __init__(self, server: str, template: str) -> None:
         self._server = server
@@ -69,14 +69,14 @@ class Databases:
 
     @contextmanager
     def copied(self) -> Iterator[str]:
-        """The URL of a database that is dropped in the end."""
+        """Yield the URL of a copy, which is dropped afterwards."""
         with new_database(self._server, template=self._template) as (_, url):
             yield url
 
 
 @contextmanager
 def new_database(server: str, *, template: str = "template1") -> Iterator[tuple[str, str]]:
-    """The name and URL of a database that is dropped in the end."""
+    """Yield name and URL of a new database, which is dropped afterwards."""
     name = f"appointments_test_{secrets.token_hex(6)}"
     identifier = sql.Identifier(name)
     with psycopg.connect(server, autocommit=True) as connection:
@@ -89,6 +89,6 @@ def new_database(server: str, *, template: str = "template1") -> Iterator[tuple[
 
 
 def _copy(original: Path, copy: Path) -> None:
-    """Copy a data directory with its owner, which is PostgreSQL's user."""
+    """Copy a data directory and keep its owner, PostgreSQL's user."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["cp", "-a", os.fspath(original), os.fspath(copy)], check=True)

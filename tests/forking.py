@@ -1,6 +1,6 @@
-"""Starts our programs by forking a process that has imported their modules.
+"""Starts programs by forking a process that has imported their modules.
 
-Imports take most of the processor's time that the start of a program takes, and the suite
+Imports take most of the CPU time of a program's start, and the suite
 starts some hundred programs. A forked program runs the same `__main__` with the environment,
 arguments, pipes, session and signals of a new process. The programs that all tests share are
 new processes, as are those of `make run` and its tests.
@@ -46,7 +46,7 @@ class ForkServer:
             )
 
     def close(self) -> None:
-        """Stop it. Programs that still run get SIGTERM."""
+        """Stop the process. Forked programs that still run get SIGTERM."""
         self._connection.close()
         self._process.wait()
 
@@ -74,7 +74,7 @@ class ForkServer:
 
 
 class _Forked(subprocess.Popen[bytes]):
-    """A process that another one has forked; the pipe `status` tells its id and exit code."""
+    """A forked process. The pipe `status` receives its id, then its exit code."""
 
     def __init__(self, name: str, output: int, errors: int, status: int) -> None:
         self.args = name
@@ -100,7 +100,7 @@ class _Forked(subprocess.Popen[bytes]):
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
         with self._reading:
             if self.returncode is None:
-                # Nothing, if who forked it has been killed, and it with that.
+                # Empty if the forking process was killed, which also killed this one.
                 self.returncode = int(os.read(self._status, MOST_BYTES) or -signal.SIGKILL)
         return self.returncode
 
@@ -125,12 +125,12 @@ class _ForkedProgram(Program):
 
 
 def main() -> None:
-    """Fork for each request, until there is nobody any more who could make one."""
+    """Fork for each request, until the connection is closed."""
     for name in IMPORTED:
         import_module(name)
     connection = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    # By the file descriptor that shows the end of a process: its id, and where to tell it.
+    # By pidfd: the process id, and the pipe for its exit code.
     running: dict[int, tuple[int, int]] = {}
     waiting = select.poll()
     waiting.register(connection, select.POLLIN)
@@ -177,7 +177,7 @@ def _become(
     errors: int,
     report: int,
 ) -> None:
-    """Run the program to its end, in this process, which was forked a moment ago."""
+    """Run the program to its end in this forked process."""
     os.setsid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     for pipe, standard in ((output, 1), (errors, 2)):

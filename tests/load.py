@@ -1,4 +1,4 @@
-"""Load that goes on until told to stop."""
+"""Continuous load."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -13,14 +13,14 @@ from local.programs import Program
 from tests.api import Organization
 from tests.rest_client import Client
 
-# Channels share one connection otherwise, and a connection has one process.
+# By default, channels share one connection, which leads to one process.
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 Failure = TypeVar("Failure")
 
 
 class _Load(Generic[Failure]):
-    """Writers that go on until told to stop, and remember every answer."""
+    """Writers that write until `stop`, and record every result."""
 
     def __init__(self, organization: str, writers: int) -> None:
         self.accepted: list[str] = []
@@ -38,7 +38,7 @@ class _Load(Generic[Failure]):
         self._pool.shutdown()
 
     def stop(self) -> None:
-        """Stop, and fail with what a writer failed with."""
+        """Stop. Raises the error of a writer that failed."""
         self._stop.set()
         for writer in self._writers:
             writer.result()
@@ -58,12 +58,12 @@ class _Load(Generic[Failure]):
 
     @contextmanager
     def _connected(self) -> Iterator[Callable[[str], Failure | None]]:
-        """Give what upserts an id and returns how it failed, if it did."""
+        """Yield a function that upserts an id and returns the failure, or None."""
         raise NotImplementedError
 
 
 class Load(_Load[grpc.StatusCode]):
-    """By gRPC."""
+    """Load by gRPC. Failures are status codes."""
 
     def __init__(self, address: str, organization: str, writers: int = 8) -> None:
         self._address = address
@@ -86,7 +86,7 @@ class Load(_Load[grpc.StatusCode]):
 
 
 class RestLoad(_Load[int]):
-    """By REST; the failures are HTTP statuses."""
+    """Load by REST. Failures are HTTP statuses."""
 
     def __init__(self, gateway: Program, organization: str, writers: int = 8) -> None:
         self._gateway = gateway

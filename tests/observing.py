@@ -1,4 +1,4 @@
-"""Seeing what goes on, and waiting for it, instead of sleeping and hoping."""
+"""Waiting for observed conditions instead of sleeping."""
 
 import time
 import urllib.request
@@ -17,7 +17,7 @@ LOCK_SEED = 7236001
 
 
 def until(condition: Callable[[], bool], *, within: float = 20.0) -> None:
-    """Return once the condition holds; fail if it does not in time (seconds)."""
+    """Return once the condition holds. Fails if it does not hold `within` some seconds."""
     give_up = time.monotonic() + within
     while not condition():
         assert time.monotonic() < give_up, f"not within {within:g} s"
@@ -25,7 +25,7 @@ def until(condition: Callable[[], bool], *, within: float = 20.0) -> None:
 
 
 class HeldLock:
-    """An organization's lock in the hands of another transaction."""
+    """An organization's lock, held by a transaction of the test."""
 
     def __init__(self, connection: psycopg.Connection, organization: str) -> None:
         self._connection = connection
@@ -34,7 +34,7 @@ class HeldLock:
         )
 
     def waiting(self) -> int:
-        """How many wait for this lock now."""
+        """Return the number of sessions that wait for this lock."""
         row = self._connection.execute(
             "SELECT count(*) FROM pg_locks AS waiting JOIN pg_locks AS held"
             " USING (locktype, classid, objid, objsubid, database)"
@@ -54,7 +54,7 @@ class HeldLock:
 
 @contextmanager
 def held_lock(database_url: str, organization: str) -> Iterator[HeldLock]:
-    """Hold an organization's lock, as a writer whose transaction is open does."""
+    """Hold an organization's lock in an open transaction, as a writer does."""
     with psycopg.connect(database_url) as connection:
         lock = HeldLock(connection, organization)
         try:
@@ -64,7 +64,7 @@ def held_lock(database_url: str, organization: str) -> Iterator[HeldLock]:
 
 
 def metrics(program: Program) -> dict[str, float]:
-    """The samples that a program gives Prometheus, by name and labels."""
+    """Return the samples of a program's Prometheus metrics, by name and labels."""
     url = f"http://127.0.0.1:{program.metrics_port}/metrics"
     with urllib.request.urlopen(url, timeout=10) as answer:
         lines = answer.read().decode().splitlines()
@@ -73,5 +73,5 @@ def metrics(program: Program) -> dict[str, float]:
 
 
 def metric(program: Program, name: str) -> float:
-    """One sample; 0 for one that nothing was counted in yet."""
+    """Return one sample, or 0 if it does not exist yet."""
     return metrics(program).get(name, 0)

@@ -1,4 +1,4 @@
-"""A receiver of webhooks: a real HTTP server on loopback, whose answers a test decides."""
+"""A webhook receiver: a real HTTP server on loopback with responses chosen by the test."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ LOOPBACK = "127.0.0.0/8"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """A request as it came."""
+    """A received request."""
 
     path: str
     headers: Mapping[str, str]
@@ -35,7 +35,7 @@ Answer = Callable[[Received], Awaitable[web.Response]]
 
 
 def status(code: int, **headers: str) -> Answer:
-    """Answer everything with this status."""
+    """Respond to everything with this status."""
 
     async def answer(received: Received) -> web.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -45,14 +45,14 @@ def status(code: int, **headers: str) -> Answer:
 
 
 async def hang(received: Received) -> web.Response:
-    """Never answer."""
+    """Never respond."""
     await asyncio.sleep(3600)
     return web.Response()
 
 
 @dataclass(slots=True)
 class Receiver:
-    """Answers 200 unless `answers` has another way for a path; use it as a context manager."""
+    """Responds with 200, or as `answers` says for a path. Use it as a context manager."""
 
     answers: dict[str, Answer] = field(default_factory=dict)
     requests: list[Received] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Receiver:
         return f"http://127.0.0.1:{self.port}{path}"
 
     def at(self, path: str) -> list[Received]:
-        """What came to a path so far."""
+        """Return the requests to a path so far."""
         return [each for each in list(self.requests) if each.path == path]
 
     def revisions(self, path: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""The REST API as tests use it: short requests, and what holds for every answer checked."""
+"""A REST client for tests. It checks what must hold for every response."""
 
 import json
 import socket
@@ -16,10 +16,10 @@ class Answer:
         self.status = response.status
         self.headers = response.headers
         self.content = response.read()
-        # On every answer whatever it is.
+        # Every response has it.
         assert self.headers["X-Request-Id"]
         if self.status == 304:
-            return  # what is not there has no type
+            return  # there is no body
         kind = "application/json" if self.status < 400 else "application/problem+json"
         assert self.headers["Content-Type"].startswith(kind)
 
@@ -29,7 +29,7 @@ class Answer:
 
     @property
     def fields(self) -> set[str]:
-        """The fields that a problem names."""
+        """The fields that a problem lists."""
         return {error["field"] for error in self.json["errors"]}
 
 
@@ -39,7 +39,7 @@ class Client:
         self._connection = HTTPConnection("127.0.0.1", gateway.port, timeout=30)
 
     def close(self) -> None:
-        """Go away, even while another thread waits for an answer."""
+        """Close the connection, even while another thread waits for a response."""
         assert self._connection.sock is not None
         self._connection.sock.shutdown(socket.SHUT_RDWR)
 
@@ -75,7 +75,7 @@ class Client:
 
 
 class EventReader:
-    """What a browser makes of the lines of a stream (WHATWG HTML, 9.2.6)."""
+    """Parses a stream of events as a browser does (WHATWG HTML, 9.2.6)."""
 
     def __init__(self, lines: IO[bytes], last_id: str = "") -> None:
         self.last_id = last_id
@@ -85,7 +85,7 @@ class EventReader:
         self._lines = lines
 
     def event(self) -> dict[str, str] | None:
-        """The next event: its id, event and data. None at the end of the stream."""
+        """Return the next event with its id, event and data; None at the end of the stream."""
         id, kind, data = self.last_id, "", list[str]()
         while line := self._lines.readline().decode():
             name, _, value = line.rstrip("\r\n").partition(":")
@@ -109,7 +109,7 @@ class EventReader:
 
 
 class Events:
-    """The changes of an organization as they come on one connection."""
+    """The stream of an organization's changes on one connection."""
 
     def __init__(
         self, gateway: Program, organization: str, after: int | None = None, /, **headers: str

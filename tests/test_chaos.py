@@ -33,7 +33,7 @@ from tests.webhooks.hooked import QUICK, Hooked
 
 ORGANIZATIONS = 50
 OPERATIONS = int(os.environ.get("CHAOS_OPERATIONS", "2000"))
-# Organizations that have a synchronous writer and a webhook besides, and what the one writes.
+# Organizations that also have a synchronous writer and a webhook, and the number of writes.
 MIXED = 10
 SYNCHRONOUS = 30
 
@@ -166,7 +166,7 @@ def check_ends(
     names: Sequence[str | None],
     wanted: Sequence[Step],
 ) -> None:
-    """Assert that what was accepted ended, and ended as it had to."""
+    """Assert that all accepted operations have finished with the right result."""
     accepted = {name: step for name, step in zip(names, wanted, strict=True) if name is not None}
     assert len(accepted) == len(names) - names.count(None)
     done: dict[str, operations_pb2.Operation] = {}

@@ -1,4 +1,4 @@
-"""The suite fails on what nobody awaits, wherever it is left: each kind in a run of its own."""
+"""The suite fails on errors that are never retrieved. Each kind is tested in a separate run."""
 
 import subprocess
 import sys

@@ -14,7 +14,7 @@ from local.programs import ROOT, Program
 ENVIRONMENT = ROOT / ".venv" / "clients"
 PROGRAMS = Path(__file__).with_name("programs")
 
-# What every program prints: it books, is refused, lists, changes what it read, cancels.
+# The output of every program: it books, gets a conflict, lists, updates and cancels.
 BOOKING = """\
 booked a from 2030-01-07T08:00:00Z to 2030-01-07T08:30:00Z, version 1, revision 1, CREATED
 refused, 409 TIME_RANGE_CONFLICT, by a from 2030-01-07T08:00:00Z to 2030-01-07T08:30:00Z

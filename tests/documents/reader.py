@@ -25,7 +25,7 @@ from time import monotonic
 from typing import Self
 
 WITHIN = 180.0
-"""Seconds that a command has to end, or to print what the document shows."""
+"""Seconds within which a command must end, or print what the document shows."""
 
 _BLOCK = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _OF_THE_MOMENT = re.compile(
@@ -56,7 +56,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A command, and what it prints if the document shows it."""
+    """A command, and its output if the document shows it."""
 
     text: str
     printed: str
@@ -134,7 +134,7 @@ class Reader:
             self._compare(terminal, command.printed)
 
     def read_on(self, block: Block) -> None:
-        """Wait for what the last command that runs on prints further."""
+        """Wait for further output of the last command that is still running."""
         self._compare(self._running[-1], block.text)
 
     def _compare(self, terminal: "_Terminal", printed: str) -> None:
@@ -154,7 +154,7 @@ class Reader:
                 self._known[shown] = got
 
     def _here(self, text: str) -> str:
-        """Put what the reader got in the place of what the document shows."""
+        """Replace values in the document by those that the reader received."""
         if not self._known:
             return text
         shown = sorted(self._known, key=len, reverse=True)
@@ -163,7 +163,7 @@ class Reader:
 
 
 class _Terminal:
-    """A command as it runs, and what it has printed so far."""
+    """A running command and its output so far."""
 
     def __init__(
         self, command: Command, text: str, directory: Path, environment: Mapping[str, str]

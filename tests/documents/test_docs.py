@@ -60,7 +60,7 @@ COMMAND_WORDS = "make|python|pip|apt|apt-get|docker|curl|buf|grpcurl|npm|npx|psq
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
-    """A directory that has all that is in the project, and takes what the reader saves."""
+    """A copy of the project, to which the reader may write."""
     for entry in ROOT.iterdir():
         (tmp_path / entry.name).symlink_to(entry)
     (tmp_path / ".data").unlink(missing_ok=True)
@@ -217,7 +217,7 @@ def test_the_tables_of_settings_are_those_of_the_programs() -> None:
 
 
 def spans() -> dict[str, str]:
-    """The commands within sentences, and where the first of each stands."""
+    """Return the commands within sentences, with the position of their first occurrence."""
     found: dict[str, str] = {}
     for document in DOCUMENTS:
         prose = re.sub(

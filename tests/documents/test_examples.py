@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.conftest import CreateDatabase, StartProgram
 
-# Made anew every time; all else of an answer is as in the document.
+# Generated for every response; all else is as in the document.
 MADE = {"createdAt", "updatedAt", "recordedAt", "acceptedAt", "finishedAt", "requestId", "secret"}
 
 
@@ -93,7 +93,7 @@ def test_the_examples_are_answered_as_the_document_says(
     made: dict[str, str] = {}
     for step in STORY:
         if step.operation == "CreateWebhook":
-            worker.stop()  # nothing is to be sent to the URL of the example
+            worker.stop()  # the URL of the example must not be called
         method, path, operation = operations[step.operation]
         path = path.replace("{id}", made.get(step.id, step.id)) + step.query
         body = None
@@ -140,7 +140,7 @@ def _examples(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _comparable(value: Any, made: Mapping[str, str]) -> Any:
-    """Leave out what is made anew: of it only the type is compared, and whose id it is."""
+    """Replace generated values by their type, and ids by what they identify."""
     if isinstance(value, list):
         return [_comparable(item, made) for item in value]
     if not isinstance(value, dict):

@@ -22,7 +22,7 @@ class Consumer:
 
     def __init__(self, node: RabbitMQ, keys: Sequence[str], *, virtual_host: str = "") -> None:
         self.messages: list[AbstractIncomingMessage] = []
-        # The highest revision that has come of each organization.
+        # The highest revision received of each organization.
         self.latest: dict[str, int] = {}
         self._url = node.url + virtual_host
         self._queue = f"test-{uuid.uuid4()}"

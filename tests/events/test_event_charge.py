@@ -1,4 +1,4 @@
-"""Who may move the cursors of the events: only the worker in charge, whatever comes between."""
+"""Only the worker that holds the publisher's lease moves the cursors of events."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ def consumer() -> str:
 
 @pytest.fixture
 async def store(database_url: str, consumer: str) -> AsyncIterator[EventStore]:
-    """Two workers share it here: what tells them apart is the fence."""
+    """A store that two workers share; they differ by their fence."""
     async with database(database_url) as opened:
         yield EventStore(opened, consumer)
 

@@ -267,6 +267,6 @@ def test_a_stopped_publisher_is_replaced_and_moves_no_cursor_afterwards(
         assert consumer.entries(org.id) == org.changes()
         assert moved <= cursor(own_database, org)
         until(lambda: cursor(own_database, org) == count)
-    # One that stops in order hands over at once.
+    # A worker that is stopped releases its lease.
     assert other.stop() == 0
     stopped.wait_for_event(lambda event: event.get("fence", 0) > fence + 1)

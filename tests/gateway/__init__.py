@@ -1,1 +1,1 @@
-"""Tests of the gateway by itself."""
+"""Tests of the gateway without the service."""

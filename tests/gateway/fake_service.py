@@ -39,7 +39,7 @@ async def _answer_at_once() -> None:
 
 @dataclass(slots=True)
 class FakeService:
-    """Keeps what it was asked, and answers by its `outcome` after having done `behave`."""
+    """Records requests, runs `behave`, then responds with `outcome`."""
 
     server: aio.Server
     port: int = 0
@@ -118,7 +118,7 @@ class FakeService:
 async def fake_service(
     port: int = 0, compression: Compression = Compression.NoCompression
 ) -> AsyncIterator[FakeService]:
-    """Serve, on any free port unless told which."""
+    """Serve on a port, by default any free one."""
     server = aio.server(compression=compression)
     service = FakeService(server=server, health=health_aio.HealthServicer())
     relay = RelayServicer(service.handle, Metrics(), stream_age=5)

@@ -1,4 +1,4 @@
-"""How long the gateway waits for what comes on a connection."""
+"""Timeouts of the gateway's connections."""
 
 import asyncio
 import socket

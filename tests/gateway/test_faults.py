@@ -1,4 +1,4 @@
-"""Faults of the gateway itself end what they concern, are told, and stay with nobody."""
+"""Unexpected errors in the gateway end the affected calls, are logged, and affect no others."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""HTTP itself: what is unreadable, too much, too slow, or gone."""
+"""Limits of HTTP: requests that are malformed, too large, too slow, or abandoned."""
 
 import asyncio
 import json
@@ -167,7 +167,7 @@ async def test_a_slow_body_is_given_up(fake: FakeService) -> None:
 
 
 async def test_callers_that_send_slowly_do_not_keep_others_out(fake: FakeService) -> None:
-    """With `Expect`, the answer 100 tells that the gateway is reading the body."""
+    """With `Expect`, the response 100 shows that the gateway is reading the body."""
     async with running_gateway(fake, gateway_max_in_flight=2) as gateway:
         writers = []
         for _ in range(4):
@@ -205,7 +205,7 @@ async def test_a_broken_chunk_is_malformed(rest: Gateway) -> None:
 
 
 class _Gate:
-    """Holds the service's answers until it is opened, and tells when one is held."""
+    """Holds back the service's responses until it is opened, and shows when one is held."""
 
     def __init__(self) -> None:
         self.held = asyncio.Semaphore(0)

@@ -1,4 +1,4 @@
-"""What is logged, and what is not."""
+"""What the gateway logs, and what it must not log."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ class _Crash:
 
 
 def crash(format: str, held: str) -> None:
-    """Log in this process what a crash logs whose local variables hold `held`."""
+    """Log an exception whose traceback has `held` in its local variables."""
     configure_logs("gateway", level="info", format=format)
     router: Router[Endpoint] = Router()
     router.add("GET", "/crash", _Crash())

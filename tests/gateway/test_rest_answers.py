@@ -137,7 +137,7 @@ async def test_an_answer_that_would_have_to_be_inflated_is_not_taken(
     ):
         answer = await gateway.upsert(timeout=ClientTimeout(10))
         assert (answer.status, answer.json["code"]) == (503, "SERVICE_UNAVAILABLE")
-        # It came to the service, which is not told.
+        # The client is not told that it came to the service.
         assert service.calls == 1
 
 

@@ -1,4 +1,4 @@
-"""What HTTP requests become for the service, and which of them never reach it."""
+"""HTTP requests as the service receives them, and requests that the gateway refuses."""
 
 from urllib.parse import quote
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""What cannot be read as HTTP: each fault has a status and a detail of its own."""
+"""Malformed HTTP: each error has its own status and detail."""
 
 import pytest
 

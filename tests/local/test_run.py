@@ -1,4 +1,4 @@
-"""What `make run` promises: it starts, stops cleanly, keeps its data, says what is wrong."""
+"""`make run` starts, stops cleanly, keeps its data, and reports errors."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ BODY = {"id": "kept", "start": "2030-01-01 10:00", "end": "2030-01-01 10:30"}
 
 
 class Run:
-    """`make run`'s program in a process group of its own, as a terminal would have it."""
+    """The program of `make run` in its own process group, as in a terminal."""
 
     def __init__(self, settings: dict[str, str], stdout: int = subprocess.PIPE) -> None:
         self.output = ""
@@ -73,7 +73,7 @@ class Run:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def press_ctrl_c(self) -> tuple[int, str]:
-        """Do what a terminal does: signal the whole foreground group. Exit code and stderr."""
+        """Signal the whole process group, as a terminal does; return exit code and stderr."""
         os.killpg(self.process.pid, signal.SIGINT)
         return self.end()
 
@@ -310,7 +310,7 @@ def test_a_terminal_that_is_closed_stops_everything_in_order(start_run: StartRun
         while b"Ctrl-C stops everything" not in seen:
             try:
                 seen += screen.read(65536)
-            except OSError:  # nobody has the terminal open any more
+            except OSError:  # all processes have closed the terminal
                 raise AssertionError(f"{seen!r} {run.end()}") from None
     assert b"\x1b[35mgateway\x1b[0m" in seen  # coloured
     processes = run.descendants()

@@ -24,7 +24,7 @@ def wait_until_consuming(worker: Program, times: int = 1) -> None:
 
 
 def submit_many(client: Submitter, organization: str, numbers: range) -> list[str]:
-    """One after another, each of its own minute and id."""
+    """Writes one after another, each with its own minute and id."""
     return [client.upsert(organization, f"{n}", n, n + 1) for n in numbers]
 
 
@@ -44,7 +44,7 @@ def check_order(client: Submitter, organization: str, count: int) -> None:
 
 
 def on_channel(url: str, use: Callable[[AbstractChannel], object]) -> object:
-    """Use a channel of our own; gives what the coroutine returns."""
+    """Run a coroutine with a new channel; return its result."""
 
     async def run() -> object:
         async with await aio_pika.connect(url) as connection:
@@ -56,7 +56,7 @@ def on_channel(url: str, use: Callable[[AbstractChannel], object]) -> object:
 
 
 def waiting(settings: Settings, *queues: str) -> int:
-    """Messages that nobody has been given, of some queues."""
+    """Return the number of undelivered messages in some queues."""
 
     async def count(channel: AbstractChannel) -> int:
         found = [await channel.declare_queue(name, passive=True) for name in queues]

@@ -1,4 +1,4 @@
-"""Operations that are queued in RabbitMQ: what callers see, whatever becomes of the broker."""
+"""Operations that are queued in RabbitMQ, with and without failures of the broker."""
 
 import os
 import signal
@@ -131,7 +131,7 @@ def test_a_broker_that_is_away_is_said_and_come_back_to(
         assert time.monotonic() - began < 3
         assert (answer.status, answer.json["code"]) == (503, "BROKER_UNAVAILABLE")
         assert answer.headers["Retry-After"] == "1"
-        # What needs no broker goes on.
+        # Requests that need no broker succeed.
         assert client.organization(organization).upsert("1", 1, 2).outcome == pb.CREATED
     finally:
         rabbitmq.start()

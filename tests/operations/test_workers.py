@@ -205,7 +205,7 @@ def test_a_missing_permission_fails_no_operation(
         psycopg.connect(url, autocommit=True) as sql,
         Submitter(start_service(**settings).address) as client,
     ):
-        # The worker's calls work with the rights of the owner, who has few now.
+        # The worker's functions run with the rights of the owner, which are now limited.
         sql.execute("ALTER FUNCTION apply_writes OWNER TO appointments_service")
         names = submit_many(client, organization, range(3))
         worker = start_worker(**{**settings, **queue.impatient})

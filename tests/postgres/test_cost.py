@@ -1,4 +1,4 @@
-"""What a write or a list costs depends neither on how much is stored nor on statistics."""
+"""The cost of a write or list depends neither on the number of rows nor on statistics."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -170,7 +170,7 @@ def _write(connection: psycopg.Connection, organization: str, minutes: range) ->
 
 
 def _check_cost(connection: psycopg.Connection, organization: str) -> None:
-    """Book free minutes one by one, and see how many rows that read."""
+    """Book free minutes one by one; return the number of rows that were read."""
     row = connection.execute(
         "SELECT count(*) FROM appointments WHERE organization_id = %s", (organization,)
     ).fetchone()
@@ -184,7 +184,7 @@ def _check_cost(connection: psycopg.Connection, organization: str) -> None:
 
 
 def _blocks_read(connection: psycopg.Connection) -> int:
-    """How many blocks of all tables and their indexes were looked at so far.
+    """Return the number of blocks of all tables and indexes that were read so far.
 
     An index that is read along for entries that do not match counts here only.
     """
@@ -198,7 +198,7 @@ def _blocks_read(connection: psycopg.Connection) -> int:
 
 
 def _rows_read(connection: psycopg.Connection) -> int:
-    """How many rows of all tables were read so far, by scans and through indexes."""
+    """Return the number of rows of all tables that were read so far."""
     connection.execute("SELECT pg_stat_force_next_flush()")
     row = connection.execute(
         "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_user_tables"

@@ -1,4 +1,4 @@
-"""A database that goes away, comes back, hangs, or is not sure of itself."""
+"""A database that becomes unavailable, returns, hangs, or does not confirm its commits."""
 
 import os
 import signal

@@ -253,7 +253,7 @@ def _count(connection: psycopg.Connection, what: str) -> int:
 
 
 def _count_dead(connection: psycopg.Connection) -> int:
-    """How many deleted rows of the queue cannot be cleared away yet."""
+    """Return the number of deleted rows of the queue that cannot be vacuumed yet."""
     connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
     notices: list[str] = []
     connection.execute("VACUUM (VERBOSE, TRUNCATE off) queued_operations")
@@ -265,7 +265,7 @@ def _count_dead(connection: psycopg.Connection) -> int:
 def _blocks(
     connection: psycopg.Connection, query: LiteralString, parameters: Sequence[object] = ()
 ) -> tuple[list[Row], int]:
-    """What a query returns, and how many blocks it looked at."""
+    """Return the result of a query and the number of blocks that it read."""
     before = _blocks_read(connection)
     found = connection.execute(query, parameters).fetchall()
     return found, _blocks_read(connection) - before

@@ -83,7 +83,7 @@ def schema(url: str) -> list[tuple[Any, ...]]:
 
 
 def can_write(url: str) -> bool:
-    """Whether apply_writes fits the tables; true where both are gone."""
+    """Return whether apply_writes matches the tables, or both do not exist."""
     if rows(url, "SELECT to_regproc('apply_writes')") == [(None,)]:
         return True
     write = {
@@ -100,7 +100,7 @@ def can_write(url: str) -> bool:
         "actor": "",
         "validate_only": False,
     }
-    # Not committed: what is taken back next has none of these rows.
+    # Not committed, so that the next migration down meets none of these rows.
     with psycopg.connect(url) as connection:
         found = connection.execute(
             "SELECT outcome FROM apply_writes('o', %s::json)", (json.dumps([write, write]),)

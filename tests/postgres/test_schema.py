@@ -1,4 +1,4 @@
-"""functions.sql and schema.sql show what the migrations make, and a migration is made of them."""
+"""functions.sql and schema.sql match the migrated database."""
 
 import json
 from collections.abc import Callable

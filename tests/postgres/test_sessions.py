@@ -1,4 +1,4 @@
-"""Databases, users and poolers that preset what the service relies on, or lack what it needs."""
+"""Databases, users and poolers whose presets conflict with the service's settings."""
 
 import os
 import re
@@ -27,7 +27,7 @@ from tests.conftest import OwnPostgres, StartProgram
 from tests.observing import until
 from tests.postgres.test_migrations import rows, run_migrate
 
-# None is what a new server has.
+# None of these is the default of a new server.
 PRESETS = {
     "search_path": "app",
     "client_encoding": "LATIN1",
@@ -71,7 +71,7 @@ def admin(server: EmbeddedPostgres) -> Iterator[psycopg.Connection]:
 
 
 def own_database(server: EmbeddedPostgres, admin: psycopg.Connection, name: str) -> str:
-    """A new database, with an owner of its own who may take the service's role: its URL."""
+    """The URL of a new database, whose owner may assume the service's role."""
     admin.execute(f"CREATE ROLE {name} LOGIN")
     admin.execute(f"CREATE DATABASE {name} OWNER {name}")
     if not admin.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [ROLE]).fetchone():
@@ -126,7 +126,7 @@ def test_what_is_preset_changes_nothing(
             }[way]
             for setting, value in PRESETS.items():
                 admin.execute(f"ALTER {target} SET {setting} = '{value}'")
-    # What the URL says of its own of time-outs holds for a migration.
+    # Timeouts in the URL apply to migrations.
     migrating = url.replace("_timeout%3D1", "_timeout%3D60000")
     done = run_migrate(
         migrating,

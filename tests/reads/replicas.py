@@ -1,4 +1,4 @@
-"""A service with standbys of a database of its own, and what is done to them."""
+"""A service whose database has standbys, and ways to disturb them."""
 
 import threading
 import time
@@ -35,7 +35,7 @@ class Standby:
 
     @property
     def host(self) -> str:
-        """The directory of its socket, which is what the service calls it."""
+        """The directory of its socket, which the service uses as its name."""
         return str(conninfo_to_dict(self.server.url())["host"])
 
     def ask(self, query: str, *parameters: object) -> Any:
@@ -111,7 +111,7 @@ class Standby:
 
 
 class Replicated:
-    """An organization of a service with standbys, and who answered its reads."""
+    """An organization of a service with standbys, with counts of which server was read."""
 
     def __init__(self, service: Program, org: Organization, standbys: list[Standby]) -> None:
         self.service = service
@@ -122,7 +122,7 @@ class Replicated:
         return [item.title for item in self.org.list_page(**options).appointments]
 
     def count(self, result: str, *standbys: Standby) -> float:
-        """How many reads standbys, or all of them, were asked for with this result."""
+        """Return the number of reads of one standby, or of all, with this result."""
         name = "appointments_replica_reads_total"
         return sum(
             metric(self.service, f'{name}{{replica="{standby.host}",result="{result}"}}')
@@ -141,7 +141,7 @@ class Replicated:
 
 
 class Readers:
-    """Reads that may be old, from several threads, until told to stop."""
+    """Reads that allow an older state, from several threads, until `stop`."""
 
     def __init__(self, replicated: Replicated) -> None:
         self.done = 0
@@ -152,7 +152,7 @@ class Readers:
         self._readers = [self._pool.submit(self._read) for _ in range(4)]
 
     def stop(self) -> None:
-        """Stop, and fail with what a read failed with."""
+        """Stop. Raises the error of a read that failed."""
         self._stop.set()
         self._pool.shutdown()
         for reader in self._readers:

@@ -16,7 +16,7 @@ from tests.api import Organization
 
 
 class Clock:
-    """What the cache takes for the time: it goes on only when told to."""
+    """The clock of the cache, which the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -296,7 +296,7 @@ def test_a_page_is_cut_before_it_is_too_large_for_a_client(org: Organization) ->
 def test_a_forged_page_token_is_a_field_error(
     org: Organization, position: list[str | int | None]
 ) -> None:
-    """The token's digest is no secret, so what is in it is not to be trusted."""
+    """The token's digest is not secret, so its content must be validated."""
     token = page_tokens.encode(rpc.ListAppointmentsRequest(organization_id=org.id), position)
     with pytest.raises(grpc.RpcError) as caught:
         org.list_page(page_token=token)

@@ -1,4 +1,4 @@
-"""Reads from replicas: standbys that replay late or not at all, hang, or are gone."""
+"""Reads from replicas: standbys that lag, do not replay, hang, or have ended."""
 
 import tempfile
 import time
@@ -315,7 +315,7 @@ def test_a_replica_that_hangs_is_waited_for_once(
         assert replicated.count("failed", hung) == 1
         assert sum(timed() for _ in range(20)) < 0.9
         assert replicated.count("failed", hung) == 1
-        # The service tries it again, in vain and beside the reads.
+        # The service probes it in the background, without success.
         give_up = time.monotonic() + PROBE_INTERVAL + 2
         longest = 0.0
         while time.monotonic() < give_up:

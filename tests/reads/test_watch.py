@@ -64,7 +64,7 @@ class Watcher:
         return entries
 
     def end(self) -> grpc.RpcError:
-        """What the stream ends with, whatever comes before."""
+        """Return the error that ends the stream."""
         try:
             while True:
                 self.message()
@@ -126,7 +126,7 @@ def test_nothing_of_other_organizations_is_seen(org: Organization) -> None:
 def test_no_gap_and_no_repetition_while_many_write(
     service: Program, org: Organization, organization: str
 ) -> None:
-    """Watchers begin at different revisions, so that many go from what was to what comes."""
+    """Watchers start at different revisions, so that many pass from history to new changes."""
     with Load(service.address, organization, writers=4) as load, ThreadPoolExecutor(24) as pool:
         until(lambda: len(load.accepted) > 300)
 
@@ -343,7 +343,7 @@ def test_a_database_away_is_waited_for(
 
 
 class CountingDatabase(Database):
-    """A real database that remembers what was asked."""
+    """A real database that records its queries."""
 
     asked: list[Any]
 

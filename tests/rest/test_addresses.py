@@ -17,7 +17,7 @@ Start = Callable[[str], Program]
 
 
 def calls(service: Program) -> int:
-    """How many upserts it has answered."""
+    """Return the number of upserts that it has handled."""
     return sum("UpsertAppointment" in line for line in service.log_lines())
 
 

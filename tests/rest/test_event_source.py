@@ -1,4 +1,4 @@
-"""What a browser's `EventSource` sees of the changes when something is away or full."""
+"""The stream of changes for an `EventSource` when something is unavailable or full."""
 
 import json
 import signal
@@ -17,7 +17,7 @@ from tests.rest_client import Client, Events
 
 @pytest.fixture
 def free_port() -> Iterator[int]:
-    """A port that nobody else gets, and a service may take."""
+    """A port that is reserved for a service of the test."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", 0))

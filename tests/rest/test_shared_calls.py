@@ -1,4 +1,4 @@
-"""Batches of many organizations in one call: what they share, and what they never do."""
+"""Batches of several organizations in one database call: what they share and what not."""
 
 import statistics
 import time

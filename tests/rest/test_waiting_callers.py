@@ -1,4 +1,4 @@
-"""Callers that wait for operations: in nobody's way, and not without number."""
+"""Callers that wait for operations: they delay no others, and their number is limited."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -21,7 +21,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 def framed(message: bytes, *, compressed: bool = False) -> bytes:
-    """A message as it stands on a gRPC stream."""
+    """Return a message with the frame header of gRPC."""
     return struct.pack(">BL", compressed, len(message)) + message
 
 

@@ -18,7 +18,7 @@ WATCHERS = "appointments_watchers"
 
 
 class Wire:
-    """A way to a program, which can be cut so that neither end is told."""
+    """A proxy to a program. It can be cut without closing either connection."""
 
     def __init__(self, program: Program) -> None:
         self._program = program

@@ -18,7 +18,7 @@ IDLE_READERS = 'appointments_pool_connections{pool="read",state="idle"}'
 
 
 def answered(service: Program) -> float:
-    """How many upserts the service has done with, whatever became of them."""
+    """Return the number of upserts that the service has finished, with any result."""
     count = 'appointments_request_seconds_count{code="'
     samples = metrics(service).items()
     return sum(n for name, n in samples if name.startswith(count) and "UpsertAppointment" in name)

@@ -27,7 +27,7 @@ ERRORS = sorted(classes_below(ServiceError), key=lambda error: error.__name__)
 
 
 def made(error: type[ServiceError]) -> ServiceError:
-    """One of that class, whatever it is made of."""
+    """Create an error of a class with suitable arguments."""
     if issubclass(error, InvalidFields):
         return error([("title", "is too long")])
     if issubclass(error, TimeRangeTaken):

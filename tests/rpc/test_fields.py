@@ -1,4 +1,4 @@
-"""Every rule on fields: each violation named with its field, all of them at once."""
+"""Every validation rule: each violation is reported with its field, all together."""
 
 import math
 from typing import Any

@@ -21,7 +21,7 @@ METHOD = "/appointments.v1.AppointmentService/WatchAppointments"
 
 
 class Gone:
-    """The context of a call whose caller has just gone: gRPC is about to cancel it."""
+    """The context of a call whose caller has disconnected, before gRPC cancels the call."""
 
     def invocation_metadata(self) -> tuple[()]:
         return ()

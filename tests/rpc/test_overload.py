@@ -1,4 +1,4 @@
-"""Queues are bounded: beyond them an answer at once, and nothing written."""
+"""Queues are bounded: when they are full, requests are refused at once, unwritten."""
 
 import statistics
 import time

@@ -64,7 +64,7 @@ class TestBothDoors:
     def unary(
         self, method: str, request: bytes, *metadata: tuple[str, str | bytes]
     ) -> tuple[bytes, str | None]:
-        """A response or a status, serialized, and the revision beside it."""
+        """Return a serialized response or status, and the revision."""
         send: Any = self.channel.unary_unary(f"/{SERVICE}/{method}")
         try:
             response, done = send.with_call(request, metadata=metadata, timeout=30)

@@ -1,4 +1,4 @@
-"""The rules on fields by themselves: what each check says, of which field, and what it reads."""
+"""Unit tests of the validation rules: their messages, field paths and results."""
 
 import math
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""A second version of a service is served beside the first."""
+"""Two versions of a service are served side by side."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass

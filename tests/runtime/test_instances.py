@@ -1,4 +1,4 @@
-"""Several instances of the service beside each other: what keeps them correct is shared."""
+"""Several instances of the service run side by side and stay correct."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack

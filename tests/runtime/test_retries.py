@@ -66,7 +66,7 @@ def metrics() -> Metrics:
 
 
 def counted(metrics: Metrics) -> float:
-    """How many unexpected errors of all loops Prometheus is told of."""
+    """Return the number of unexpected errors of all loops in the metrics."""
     name = "appointments_unexpected_errors_total"
     return sum(
         sample.value
@@ -77,7 +77,7 @@ def counted(metrics: Metrics) -> float:
 
 
 async def errors_of(work: Work) -> list[dict[str, Any]]:
-    """Let a loop run for a while; return what it logged as unexpected."""
+    """Run a loop for a while; return the unexpected errors that it logged."""
     with capture_logs() as logs:
         task = asyncio.ensure_future(work())
         await asyncio.wait({task}, timeout=SECONDS)

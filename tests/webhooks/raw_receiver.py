@@ -1,4 +1,4 @@
-"""A receiver that answers with bytes: whatever a test writes, whether it is HTTP or not."""
+"""A receiver that responds with any bytes that a test chooses, HTTP or not."""
 
 import asyncio
 import struct
@@ -23,7 +23,7 @@ class End(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What is written, where it is cut in two, and what comes then."""
+    """The bytes of a response, where they are split, and how the connection ends."""
 
     written: bytes = b""
     cut: int = 0
@@ -55,7 +55,7 @@ class Request:
 
 @dataclass(slots=True)
 class RawReceiver:
-    """Answers by the target of the request; what it has no answer for is taken."""
+    """Responds according to the target of the request; to others with success."""
 
     answers: Mapping[str, Answer] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)

@@ -15,7 +15,7 @@ from service.webhooks.webhook import Attempt
 from tests.receiver import LOOPBACK, Receiver, status
 
 PUBLIC = "93.184.215.14"
-# A port on which nobody listens, at addresses that no test may reach.
+# A port without a listener, at addresses that no test may reach.
 CLOSED = 9
 
 
@@ -26,7 +26,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 def answering(*answers: Sequence[str]) -> tuple[LookUp, list[str]]:
-    """A name server that gives another answer each time, and what it was asked."""
+    """A name server that returns a different result each time, and records its queries."""
     asked: list[str] = []
 
     async def look_up(host: str, port: int, family: socket.AddressFamily) -> list[tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""Whatever a receiver answers, the attempt is recorded and backed off from."""
+"""Attempts are recorded and retried with backoff, whatever a receiver responds."""
 
 import asyncio
 import math
@@ -155,7 +155,7 @@ async def sending(programs: tuple[Program, Program], url: str) -> AsyncIterator[
 
 
 def most_requests(seconds: float) -> int:
-    """How many requests the back-off allows in a time, if all of its chance is for them."""
+    """Return the maximum number of requests that the backoff allows in a time."""
     count, passed, wait = 1, 0.0, PACE.first_retry
     while (passed := passed + 0.5 * wait) <= seconds:
         count, wait = count + 1, min(2 * wait, PACE.longest_retry)
@@ -163,7 +163,7 @@ def most_requests(seconds: float) -> int:
 
 
 async def check_all(sending: Sending, answers: Mapping[str, Answer]) -> dict[str, Log]:
-    """Send to all of them for a while; what is recorded is what came, and backed off from."""
+    """Send to all of them for a while; check the recorded attempts and the backoff."""
     async with raw_receiver(answers) as receiver, sending.hooks(receiver, list(answers)) as ids:
         began = monotonic()
         await sending.deliver(1.5, ids.values(), attempts=1)

@@ -1,4 +1,4 @@
-"""Every change reaches every webhook: in order, signed, at least once, whatever happens."""
+"""Every change reaches every webhook: in order, signed, at least once, despite failures."""
 
 import asyncio
 import signal
@@ -126,7 +126,7 @@ def test_a_receiver_that_fails_a_third_of_the_time_gets_all_in_order(
 
 
 def test_hanging_receivers_delay_nobody(hooked: Hooked, start: StartProgram) -> None:
-    """More of them than there are places, for each of which they come back at once."""
+    """There are more of them than slots, and all are due again at once."""
     for number in range(12):
         hooked.receiver.answers[f"/hangs/{number}"] = hang
         hooked.hook(f"/hangs/{number}")

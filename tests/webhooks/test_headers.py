@@ -1,4 +1,4 @@
-"""Headers of a webhook's own: sent with every change, and their values never told again."""
+"""Custom headers of webhooks: sent with every change, and their values never returned."""
 
 import json
 from typing import Any

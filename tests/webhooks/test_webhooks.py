@@ -1,4 +1,4 @@
-"""The API of webhooks: what is registered, read, changed, deleted, and refused."""
+"""The API of webhooks: create, read, update, delete, and errors."""
 
 import json
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ def test_a_webhook_is_created_read_listed_replaced_and_deleted(
     assert [each["id"] for each in listed] == [webhook["id"], other["id"]]
     assert not any("secret" in each for each in listed)
 
-    # What was read may be sent back changed; what is left out is emptied.
+    # A webhook that was read can be sent back with changes; omitted fields are emptied.
     del webhook["description"], webhook["changes"]
     replaced = put(rest, webhook["id"], **{**webhook, "disabled": True, "url": URL + "/2"})
     assert replaced.status == 200

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What a caller says of an appointment; minutes for times, None for what is absent."""
+    """The content of an appointment. Times are minutes; None stands for an absent field."""
 
     resource: str
     start: int
@@ -44,7 +44,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Write:
-    """An upsert, or a cancel where there is no content; then its time stands beside it."""
+    """An upsert, or a cancel if `content` is None, with a time of its own."""
 
     id: str
     content: Content | None

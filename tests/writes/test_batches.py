@@ -1,4 +1,4 @@
-"""Batches: each item decided by itself, in order, each seeing those before it."""
+"""Batches: each item is decided separately, in order, and sees the previous ones."""
 
 import grpc
 import pytest
@@ -70,7 +70,7 @@ def test_a_batch_tells_the_revision_even_if_all_is_refused(org: Organization) ->
 
 
 def test_the_largest_batch_gets_an_answer_that_fits(org: Organization) -> None:
-    """Whether all of it is stored or all refused: 4 MiB is what a client takes."""
+    """All of it is stored or all refused. Clients accept 4 MiB."""
     title = "\U0001f600" * 700
 
     def batch(id: str) -> rpc.BatchUpsertAppointmentsRequest:

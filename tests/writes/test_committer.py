@@ -1,4 +1,4 @@
-"""Which writes the committer sends together, in what order, and whom it answers.
+"""Which writes the committer sends together, in which order, and the results of callers.
 
 The store is held: a call is answered when the test says so, which no database would do.
 """
@@ -30,7 +30,7 @@ def write(id: str) -> Cancel:
 
 
 def result(id: str) -> WriteResult:
-    """Stands for what the write of this id did: only its identity counts."""
+    """Return the result of the write with this id. Only its identity matters."""
     return cast("WriteResult", f"result of {id}")
 
 
@@ -52,7 +52,7 @@ class Call:
 
 
 class HeldStore:
-    """Remembers its calls in order, and answers none by itself."""
+    """Records its calls in order. The test completes them."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -83,13 +83,13 @@ class Here:
         self.committer = Committer(cast("Any", self.store), self.metrics, **{**limits, **settings})
 
     async def write(self, organization: str, *ids: str) -> list[asyncio.Task[WriteResult]]:
-        """Submit one write after another; return when all that can go has gone."""
+        """Submit one write after another; return when all possible calls have been made."""
         tasks = [asyncio.create_task(self.committer.submit(organization, write(id))) for id in ids]
         await settled()
         return tasks
 
     async def next_call(self) -> Call:
-        """The call that came last, once everything that can go has gone."""
+        """Return the last call, after all possible calls have been made."""
         await settled()
         return self.store.calls[-1]
 
@@ -234,7 +234,7 @@ async def test_large_and_locked_organizations_take_turns() -> None:
     here.store.calls[0].apply()
     (await here.next_call()).apply(without=locked)
     await settled()
-    await here.write("shared", "1")  # else what is large would share a call now
+    await here.write("shared", "1")  # else the large batch would share a call now
     for number in range(2):
         await here.write(f"large {number}", *map(str, range(OWN_CALL_WRITES)))
     order: list[str] = []

@@ -1,4 +1,4 @@
-"""Many callers at once: one winner per slot, nothing lost, organizations independent."""
+"""Concurrent callers: one winner per slot, no lost writes, independent organizations."""
 
 import random
 import statistics
@@ -150,7 +150,7 @@ def test_one_locked_organization_does_not_slow_another(
 
         seconds_of_a_write(0)
         without, during = [], []
-        # In turn, for whatever else the machine does meanwhile.
+        # Alternately, because of other load on the machine.
         for number in range(1, rounds + 1):
             without.append(seconds_of_a_write(number * 1000))
             with held_lock(database_url, locked.id) as lock:

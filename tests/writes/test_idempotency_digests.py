@@ -42,7 +42,7 @@ FULL = {
     "createdAt": "2029-12-31T23:59:59Z",
     "updatedAt": "2030-01-01T00:00:00Z",
 }
-# A digest is added when a field is; none that stands here is ever changed.
+# Add a digest for every new field. Never change an existing one.
 PINNED: dict[str, tuple[Write, str]] = {
     "upsert": (
         upsert({"id": "a", **PLAIN}),

@@ -225,7 +225,7 @@ class ServiceAgainstModel(RuleBasedStateMachine):
             self.compare(answer, pb.Outcome.Name(response.outcome), response.appointment)
 
     def choose(self, id: str, etag: str | None) -> tuple[int | None, str]:
-        """Return the revision and the etag that a write is to expect."""
+        """Return the revision and etag that a write expects."""
         stored = self.model.stored.get(id)
         if etag is None:
             return None, ""

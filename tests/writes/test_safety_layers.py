@@ -1,4 +1,4 @@
-"""Lock, neighbour check and constraint: each has a guard that fails when it alone is gone.
+"""Lock, neighbour check and constraint: each has a guard that fails if it alone is removed.
 
 Every guard is run twice: on the database as migrated, and on one without its layer.
 """
@@ -329,7 +329,7 @@ def test_functions_can_be_called_by_the_services_role_alone(intact: str) -> None
 
 
 def test_a_function_with_its_owners_rights_pins_where_it_looks(intact: str) -> None:
-    """Else a caller could put a table or function of its own in the way."""
+    """Otherwise a caller could shadow a table or function by its own."""
     with psycopg.connect(intact) as connection:
         found = connection.execute(
             f"SELECT p.oid::regprocedure::text, p.proconfig {OURS} AND p.prosecdef"
