@@ -16,12 +16,18 @@ from gateway.endpoints.changes import ChangesEndpoint
 from gateway.endpoints.operations import (
     OPERATION_PATH,
     OPERATIONS_PATH,
-    OperationAnswers,
     OperationEndpoint,
+    OperationResponses,
     OperationsEndpoint,
 )
-from gateway.endpoints.pages import DOCUMENT_PATH, Alive, Ready, document_page, viewer_pages
-from gateway.endpoints.rpc import CallEndpoint, CallSettings
+from gateway.endpoints.pages import (
+    DOCUMENT_PATH,
+    LivenessEndpoint,
+    ReadinessEndpoint,
+    document_page,
+    viewer_pages,
+)
+from gateway.endpoints.rpc import CallDependencies, CallEndpoint
 from gateway.http.bodies import BodyReader
 from gateway.http.handler import Endpoint, HttpHandler
 from gateway.http.in_flight import InFlight
@@ -47,7 +53,7 @@ SERVICES: tuple[ServiceDescriptor, ...] = (
 
 _CONNECTION_BACKLOG = 1024
 # Bodies that may be received at the same time, per call that may be in flight.
-BODIES_PER_CALL = 4
+_BODIES_PER_CALL = 4
 
 
 def build_router(
@@ -67,11 +73,11 @@ def build_router(
         frozenset(route.body for route in routes if route.body not in {"", "*"})
     )
     service = ServiceCaller(relays, statuses)
-    operations = OperationAnswers(statuses)
-    shared = CallSettings(
+    operations = OperationResponses(statuses)
+    shared = CallDependencies(
         service=service,
         bodies=bodies,
-        receiving=InFlight(BODIES_PER_CALL * settings.gateway_max_in_flight),
+        receiving=InFlight(_BODIES_PER_CALL * settings.gateway_max_in_flight),
         in_flight=in_flight,
         waiting=waiting,
         operations=operations,
@@ -96,7 +102,7 @@ def build_router(
                 statuses,
                 streams=streams,
                 metrics=metrics,
-                patience=settings.watch_patience,
+                reader_timeout=settings.watch_patience,
             )
             if route.stream
             else call
@@ -104,8 +110,8 @@ def build_router(
         router.add(route.http_method, route.template, endpoint)
     router.add("GET", OPERATION_PATH, OperationEndpoint(service, operations, in_flight, waiting))
     router.add("GET", OPERATIONS_PATH, OperationsEndpoint(service, operations, in_flight))
-    router.add("GET", "/healthz", Alive())
-    router.add("GET", "/readyz", Ready(channels[0], SERVICES[0].full_name))
+    router.add("GET", "/healthz", LivenessEndpoint())
+    router.add("GET", "/readyz", ReadinessEndpoint(channels[0], SERVICES[0].full_name))
     router.add("GET", DOCUMENT_PATH, document_page(openapi_document(SERVICES, routes)))
     for path, page in viewer_pages().items():
         router.add("GET", path, page)

@@ -53,7 +53,7 @@ _EVENTS = {number: name.lower() for name, number in HistoryEntry.Change.items()}
 class ChangesEndpoint:
     """Answers with a page, or with the stream of what the page lists if that is accepted.
 
-    A reader of the stream that takes nothing for `patience` seconds is cut off.
+    A reader of the stream that takes nothing for `reader_timeout` seconds is cut off.
     """
 
     takes_body = False
@@ -67,7 +67,7 @@ class ChangesEndpoint:
         *,
         streams: Streams,
         metrics: Metrics,
-        patience: float,
+        reader_timeout: float,
     ) -> None:
         if route.stream is None:
             raise ValueError(f"{route.rpc.full_name} has no stream")
@@ -81,7 +81,7 @@ class ChangesEndpoint:
         self._statuses = statuses
         self._streams = streams
         self._metrics = metrics
-        self._patience = patience
+        self._reader_timeout = reader_timeout
         self._log = structlog.get_logger()
 
     async def __call__(self, context: RequestContext) -> StreamResponse:
@@ -101,10 +101,10 @@ class ChangesEndpoint:
         resumes = last_event_id is not None
         if resumes:
             asked.after_revision = last_event_id
-        stream = EventStream(context, patience=self._patience)
+        stream = EventStream(context, reader_timeout=self._reader_timeout)
         try:
             async with asyncio.timeout(None) as stopping:
-                with self._streams.place(stopping):
+                with self._streams.slot(stopping):
                     try:
                         end = await self._send(stream, context, asked, metadata, resumes=resumes)
                     except SlowReaderError:
@@ -160,7 +160,7 @@ class ChangesEndpoint:
             except CallError as error:
                 latest = error.organization_revision
                 if not resumes or latest is None or latest >= asked.after_revision:
-                    if context.begun is None:
+                    if context.stream_status is None:
                         raise
                     self._log.warning(
                         "watch refused",

@@ -21,8 +21,7 @@ from google.longrunning.operations_pb2 import (
 from google.protobuf.any_pb2 import Any
 from google.rpc.status_pb2 import Status
 
-from gateway.endpoints.organizations import DEFAULT_ORGANIZATION, location_of
-from gateway.http.answers import json_answer
+from gateway.endpoints.organizations import DEFAULT_ORGANIZATION, resource_location
 from gateway.http.context import RequestContext
 from gateway.http.in_flight import InFlight
 from gateway.http.problems import (
@@ -33,6 +32,7 @@ from gateway.http.problems import (
     invalid_fields,
     refusal,
 )
+from gateway.http.responses import json_response
 from gateway.http.router import decode_percent
 from gateway.transcoding.query import QueryParameter, query_reader, read_query
 from gateway.upstream.client import ServiceCaller, revision_header
@@ -57,7 +57,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s?")
 
 
-class OperationAnswers:
+class OperationResponses:
     """Renders operations: proto3 JSON, but an error is a problem as everywhere."""
 
     def __init__(self, statuses: StatusReader) -> None:
@@ -73,7 +73,7 @@ class OperationAnswers:
     def one(self, operation: Operation, status: HTTPStatus, headers: Mapping[str, str]) -> Response:
         """Answer with an operation."""
         body = orjson.dumps(self._operation(operation))
-        return json_answer(status, body, {**NO_STORE, **headers})
+        return json_response(status, body, {**NO_STORE, **headers})
 
     def page(self, page: ListOperationsResponse, headers: Mapping[str, str]) -> Response:
         """Answer with a page of operations."""
@@ -81,7 +81,7 @@ class OperationAnswers:
             "operations": [self._operation(operation) for operation in page.operations],
             "nextPageToken": page.next_page_token,
         }
-        return json_answer(HTTPStatus.OK, orjson.dumps(body), {**NO_STORE, **headers})
+        return json_response(HTTPStatus.OK, orjson.dumps(body), {**NO_STORE, **headers})
 
     def _render_any(self, packed: Any) -> dict[str, AnyType]:
         message, render = self._packed[packed.TypeName()]
@@ -97,12 +97,12 @@ class OperationEndpoint:
     def __init__(
         self,
         service: ServiceCaller,
-        answers: OperationAnswers,
+        responses: OperationResponses,
         in_flight: InFlight,
         waiting: InFlight,
     ) -> None:
         self._service = service
-        self._answers = answers
+        self._responses = responses
         self._in_flight = in_flight
         self._waiting = waiting
 
@@ -125,7 +125,7 @@ class OperationEndpoint:
             get = GetOperationRequest(name=name)
             with self._in_flight:
                 reply = await self._service.call(GET_OPERATION, get, context)
-        return self._answers.one(
+        return self._responses.one(
             Operation.FromString(reply.response),
             HTTPStatus.OK,
             revision_header(reply.organization_revision),
@@ -139,10 +139,10 @@ class OperationsEndpoint:
     takes_body = False
 
     def __init__(
-        self, service: ServiceCaller, answers: OperationAnswers, in_flight: InFlight
+        self, service: ServiceCaller, responses: OperationResponses, in_flight: InFlight
     ) -> None:
         self._service = service
-        self._answers = answers
+        self._responses = responses
         self._in_flight = in_flight
 
     async def __call__(self, context: RequestContext) -> Response:
@@ -151,7 +151,7 @@ class OperationsEndpoint:
         request = ListOperationsRequest(name=_parent(context.organization), **fields)
         with self._in_flight:
             reply = await self._service.call(LIST_OPERATIONS, request, context)
-        return self._answers.page(
+        return self._responses.page(
             ListOperationsResponse.FromString(reply.response),
             revision_header(reply.organization_revision),
         )
@@ -211,4 +211,4 @@ def wait_request(name: str, seconds: float) -> WaitOperationRequest:
 def operation_location(name: str) -> str:
     """Give the reference under which an operation is read, from its name."""
     _, organization, _, operation_id = name.split("/")
-    return location_of(OPERATIONS_PATH, operation_id, unquote(organization))
+    return resource_location(OPERATIONS_PATH, operation_id, unquote(organization))

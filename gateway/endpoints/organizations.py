@@ -32,7 +32,7 @@ def _organization_of(message: Any) -> str:  # noqa: ANN401  any message with an 
     return organization[:128] or DEFAULT_ORGANIZATION
 
 
-def location_of(path: str, id: str, organization_id: str) -> str:
+def resource_location(path: str, id: str, organization_id: str) -> str:
     """Give the reference under which what an organization has is read."""
     # Dots need no encoding, but a segment of dots alone would be taken for a step up.
     identifier = _encoded(id)

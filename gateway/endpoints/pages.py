@@ -10,10 +10,10 @@ from aiohttp.web import Response
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.http.answers import json_answer
 from gateway.http.context import RequestContext
 from gateway.http.handler import DOCS_PATH
 from gateway.http.problems import ProblemError, refusal
+from gateway.http.responses import json_response
 from public_json.reasons import Reason
 
 READY_TIMEOUT = 1.0
@@ -22,17 +22,17 @@ READY_TIMEOUT = 1.0
 _NO_STORE: Mapping[str, str] = {hdrs.CACHE_CONTROL: "no-store"}
 
 
-class Alive:
+class LivenessEndpoint:
     """Answers 200 as long as this process answers at all."""
 
     name = "/healthz"
     takes_body = False
 
     async def __call__(self, context: RequestContext) -> Response:  # noqa: ARG002
-        return json_answer(HTTPStatus.OK, b'{"status":"ok"}', _NO_STORE)
+        return json_response(HTTPStatus.OK, b'{"status":"ok"}', _NO_STORE)
 
 
-class Ready:
+class ReadinessEndpoint:
     """Answers 200 if the service says that it serves, else 503."""
 
     name = "/readyz"
@@ -50,7 +50,7 @@ class Ready:
             raise _not_ready("The service cannot be reached.") from error
         if answer.status != serving:
             raise _not_ready("The service does not serve at the moment.")
-        return json_answer(HTTPStatus.OK, b'{"status":"ready"}', _NO_STORE)
+        return json_response(HTTPStatus.OK, b'{"status":"ready"}', _NO_STORE)
 
 
 def _not_ready(detail: str) -> ProblemError:

@@ -7,9 +7,9 @@ from typing import Any
 from aiohttp import hdrs
 from aiohttp.web import Response
 
-from gateway.endpoints.operations import OperationAnswers
+from gateway.endpoints.operations import OperationResponses
 from gateway.endpoints.organizations import organization_reader
-from gateway.endpoints.route_answers import RouteAnswers
+from gateway.endpoints.route_responses import RouteResponses
 from gateway.endpoints.submission import Submission, read_preferences, submission_kind
 from gateway.http.bodies import BodyReader
 from gateway.http.conditions import expected_etags
@@ -25,7 +25,7 @@ from public_json.rendering import Render
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallSettings:
+class CallDependencies:
     """What all endpoints share; sizes are in bytes."""
 
     service: ServiceCaller
@@ -35,7 +35,7 @@ class CallSettings:
     in_flight: InFlight
     # Apart from both, since it takes long: for the end of operations.
     waiting: InFlight
-    operations: OperationAnswers
+    operations: OperationResponses
     special: Mapping[str, Render]
 
 
@@ -43,22 +43,32 @@ class CallEndpoint:
     """Answers the requests of one route."""
 
     def __init__(
-        self, route: Route, settings: CallSettings, location: str | None, batch: Route | None
+        self,
+        route: Route,
+        dependencies: CallDependencies,
+        location: str | None,
+        batch: Route | None,
     ) -> None:
         """Prepare the route; `location` is the path under which its writes are read, if any,
         `batch` the route that takes several of them.
         """
         self.name = route.name
         self._rpc_path = route.rpc_path
-        self._settings = settings
+        self._dependencies = dependencies
         self._input = InputReader(route, batch)
         self.takes_body = self._input.takes_body
-        self._answers = RouteAnswers(route, location, settings.special)
+        self._responses = RouteResponses(route, location, dependencies.special)
         self._organization_of = organization_reader(route.rpc.input_type)
         self._reads = route.http_method == hdrs.METH_GET
         kind = submission_kind(route.rpc.input_type)
         self._submission = (
-            Submission(kind, settings.service, self._answers, settings.operations, settings.waiting)
+            Submission(
+                kind,
+                dependencies.service,
+                self._responses,
+                dependencies.operations,
+                dependencies.waiting,
+            )
             if kind
             else None
         )
@@ -67,10 +77,10 @@ class CallEndpoint:
         """Make the call and render its answer. Raises `ProblemError` for every refusal."""
         body = b""
         if self.takes_body:
-            with self._settings.receiving:
-                body = await self._settings.bodies.read(context.request)
+            with self._dependencies.receiving:
+                body = await self._dependencies.bodies.read(context.request)
         submission = self._submission
-        with self._settings.in_flight:
+        with self._dependencies.in_flight:
             message = self._input.read(context, body)
             context.organization = self._organization_of(message)
             etags = self._expected(context, message)
@@ -79,7 +89,7 @@ class CallEndpoint:
             # Of several etags only the answer to a write at once tells which to try next.
             if submission is None or not preferences.respond_async or len(etags) > 1:
                 reply = await self._call(context, message, etags)
-                return self._answers.of_reply(context, message, reply)
+                return self._responses.of_reply(context, message, reply)
             operation = await submission.submit(context, message)
         return await submission.answer(context, operation, preferences)
 
@@ -102,7 +112,7 @@ class CallEndpoint:
 
         Each call is decided by itself, and none but the last writes anything.
         """
-        service = self._settings.service
+        service = self._dependencies.service
         try:
             for further in etags[1:]:
                 try:

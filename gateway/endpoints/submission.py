@@ -16,11 +16,11 @@ from gateway.endpoints.operations import (
     MAX_WAIT,
     NO_STORE,
     WAIT_OPERATION,
-    OperationAnswers,
+    OperationResponses,
     operation_location,
     wait_request,
 )
-from gateway.endpoints.route_answers import RouteAnswers
+from gateway.endpoints.route_responses import RouteResponses
 from gateway.http.context import RequestContext
 from gateway.http.in_flight import InFlight
 from gateway.http.problems import ProblemError
@@ -83,13 +83,13 @@ class Submission:
         self,
         kind: str,
         service: ServiceCaller,
-        answers: RouteAnswers,
-        operations: OperationAnswers,
+        responses: RouteResponses,
+        operations: OperationResponses,
         waiting: InFlight,
     ) -> None:
         self._kind = kind
         self._service = service
-        self._answers = answers
+        self._responses = responses
         self._operations = operations
         self._waiting = waiting
 
@@ -130,4 +130,4 @@ class Submission:
             raise ProblemError(self._operations.statuses.of_status(operation.error), headers)
         metadata = OperationMetadata.FromString(operation.metadata.value)
         stored = Appointment.FromString(operation.response.value)
-        return self._answers.written(context, stored, metadata.outcome, {**NO_STORE, **headers})
+        return self._responses.of_write(context, stored, metadata.outcome, {**NO_STORE, **headers})

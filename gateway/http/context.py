@@ -29,7 +29,7 @@ class RequestContext:
     organization: str | None = None
     code: str | None = None
     outcome: str | None = None
-    begun: int | None = None
+    stream_status: int | None = None
     """The status of a response that is being streamed, once its headers are sent."""
     events: int | None = None
     """How many events such a response has had so far."""

@@ -9,12 +9,12 @@ import structlog
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
-from gateway.http.answers import REQUEST_ID, problem_answer, sign
 from gateway.http.bodies import BodyReader
 from gateway.http.context import RequestContext
 from gateway.http.problems import ProblemError, internal, refusal
+from gateway.http.responses import REQUEST_ID, problem_response, sign
 from gateway.http.router import Router
-from gateway.http.unreadable import refuse_unreadable
+from gateway.http.unreadable import unreadable_error
 from gateway.metrics import Metrics
 from public_json.reasons import Reason
 
@@ -62,14 +62,14 @@ class HttpHandler:
             response = await self._answer(context)
             status = response.status
         finally:
-            self._record(context, context.begun or status, time.perf_counter() - started)
+            self._record(context, context.stream_status or status, time.perf_counter() - started)
         return response
 
-    def answer_unreadable(self, request: BaseRequest, error: BaseException | None) -> Response:
+    def respond_to_unreadable(self, request: BaseRequest, error: BaseException | None) -> Response:
         """Respond to a request that aiohttp could not parse, and close the connection."""
         context = RequestContext(request=request, request_id=_new_request_id())
-        problem = refuse_unreadable(error).problem
-        response = problem_answer(context, problem, {hdrs.CONNECTION: "close"})
+        problem = unreadable_error(error).problem
+        response = problem_response(context, problem, {hdrs.CONNECTION: "close"})
         sign(response, context)
         self._record(context, response.status, 0)
         return response
@@ -79,13 +79,13 @@ class HttpHandler:
         try:
             response = await self._dispatch(context)
         except ProblemError as error:
-            response = problem_answer(context, error.problem, error.headers)
+            response = problem_response(context, error.problem, error.headers)
         except Exception:
             self._log.exception("unexpected error", request_id=context.request_id)
-            if context.begun is not None:
+            if context.stream_status is not None:
                 raise  # ends the connection
-            response = problem_answer(context, internal())
-        if context.begun is None:
+            response = problem_response(context, internal())
+        if context.stream_status is None:
             sign(response, context)
         return response
 

@@ -34,7 +34,7 @@ class Fallback:
 # A reason of the service's own decides alone. What the service says in words is passed on
 # only with one, and never for the statuses of INTERNAL.
 _INTERNAL = Fallback(Reason.INTERNAL, "Something failed on our side.")
-_BY_STATUS: Mapping[StatusCode, Fallback] = {
+_FALLBACKS: Mapping[StatusCode, Fallback] = {
     StatusCode.CANCELLED: Fallback(
         Reason.SERVICE_UNAVAILABLE,
         "The service ended the call; whether a write was stored is not known, the same"
@@ -195,7 +195,7 @@ class StatusReader:
         addresses and internals.
         """
         code = _STATUS_CODES.get(status.code, StatusCode.UNKNOWN)
-        fallback = _BY_STATUS.get(code, _INTERNAL)
+        fallback = _FALLBACKS.get(code, _INTERNAL)
         reason = ""
         errors: list[FieldError] = []
         conflicts: Mapping[str, Any] = {}

@@ -98,4 +98,4 @@ class _Connection(RequestHandler):
     ) -> StreamResponse:
         if request.writer.output_size > 0:
             raise ConnectionError("a response has begun already")
-        return self._handler.answer_unreadable(request, exc)
+        return self._handler.respond_to_unreadable(request, exc)

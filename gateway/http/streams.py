@@ -11,22 +11,22 @@ from http import HTTPStatus
 from aiohttp import hdrs
 from aiohttp.web import StreamResponse
 
-from gateway.http.answers import sign
 from gateway.http.context import RequestContext
+from gateway.http.responses import sign
 
 MEDIA_TYPE = "text/event-stream"
-LAST_READ_TIME = 1.0
+FINAL_READ_TIMEOUT = 1.0
 """Seconds that a caller has to take the rest of a stream that ends."""
 
-PIECE_BYTES = 16 * 1024
+CHUNK_BYTES = 16 * 1024
 """Handed over at a time, each once the one before has found room."""
 SOCKET_BUFFER_BYTES = 64 * 1024
 """The kernel keeps up to twice as much of what its reader has not taken; it would keep some
 megabytes by itself."""
 
 # Milliseconds, at random between: those who lose their stream together come back apart.
-_COME_BACK = (1_000, 3_000)
-_COME_BACK_LATER = (5_000, 15_000)
+_RECONNECT_DELAY = (1_000, 3_000)
+_LONG_RECONNECT_DELAY = (5_000, 15_000)
 
 
 class End(StrEnum):
@@ -69,7 +69,7 @@ class Streams:
         return len(self._ends)
 
     @contextmanager
-    def place(self, end: asyncio.Timeout) -> Iterator[None]:
+    def slot(self, end: asyncio.Timeout) -> Iterator[None]:
         """Take one, for a stream that this timeout ends. Raises `TooManyStreamsError`."""
         if len(self._ends) >= self._limit:
             raise TooManyStreamsError
@@ -92,10 +92,10 @@ class EventStream:
     """One stream on its way to its reader (WHATWG HTML, section 9.2).
 
     What the reader does not take stays in buffers of some 200 KB. Then sending waits, for
-    `patience` seconds at most.
+    `reader_timeout` seconds at most.
     """
 
-    def __init__(self, context: RequestContext, *, patience: float) -> None:
+    def __init__(self, context: RequestContext, *, reader_timeout: float) -> None:
         self.response = StreamResponse(
             headers={
                 hdrs.CONTENT_TYPE: MEDIA_TYPE,
@@ -106,27 +106,27 @@ class EventStream:
         )
         sign(self.response, context)
         self.ended = False
-        self._exchange = context
-        self._patience = patience
+        self._context = context
+        self._reader_timeout = reader_timeout
         self._sending = False
 
-    async def begin(self, come_back: tuple[int, int] = _COME_BACK) -> None:
+    async def begin(self, reconnect_delay: tuple[int, int] = _RECONNECT_DELAY) -> None:
         """Send the headers and, but for HEAD, when to come back, unless that was done."""
-        context = self._exchange
-        if context.begun is not None:
+        context = self._context
+        if context.stream_status is not None:
             return
-        context.begun = HTTPStatus.OK
+        context.stream_status = HTTPStatus.OK
         context.events = 0
         if context.request.method == hdrs.METH_HEAD:
             await self.response.prepare(context.request)
             return
         transport = context.request.transport
         if transport is not None:
-            transport.set_write_buffer_limits(high=PIECE_BYTES)
+            transport.set_write_buffer_limits(high=CHUNK_BYTES)
             connection = transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         await self.response.prepare(context.request)
-        retry = random.randint(*come_back)  # noqa: S311  # spreads load, keeps no secret
+        retry = random.randint(*reconnect_delay)  # noqa: S311  # spreads load, keeps no secret
         await self.send(b"retry: %d\n\n" % retry)
 
     async def send(self, data: bytes) -> None:
@@ -135,11 +135,11 @@ class EventStream:
         Raises `SlowReaderError`, and `ConnectionError` if the reader has gone.
         """
         self._sending = True
-        for start in range(0, len(data), PIECE_BYTES):
+        for start in range(0, len(data), CHUNK_BYTES):
             try:
-                async with asyncio.timeout(self._patience):
-                    await self.response.write(data[start : start + PIECE_BYTES])
-                    await self._exchange.request.writer.drain()
+                async with asyncio.timeout(self._reader_timeout):
+                    await self.response.write(data[start : start + CHUNK_BYTES])
+                    await self._context.request.writer.drain()
             except TimeoutError:
                 raise SlowReaderError from None
         self._sending = False
@@ -154,12 +154,14 @@ class EventStream:
         self.ended = True
         if end is End.CALLER_GONE:
             return
-        request = self._exchange.request
+        request = self._context.request
         try:
             async with asyncio.timeout(
-                self._patience if end is End.SLOW_READER else LAST_READ_TIME
+                self._reader_timeout if end is End.SLOW_READER else FINAL_READ_TIMEOUT
             ):
-                await self.begin(_COME_BACK_LATER if end is End.OVERLOADED else _COME_BACK)
+                await self.begin(
+                    _LONG_RECONNECT_DELAY if end is End.OVERLOADED else _RECONNECT_DELAY
+                )
                 # A comment would make an event that is not whole look so.
                 if request.method != hdrs.METH_HEAD and not self._sending:
                     await self.response.write(_END_COMMENTS.get(end, b""))
@@ -171,6 +173,6 @@ class EventStream:
             raise
 
     def _abort(self) -> None:
-        transport = self._exchange.request.transport
+        transport = self._context.request.transport
         if transport is not None:
             transport.abort()

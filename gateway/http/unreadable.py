@@ -50,7 +50,7 @@ _DUPLICATE = re.compile("Duplicate '([^']+)' header")
 _REQUEST_LINE = re.compile(r"""\bb["']([!#$%&'*+.^_`|~0-9A-Za-z-]+) \S+ HTTP/[0-9.]+["']\s""")
 
 
-def refuse_unreadable(error: BaseException | None) -> ProblemError:
+def unreadable_error(error: BaseException | None) -> ProblemError:
     """Give the refusal of a request that ended in this error of aiohttp's parser."""
     said = error.message if isinstance(error, HttpProcessingError) else ""
     for beginning, (reason, detail) in _FAULTS.items():

@@ -6,11 +6,11 @@ from http import HTTPStatus
 from appointments.v1.appointment_pb2 import TimeRangeConflict
 
 from gateway.endpoints.operations import MAX_WAIT
-from gateway.endpoints.route_answers import OUTCOME
+from gateway.endpoints.route_responses import OUTCOME
 from gateway.endpoints.submission import PREFER, PREFERENCE_APPLIED
-from gateway.http.answers import REQUEST_ID
 from gateway.http.problems import MEDIA_TYPE
-from gateway.openapi.examples import PROBLEM_EXAMPLES, shown
+from gateway.http.responses import REQUEST_ID
+from gateway.openapi.examples import PROBLEM_EXAMPLES, examples_member
 from gateway.openapi.schemas import Schema, Schemas
 from gateway.upstream.client import REVISION
 from gateway.upstream.metadata import ACTOR, MAX_ACTOR_LENGTH
@@ -90,10 +90,10 @@ def response_name(status: HTTPStatus) -> str:
     return "".join(filter(str.isalnum, status.phrase.title()))
 
 
-def problem_response(status: HTTPStatus | None) -> Schema:
+def response_object(status: HTTPStatus | None) -> Schema:
     """Return the response of an error status; None: of all other errors."""
     examples = PROBLEM_EXAMPLES.get(status, {}) if status else {}
-    content: Schema = {"schema": reference("Problem"), **shown(examples)}
+    content: Schema = {"schema": reference("Problem"), **examples_member(examples)}
     headers = [REQUEST_ID, REVISION]
     if status in TEMPORARY:
         headers.append("Retry-After")

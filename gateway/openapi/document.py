@@ -10,23 +10,23 @@ from appointments.v1.appointment_pb2 import Outcome
 from google.protobuf.descriptor import ServiceDescriptor
 
 from gateway.endpoints.changes import EVENT_ID, LAST_EVENT_ID
-from gateway.endpoints.route_answers import OUTCOME
+from gateway.endpoints.route_responses import OUTCOME
 from gateway.endpoints.submission import PREFERENCE_APPLIED, submission_kind
-from gateway.http.answers import REQUEST_ID
 from gateway.http.conditions import IF_MATCH, IF_NONE_MATCH, MAX_TAGS
+from gateway.http.responses import REQUEST_ID
 from gateway.http.streams import MEDIA_TYPE as EVENT_STREAM
 from gateway.openapi.comments import read_comments
 from gateway.openapi.components import (
     HEADERS,
     PARAMETERS,
     header_references,
-    problem_response,
     problem_schemas,
     reference,
     response_name,
+    response_object,
     statuses,
 )
-from gateway.openapi.examples import EXAMPLES, Examples, shown
+from gateway.openapi.examples import EXAMPLES, Examples, examples_member
 from gateway.openapi.paths import (
     PAGE_TAGS,
     health_paths,
@@ -144,8 +144,8 @@ def _problem_responses(paths: Mapping[str, Schema]) -> dict[str, Schema]:
         for status in operation["responses"]
         if status != "default" and int(status) >= HTTPStatus.BAD_REQUEST
     }
-    named = {response_name(status): problem_response(status) for status in sorted(statuses)}
-    return {**named, "Problem": problem_response(None)}
+    named = {response_name(status): response_object(status) for status in sorted(statuses)}
+    return {**named, "Problem": response_object(None)}
 
 
 def _description(comment: str) -> str:
@@ -179,7 +179,7 @@ def _operation(route: Route, schemas: Schemas, comment: str, *, creates: bool) -
         in_path = route.variables if route.body == "*" else ()
         content: Schema = {
             "schema": schemas.input(message, without=in_path),
-            **shown(_examples(route).requests),
+            **examples_member(_examples(route).requests),
         }
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
     operation["responses"] = _responses(route, schemas, creates=creates)
@@ -235,10 +235,10 @@ def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
     if creates:
         headers.append("Location")
     schema = schemas.output(message)
-    answers = _examples(route).answers
+    examples = _examples(route).responses
 
     def success(status: HTTPStatus, description: str) -> Schema:
-        content: Schema = {"schema": schema, **shown(answers.get(status, {}))}
+        content: Schema = {"schema": schema, **examples_member(examples.get(status, {}))}
         contents: Schema = {"application/json": content}
         if route.stream is not None:
             contents[EVENT_STREAM] = _EVENTS
@@ -260,7 +260,7 @@ def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
             "content": {
                 "application/json": {
                     "schema": reference("Operation"),
-                    **shown(answers.get(HTTPStatus.ACCEPTED, {})),
+                    **examples_member(examples.get(HTTPStatus.ACCEPTED, {})),
                 }
             },
         }

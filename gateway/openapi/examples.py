@@ -20,10 +20,10 @@ class Examples:
     """The examples of an operation: request bodies by name, responses by status and name."""
 
     requests: Named = field(default_factory=dict)
-    answers: Mapping[int, Named] = field(default_factory=dict)
+    responses: Mapping[int, Named] = field(default_factory=dict)
 
 
-def shown(examples: Named) -> dict[str, Any]:
+def examples_member(examples: Named) -> dict[str, Any]:
     """Return the property of a media type for the examples; empty without examples."""
     named = {name: {"value": value} for name, value in examples.items()}
     return {"examples": named} if named else {}
@@ -160,11 +160,13 @@ EXAMPLES: Mapping[str, Examples] = {
             "backwards": _BACKWARDS,
             "later": _BOOK,
         },
-        answers={200: {"again": _BOOKED}, 201: {"book": _BOOKED}, 202: {"later": _ACCEPTED}},
+        responses={200: {"again": _BOOKED}, 201: {"book": _BOOKED}, 202: {"later": _ACCEPTED}},
     ),
-    "GetAppointment": Examples(answers={200: {"booked": _BOOKED}}),
+    "GetAppointment": Examples(responses={200: {"booked": _BOOKED}}),
     "ListAppointments": Examples(
-        answers={200: {"booked": {"appointments": [_BOOKED], "nextPageToken": "", "revision": "1"}}}
+        responses={
+            200: {"booked": {"appointments": [_BOOKED], "nextPageToken": "", "revision": "1"}}
+        }
     ),
     "BatchUpsertAppointments": Examples(
         requests={
@@ -172,7 +174,7 @@ EXAMPLES: Mapping[str, Examples] = {
                 "requests": [{"appointment": _FREE, "createOnly": True}, {"appointment": _OVERLAP}]
             }
         },
-        answers={
+        responses={
             200: {
                 "oneIsRefused": {
                     "results": [
@@ -183,35 +185,37 @@ EXAMPLES: Mapping[str, Examples] = {
             }
         },
     ),
-    "CancelAppointment": Examples(answers={200: {"cancelled": _CANCELLED}}),
+    "CancelAppointment": Examples(responses={200: {"cancelled": _CANCELLED}}),
     "ListAppointmentHistory": Examples(
-        answers={200: {"both": {"entries": _HISTORY, "nextPageToken": ""}}}
+        responses={200: {"both": {"entries": _HISTORY, "nextPageToken": ""}}}
     ),
     "ListChanges": Examples(
-        answers={200: {"afterTwo": {"entries": _HISTORY[1:], "nextPageToken": "", "revision": "3"}}}
+        responses={
+            200: {"afterTwo": {"entries": _HISTORY[1:], "nextPageToken": "", "revision": "3"}}
+        }
     ),
-    "GetOperation": Examples(answers={200: {"done": _DONE}}),
+    "GetOperation": Examples(responses={200: {"done": _DONE}}),
     "ListOperations": Examples(
-        answers={200: {"done": {"operations": [_DONE], "nextPageToken": ""}}}
+        responses={200: {"done": {"operations": [_DONE], "nextPageToken": ""}}}
     ),
     "CreateWebhook": Examples(
-        requests={"register": _REGISTER}, answers={201: {"register": {**_REGISTERED, **_SECRET}}}
+        requests={"register": _REGISTER}, responses={201: {"register": {**_REGISTERED, **_SECRET}}}
     ),
-    "GetWebhook": Examples(answers={200: {"registered": _REGISTERED}}),
-    "ListWebhooks": Examples(answers={200: {"registered": {"webhooks": [_REGISTERED]}}}),
+    "GetWebhook": Examples(responses={200: {"registered": _REGISTERED}}),
+    "ListWebhooks": Examples(responses={200: {"registered": {"webhooks": [_REGISTERED]}}}),
     "UpdateWebhook": Examples(
-        requests={"disable": _DISABLE}, answers={200: {"disable": _DISABLED}}
+        requests={"disable": _DISABLE}, responses={200: {"disable": _DISABLED}}
     ),
-    "RotateWebhookSecret": Examples(answers={200: {"rotated": {**_DISABLED, **_SECRET}}}),
+    "RotateWebhookSecret": Examples(responses={200: {"rotated": {**_DISABLED, **_SECRET}}}),
     "ReplayWebhook": Examples(
-        requests={"all": {"afterRevision": "0"}}, answers={200: {"all": _REPLAYED}}
+        requests={"all": {"afterRevision": "0"}}, responses={200: {"all": _REPLAYED}}
     ),
     "ListWebhookDeliveries": Examples(
-        answers={200: {"none": {"deliveries": [], "nextPageToken": ""}}}
+        responses={200: {"none": {"deliveries": [], "nextPageToken": ""}}}
     ),
-    "DeleteWebhook": Examples(answers={200: {"deleted": {}}}),
-    "IsAlive": Examples(answers={200: {"alive": {"status": "ok"}}}),
-    "IsReady": Examples(answers={200: {"ready": {"status": "ready"}}}),
+    "DeleteWebhook": Examples(responses={200: {"deleted": {}}}),
+    "IsAlive": Examples(responses={200: {"alive": {"status": "ok"}}}),
+    "IsReady": Examples(responses={200: {"ready": {"status": "ready"}}}),
 }
 PROBLEM_EXAMPLES: Mapping[HTTPStatus, Named] = {
     HTTPStatus.BAD_REQUEST: {

@@ -6,9 +6,9 @@ from appointments.v1.appointment_pb2 import Appointment
 from appointments.v1.appointment_service_pb2 import OperationMetadata
 
 from gateway.endpoints.operations import MAX_WAIT, OPERATION_PATH, OPERATIONS_PATH
-from gateway.http.answers import REQUEST_ID
+from gateway.http.responses import REQUEST_ID
 from gateway.openapi.components import TEXT, header_references, reference, response_name, statuses
-from gateway.openapi.examples import EXAMPLES, shown
+from gateway.openapi.examples import EXAMPLES, examples_member
 from gateway.openapi.schemas import Schema, Schemas
 from gateway.upstream.client import REVISION
 from public_json.reasons import Requests
@@ -20,7 +20,7 @@ PAGE_TAGS = [
 
 
 def _content(answer: str, name: str) -> Schema:
-    examples = shown(EXAMPLES[name].answers[HTTPStatus.OK])
+    examples = examples_member(EXAMPLES[name].responses[HTTPStatus.OK])
     return {"application/json": {"schema": reference(answer), **examples}}
 
 

@@ -12,7 +12,7 @@ from gateway.http.problems import MEDIA_TYPE, Problem
 REQUEST_ID = "X-Request-Id"
 
 
-def json_answer(status: int, body: bytes, headers: Mapping[str, str]) -> Response:
+def json_response(status: int, body: bytes, headers: Mapping[str, str]) -> Response:
     """Answer with JSON text."""
     return Response(
         status=status,
@@ -27,7 +27,7 @@ def sign(response: StreamResponse, context: RequestContext) -> None:
     response.headers[hdrs.SERVER] = "appointments"  # aiohttp would tell its version
 
 
-def problem_answer(
+def problem_response(
     context: RequestContext, problem: Problem, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Answer with a problem. `Connection: close` among the headers closes the connection."""

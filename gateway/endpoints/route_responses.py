@@ -12,10 +12,10 @@ from appointments.v1.appointment_pb2 import Outcome
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from gateway.endpoints.organizations import location_of
-from gateway.http.answers import json_answer
+from gateway.endpoints.organizations import resource_location
 from gateway.http.context import RequestContext
 from gateway.http.problems import refusal
+from gateway.http.responses import json_response
 from gateway.transcoding.routes import Route
 from gateway.upstream.client import REVISION, revision_header
 from gateway.upstream.relay import Reply
@@ -34,16 +34,16 @@ _COMMON_HEADERS: Mapping[str, str] = {hdrs.CACHE_CONTROL: "private, no-cache"}
 _OUTCOMES = {number: name for name, number in Outcome.items()}
 
 
-class RouteAnswers:
+class RouteResponses:
     """Renders the answers of one route."""
 
     def __init__(self, route: Route, location: str | None, special: Mapping[str, Render]) -> None:
         """Prepare the route; `location` is the path under which its writes are read, if any."""
         output = route.rpc.output_type
-        shown = route.response_message
+        resource = route.response_message
         self._response_body = route.response_body
-        self._render = MessageRenderer(shown, special).render
-        self._has_etag = "etag" in shown.fields_by_name
+        self._render = MessageRenderer(resource, special).render
+        self._has_etag = "etag" in resource.fields_by_name
         self._has_outcome = "outcome" in output.fields_by_name
         self._location = location
         self._read_response: Callable[[bytes], Any] = GetMessageClass(output).FromString
@@ -56,28 +56,28 @@ class RouteAnswers:
         headers = {**_COMMON_HEADERS, **revision_header(reply.organization_revision)}
         if not self._has_outcome and self._location is None:
             if self._reads and len(reply.response) <= MAX_CACHED_BYTES:
-                body, further = self._render_cached(reply.response)
+                body, body_headers = self._render_cached(reply.response)
             else:
-                body, further = self._render_response(reply.response)
-            headers.update(further)
+                body, body_headers = self._render_response(reply.response)
+            headers.update(body_headers)
             if self._has_etag and _is_not_modified(context, headers):
                 return Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
-            return json_answer(HTTPStatus.OK, body, headers)
+            return json_response(HTTPStatus.OK, body, headers)
         response = self._read_response(reply.response)
-        shown = self._shown(response)
+        resource = self._resource_of(response)
         if not self._has_outcome:  # nothing but a creation stores without one
-            headers[hdrs.LOCATION] = location_of(
-                self._location or "", shown.id, shown.organization_id
+            headers[hdrs.LOCATION] = resource_location(
+                self._location or "", resource.id, resource.organization_id
             )
-            body, further = self._body(shown)
-            return json_answer(HTTPStatus.CREATED, body, {**headers, **further})
+            body, body_headers = self._body(resource)
+            return json_response(HTTPStatus.CREATED, body, {**headers, **body_headers})
         dry_run = getattr(message, "validate_only", False)
-        return self.written(context, shown, response.outcome, headers, dry_run)
+        return self.of_write(context, resource, response.outcome, headers, dry_run)
 
-    def written(
+    def of_write(
         self,
         context: RequestContext,
-        shown: Any,  # noqa: ANN401  messages of any type
+        resource: Any,  # noqa: ANN401  messages of any type
         outcome: Outcome.ValueType,
         headers: dict[str, str],
         dry_run: bool = False,
@@ -86,21 +86,23 @@ class RouteAnswers:
         headers[OUTCOME] = context.outcome = _OUTCOMES[outcome]
         created = outcome == Outcome.CREATED and not dry_run
         if self._location is not None and not dry_run:
-            headers[hdrs.LOCATION] = location_of(self._location, shown.id, shown.organization_id)
-        body, further = self._body(shown)
+            headers[hdrs.LOCATION] = resource_location(
+                self._location, resource.id, resource.organization_id
+            )
+        body, body_headers = self._body(resource)
         status = HTTPStatus.CREATED if created else HTTPStatus.OK
-        return json_answer(status, body, {**headers, **further})
+        return json_response(status, body, {**headers, **body_headers})
 
-    def _shown(self, response: Any) -> Any:  # noqa: ANN401  messages of any type
+    def _resource_of(self, response: Any) -> Any:  # noqa: ANN401  messages of any type
         return getattr(response, self._response_body) if self._response_body else response
 
     def _render_response(self, encoded: bytes) -> tuple[bytes, dict[str, str]]:
-        return self._body(self._shown(self._read_response(encoded)))
+        return self._body(self._resource_of(self._read_response(encoded)))
 
-    def _body(self, shown: Any) -> tuple[bytes, dict[str, str]]:  # noqa: ANN401
+    def _body(self, resource: Any) -> tuple[bytes, dict[str, str]]:  # noqa: ANN401
         """Give the body, and the headers that belong to it."""
-        etag = shown.etag if self._has_etag else ""
-        return orjson.dumps(self._render(shown)), {ETAG: f'"{etag}"'} if etag else {}
+        etag = resource.etag if self._has_etag else ""
+        return orjson.dumps(self._render(resource)), {ETAG: f'"{etag}"'} if etag else {}
 
 
 def _is_not_modified(context: RequestContext, headers: Mapping[str, str]) -> bool:
