@@ -25,7 +25,7 @@ from bench.measured import GOOD
 from bench.stack import cpu_seconds_of
 from bench.stored import preload
 from bench.workload import Operation, Workload
-from local.programs import ROOT, STARTED_WITHIN, STOPPED_WITHIN, StartError
+from local.programs import ROOT, START_TIMEOUT, STOP_TIMEOUT, StartError
 from local.stack import ANY_PORT, base_environment
 
 LEVELS = ("warning", "info")
@@ -104,7 +104,7 @@ def _running(level: str, directory: Path, *, terminal: bool) -> Iterator[tuple[i
             stderr=theirs,
             start_new_session=True,
         )
-        stack.callback(process.wait, STOPPED_WITHIN)
+        stack.callback(process.wait, STOP_TIMEOUT)
         stack.callback(process.terminate)
         welcome = _welcome(process, log)
         port = re.search(r"REST +http://localhost:(\d+)", welcome)
@@ -132,7 +132,7 @@ def _drain(terminal: int, log: Path) -> None:
 
 
 def _welcome(process: subprocess.Popen[bytes], log: Path) -> str:
-    give_up = time.monotonic() + STARTED_WITHIN
+    give_up = time.monotonic() + START_TIMEOUT
     while time.monotonic() < give_up and process.poll() is None:
         said = log.read_text(errors="replace") if log.exists() else ""
         if LAST_LINE in said:

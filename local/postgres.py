@@ -26,7 +26,7 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from local.programs import ROOT, STARTED_WITHIN, STOPPED_WITHIN, StartError, tethered
+from local.programs import ROOT, START_TIMEOUT, STOP_TIMEOUT, StartError, die_with_parent
 
 SUPERUSER = "postgres"
 SYSTEM_USER = "embedded_postgres"
@@ -100,7 +100,7 @@ class EmbeddedPostgres:
         try:
             if self._user:
                 _make_user(self._user)
-                _open_ways(programs_directory(), self.directory)
+                _allow_traversal(programs_directory(), self.directory)
             self._stop_leftover()
             if self.new:
                 self._initialize()
@@ -114,7 +114,7 @@ class EmbeddedPostgres:
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT if immediate else signal.SIGINT)
             try:
-                self._process.wait(STOPPED_WITHIN)
+                self._process.wait(STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -159,7 +159,7 @@ class EmbeddedPostgres:
             if leftover.name() != "postgres" or Path(leftover.cwd()) != self.directory:
                 return
             leftover.send_signal(signal.SIGINT)
-            leftover.wait(STOPPED_WITHIN)
+            leftover.wait(STOP_TIMEOUT)
         except (FileNotFoundError, IndexError, ValueError, psutil.NoSuchProcess):
             return
         except psutil.TimeoutExpired:
@@ -174,7 +174,7 @@ class EmbeddedPostgres:
         command = [str(programs_directory() / program), "--pgdata", str(unfinished), *arguments]
         command += ["--no-sync"] if self._settings.get("fsync") == "off" else []
         done = subprocess.run(
-            tethered(command, on_death=signal.SIGTERM, user=self._user),
+            die_with_parent(command, signal_number=signal.SIGTERM, user=self._user),
             cwd="/",
             capture_output=True,
             text=True,
@@ -201,14 +201,14 @@ class EmbeddedPostgres:
             command += ["-c", f"{name}={value}"]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                tethered(command, on_death=signal.SIGINT, user=self._user),
+                die_with_parent(command, signal_number=signal.SIGINT, user=self._user),
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        give_up = time.monotonic() + STARTED_WITHIN
+        give_up = time.monotonic() + START_TIMEOUT
         while True:
             try:
                 psycopg.connect(self.url(), connect_timeout=5).close()
@@ -253,7 +253,7 @@ def _make_user(name: str) -> None:
             raise StartError(f"cannot add the user that PostgreSQL runs as: {words}") from None
 
 
-def _open_ways(*paths: Path) -> None:
+def _allow_traversal(*paths: Path) -> None:
     """Let that user pass through the directories above the paths."""
     for path in paths:
         for directory in path.parents:

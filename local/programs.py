@@ -17,23 +17,28 @@ from runtime.program import LISTENING_FD
 
 ROOT = Path(__file__).resolve().parent.parent
 
-STARTED_WITHIN = 60.0
+START_TIMEOUT = 60.0
 # Seconds in which lines gather: to be woken for each would take half the processors' time.
 READING_INTERVAL = 0.05
 # Bytes for what comes until they are read: a program that finds no room answers nobody.
 PIPE_SIZE = 512 * 1024
-STOPPED_WITHIN = 30.0
+STOP_TIMEOUT = 30.0
 
 
 class StartError(Exception):
     """Something did not start; the message is the one line that the user needs."""
 
 
-def tethered(command: list[str], *, on_death: signal.Signals, user: str = "") -> list[str]:
-    """The command, made to get a signal when this process dies. See tether.py."""
-    tether = str(Path(__file__).with_name("tether.py"))
-    signal_number = str(int(on_death))
-    return [sys.executable, "-I", "-S", tether, signal_number, str(os.getpid()), user, *command]
+def die_with_parent(
+    command: list[str], *, signal_number: signal.Signals, user: str = ""
+) -> list[str]:
+    """Return the command wrapped so that it gets a signal when this process dies.
+
+    See die_with_parent.py.
+    """
+    wrapper = str(Path(__file__).with_name("die_with_parent.py"))
+    arguments = [str(int(signal_number)), str(os.getpid()), user]
+    return [sys.executable, "-I", "-S", wrapper, *arguments, *command]
 
 
 class Program:
@@ -83,7 +88,9 @@ class Program:
         report: int,
     ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            tethered([sys.executable, "-m", module, *arguments], on_death=signal.SIGTERM),
+            die_with_parent(
+                [sys.executable, "-m", module, *arguments], signal_number=signal.SIGTERM
+            ),
             cwd=ROOT,
             env={**environment, "PYTHONUNBUFFERED": "1", LISTENING_FD: str(report)},
             stdin=subprocess.DEVNULL,
@@ -141,7 +148,7 @@ class Program:
             raise TimeoutError(f"{self.name} logged no such event within {within:g} s")
         return found
 
-    def wait_until_listening(self, within: float = STARTED_WITHIN) -> Self:
+    def wait_until_listening(self, within: float = START_TIMEOUT) -> Self:
         """Return when it serves; StartError with its own last words if it ends instead."""
         with self._report as report:
             ready, _, _ = select.select([report], [], [], within)
@@ -165,7 +172,7 @@ class Program:
             end = f"killed by {signal.Signals(-code).name}"
         return f"{words} ({end})".strip()
 
-    def stop(self, within: float = STOPPED_WITHIN) -> int:
+    def stop(self, within: float = STOP_TIMEOUT) -> int:
         """Ask it to end (SIGTERM), insist (SIGKILL) if it does not, return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from local.programs import STARTED_WITHIN, STOPPED_WITHIN, StartError, tethered
+from local.programs import START_TIMEOUT, STOP_TIMEOUT, StartError, die_with_parent
 
 # What keeps a small machine from blocking publishers; the rest is as RabbitMQ has it.
 CONFIGURATION = """\
@@ -103,7 +103,7 @@ class RabbitMQ:
         )
         return f"{self.url}{name}"
 
-    def write_declarations(self) -> None:
+    def flush_declarations(self) -> None:
         """Have what was declared on the disk, where RabbitMQ writes it some time afterwards."""
         self._evaluate("mnesia:sync_log().")
 
@@ -125,7 +125,7 @@ class RabbitMQ:
         if self._process is not None:
             self._process.terminate()
             try:
-                self._process.wait(STOPPED_WITHIN)
+                self._process.wait(STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
                 self._process.kill()
             self._process.wait()
@@ -168,8 +168,8 @@ class RabbitMQ:
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "enabled_plugins"),
             "RABBITMQ_MNESIA_BASE": str(self.directory / "data"),
             "RABBITMQ_LOG_BASE": str(self.directory / "log"),
-            # The script becomes the Erlang machine instead of watching over it, so that
-            # signals and the tether reach that.
+            # The script replaces itself by the Erlang VM instead of supervising it, so that
+            # the VM gets the signals.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
 
@@ -182,14 +182,14 @@ class RabbitMQ:
             raise StartError("epmd is not in the PATH: Erlang, which RabbitMQ needs, has it")
         command = [epmd, "-address", "127.0.0.1", "-port", str(self._epmd_port)]
         self._epmd = subprocess.Popen(
-            tethered(command, on_death=signal.SIGKILL),
+            die_with_parent(command, signal_number=signal.SIGKILL),
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        give_up = time.monotonic() + STARTED_WITHIN
+        give_up = time.monotonic() + START_TIMEOUT
         while not _answers(self._epmd_port, b""):
             if self._epmd.poll() is not None or time.monotonic() > give_up:
                 raise StartError("epmd did not start")
@@ -198,7 +198,7 @@ class RabbitMQ:
     def _run(self, script: Path) -> None:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                tethered([str(script)], on_death=signal.SIGKILL),
+                die_with_parent([str(script)], signal_number=signal.SIGKILL),
                 cwd="/",
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
@@ -206,7 +206,7 @@ class RabbitMQ:
                 stderr=log,
                 start_new_session=True,
             )
-        give_up = time.monotonic() + STARTED_WITHIN
+        give_up = time.monotonic() + START_TIMEOUT
         while not _answers(self.port, PROTOCOL_HEADER):
             if self._process.poll() is not None or time.monotonic() > give_up:
                 words = self._log.read_text(errors="replace").strip()[-2000:]

@@ -36,9 +36,9 @@ from service.rpc.health import set_serving, watch_readiness
 from service.rpc.introspection import serve_channelz
 from service.rpc.listening import bind
 from service.rpc.operations import OperationsServicer
-from service.rpc.reception import SERVER_OPTIONS, Reception, received_handlers
 from service.rpc.reflection import with_reflection
 from service.rpc.relay import RelayServicer
+from service.rpc.request_reader import SERVER_OPTIONS, RequestReader, servicer_handlers
 from service.rpc.webhooks import WebhookServicer
 from service.settings import Settings
 from service.webhooks.addresses import AddressRules
@@ -151,23 +151,22 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             services,
             metrics,
             timeout=settings.request_timeout,
-            patience=settings.watch_patience,
+            send_timeout=settings.watch_patience,
         )
         relay = RelayServicer(
             calls.handle, metrics, stream_age=settings.grpc_connection_age / STREAMS_OF_A_CONNECTION
         )
         health_servicer = health.aio.HealthServicer()
         server = _server(settings)
-        reception = Reception(max_calls=settings.max_calls, max_bytes=settings.max_message_bytes)
+        reader = RequestReader(max_calls=settings.max_calls, max_bytes=settings.max_message_bytes)
         others = with_reflection({RELAY: relay, HEALTH: health_servicer}, *services)
         server.add_generic_rpc_handlers(
             tuple(
-                direct_handlers(service, calls.handle, calls.stream, reception)
-                for service in services
+                direct_handlers(service, calls.handle, calls.stream, reader) for service in services
             )
         )
         server.add_generic_rpc_handlers(
-            received_handlers(
+            servicer_handlers(
                 others,
                 max_bytes=settings.max_message_bytes,
                 timeout=settings.request_timeout,

@@ -75,7 +75,7 @@ def _duties(settings: Settings, database: Database, metrics: Metrics) -> dict[st
         database,
         metrics,
         # One connection is left to the other duties.
-        lanes=settings.worker_connections - 1,
+        concurrency=settings.worker_connections - 1,
         max_organizations=settings.max_call_organizations,
         max_batch=settings.max_batch_writes,
         lease=max(settings.operation_lease, 2 * settings.statement_timeout),

@@ -24,8 +24,8 @@ import weakref
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 
-from local.programs import PIPE_SIZE, ROOT, Program, tethered
-from local.tether import PR_SET_PDEATHSIG
+from local.die_with_parent import PR_SET_PDEATHSIG
+from local.programs import PIPE_SIZE, ROOT, Program, die_with_parent
 from runtime.program import LISTENING_FD
 
 IMPORTED = ("gateway.app", "service.server", "service.worker", "uvloop")
@@ -39,7 +39,9 @@ class ForkServer:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                tethered([sys.executable, "-m", "tests.forking"], on_death=signal.SIGKILL),
+                die_with_parent(
+                    [sys.executable, "-m", "tests.forking"], signal_number=signal.SIGKILL
+                ),
                 cwd=ROOT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 stdin=theirs.fileno(),

@@ -9,11 +9,11 @@ from google.rpc.status_pb2 import Status
 
 from service.rpc.context import REQUEST_ID, read_context
 from service.rpc.handler import Call, Handle, Stream, path_of
-from service.rpc.reception import Context, Reception, cancelled_if_over, refuse
+from service.rpc.request_reader import Context, RequestReader, cancelled_on_disconnect, refuse
 
 
 def direct_handlers(
-    service: ServiceDescriptor, handle: Handle, stream: Stream, reception: Reception
+    service: ServiceDescriptor, handle: Handle, stream: Stream, reader: RequestReader
 ) -> grpc.GenericRpcHandler:
     """Serve the methods of a service that take one request.
 
@@ -25,10 +25,10 @@ def direct_handlers(
         service.full_name,
         {
             method.name: grpc.stream_stream_rpc_method_handler(
-                _streaming(path_of(method), stream, reception)
+                _streaming(path_of(method), stream, reader)
             )
             if method.server_streaming
-            else grpc.stream_unary_rpc_method_handler(_unary(path_of(method), handle, reception))
+            else grpc.stream_unary_rpc_method_handler(_unary(path_of(method), handle, reader))
             for method in service.methods
         },
     )
@@ -37,12 +37,12 @@ def direct_handlers(
 def _unary(
     method: str,
     handle: Handle,
-    reception: Reception,
+    reader: RequestReader,
 ) -> Any:  # noqa: ANN401  # as grpc's stubs have it
     async def answer(_: object, context: Context) -> bytes:
         call = _call(context)
-        with reception.place():
-            result = await handle(method, partial(reception.receive, context), call)
+        with reader.count_open():
+            result = await handle(method, partial(reader.read, context), call)
         if isinstance(result, Status):
             await refuse(context, result, _trailing_metadata(call))
         context.set_trailing_metadata(_trailing_metadata(call))
@@ -54,14 +54,14 @@ def _unary(
 def _streaming(
     method: str,
     stream: Stream,
-    reception: Reception,
+    reader: RequestReader,
 ) -> Any:  # noqa: ANN401  # as grpc's stubs have it
     async def answer(_: object, context: Context) -> None:
         begun = False
 
         async def send(response: bytes) -> None:
             nonlocal begun
-            with cancelled_if_over():
+            with cancelled_on_disconnect():
                 if not begun:
                     # By itself: a status cannot follow metadata whose message was given up.
                     await context.send_initial_metadata(())
@@ -69,8 +69,8 @@ def _streaming(
                 await context.write(response)
 
         call = _call(context)
-        with reception.place():
-            failure = await stream(method, partial(reception.receive, context), call, send)
+        with reader.count_open():
+            failure = await stream(method, partial(reader.read, context), call, send)
         if failure is not None:
             await refuse(context, failure, _trailing_metadata(call))
         context.set_trailing_metadata(_trailing_metadata(call))

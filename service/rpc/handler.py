@@ -24,7 +24,7 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.rpc.context import CallContext
-from service.rpc.reception import NO_REQUEST, parsed
+from service.rpc.request_reader import NO_REQUEST, parsed
 from service.rpc.status import code_of, status_of
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class CallHandler:
 
     `timeout` (seconds) bounds calls whose caller set no deadline or a later one, counted
     from their opening; of a stream it bounds how long its request may take to come.
-    `patience` (seconds) is how long the caller of a stream may take nothing of it.
+    `send_timeout` (seconds) is how long the caller of a stream may take nothing of it.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class CallHandler:
         metrics: Metrics,
         *,
         timeout: float,
-        patience: float,
+        send_timeout: float,
     ) -> None:
         self._methods: dict[str, _Method] = {}
         self._streaming_methods: dict[str, _Method] = {}
@@ -118,7 +118,7 @@ class CallHandler:
             lambda label, code: metrics.request_seconds.labels(label, code.name)
         )
         self._timeout = timeout
-        self._patience = patience
+        self._send_timeout = send_timeout
 
     async def handle(self, method: str, receive: Receive, call: Call) -> bytes | Status:
         """Return the response, serialized, or the error's status; log it and count it."""
@@ -194,7 +194,7 @@ class CallHandler:
                     responses: AsyncGenerator[Message, None] = method.answer(message, call)
                     async with aclosing(responses):
                         async for response in responses:
-                            await self._send_patiently(send, response.SerializeToString())
+                            await self._send_in_time(send, response.SerializeToString())
                 finally:
                     self._ends.discard(end)
         except TimeoutError as error:
@@ -213,13 +213,13 @@ class CallHandler:
             raise InvalidFields(context.violations)
         return message
 
-    async def _send_patiently(self, send: Send, response: bytes) -> None:
+    async def _send_in_time(self, send: Send, response: bytes) -> None:
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._send_timeout):
                 await send(response)
         except TimeoutError as error:
             raise SlowReader(
-                f"nothing of the stream was taken for {self._patience:g} s; call again with the"
+                f"nothing of the stream was taken for {self._send_timeout:g} s; call again with the"
                 " last revision seen"
             ) from error
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from demo.rest import Rest
-from local.postgres import _open_ways
+from local.postgres import _allow_traversal
 from local.programs import ROOT, StartError
 from local.stack import ANY_PORT, base_environment, check_ports
 from tests.databases import Clusters
@@ -99,7 +99,7 @@ def start_run(tmp_path: Path, clusters: Clusters) -> Iterator[StartRun]:
     """Start `make run` with a data directory of the test's own; `prepared`, it is made already."""
     runs: list[Run] = []
     if os.geteuid() == 0:
-        _open_ways(tmp_path / "postgres")  # so that no run has anything to say of it
+        _allow_traversal(tmp_path / "postgres")  # so that no run has anything to say of it
 
     def start(*, prepared: bool = False, stdout: int = subprocess.PIPE, **settings: str) -> Run:
         if prepared:
@@ -355,15 +355,15 @@ def test_a_directory_that_is_opened_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     closed = tmp_path / "closed"
-    _open_ways(closed)
+    _allow_traversal(closed)
     capsys.readouterr()
     closed.mkdir(mode=0o700)
-    _open_ways(closed / "data")
+    _allow_traversal(closed / "data")
     assert (
         capsys.readouterr().err == f"opening {closed} (o+x) to the user that PostgreSQL runs as\n"
     )
     assert closed.stat().st_mode & 0o777 == 0o701
-    _open_ways(closed / "data")
+    _allow_traversal(closed / "data")
     assert capsys.readouterr().err == ""
 
 

@@ -8,7 +8,7 @@ from aio_pika.abc import AbstractChannel
 
 from local.programs import Program
 from service.operations.rabbitmq.messages import PARTITIONS
-from service.operations.rabbitmq.queue import DEAD, UNREADABLE
+from service.operations.rabbitmq.queue import DEAD_LETTERS, UNREADABLE
 from tests.operations.consuming import Settings, on_channel, wait_until_consuming, waiting
 from tests.operations.place import SHORT
 
@@ -70,7 +70,7 @@ def delete_queues(url: str) -> None:
     """Forget every operation in RabbitMQ."""
 
     async def delete(channel: AbstractChannel) -> None:
-        for name in (*PARTITIONS, DEAD, UNREADABLE):
+        for name in (*PARTITIONS, DEAD_LETTERS, UNREADABLE):
             await channel.queue_delete(name)
 
     on_channel(url, delete)

@@ -11,7 +11,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from service.operations.rabbitmq.messages import PARTITIONS, partition_of
 from service.operations.rabbitmq.queue import (
-    DEAD,
+    DEAD_LETTERS,
     DELIVERY_LIMIT,
     UNREADABLE,
     declare_queues,
@@ -143,7 +143,7 @@ def test_what_was_delivered_in_vain_too_often_fails(
             await (await channel.get_queue(name, ensure=False)).consume(give_back)
         async with asyncio.timeout(20):
             while True:
-                dead = await channel.declare_queue(DEAD, passive=True)
+                dead = await channel.declare_queue(DEAD_LETTERS, passive=True)
                 if dead.declaration_result.message_count == len(names):
                     return
                 await asyncio.sleep(0.05)
@@ -154,6 +154,6 @@ def test_what_was_delivered_in_vain_too_often_fails(
         refused = problem(client.ended(name))
         assert refused.reason == "OPERATION_FAILED"
         assert f"not applied in {DELIVERY_LIMIT} deliveries" in refused.message
-    until(lambda: waiting(settings, DEAD) == 0)
+    until(lambda: waiting(settings, DEAD_LETTERS) == 0)
     worker.wait_for_event(lambda event: event["event"] == "operation given up")
     client.all_ended(submit_many(client, organization, range(2)))

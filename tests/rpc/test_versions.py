@@ -28,8 +28,8 @@ from gateway.transcoding.routes import routes_of
 from service.metrics import Metrics
 from service.rpc.direct import direct_handlers
 from service.rpc.handler import Call, CallHandler
-from service.rpc.reception import Reception
 from service.rpc.relay import RelayServicer
+from service.rpc.request_reader import RequestReader
 from service.server import APPOINTMENTS
 
 V1, V2 = "appointments.v1.AppointmentService", "appointments.v2.AppointmentService"
@@ -98,11 +98,11 @@ async def served() -> AsyncIterator[Served]:
         APPOINTMENTS: Servicer("1"),
         second_version(): Servicer("2"),
     }
-    calls = CallHandler(services, metrics, timeout=5, patience=5)
-    reception = Reception(max_calls=10, max_bytes=1000)
+    calls = CallHandler(services, metrics, timeout=5, send_timeout=5)
+    reader = RequestReader(max_calls=10, max_bytes=1000)
     server = aio.server()
     server.add_generic_rpc_handlers(
-        tuple(direct_handlers(each, calls.handle, calls.stream, reception) for each in services)
+        tuple(direct_handlers(each, calls.handle, calls.stream, reader) for each in services)
     )
     add_RelayServiceServicer_to_server(RelayServicer(calls.handle, metrics, stream_age=60), server)
     port = server.add_insecure_port("127.0.0.1:0")

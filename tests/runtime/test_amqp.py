@@ -151,7 +151,7 @@ async def test_a_broker_that_was_killed_keeps_what_it_confirmed(
 ) -> None:
     async with await aio_pika.connect(rabbitmq.url) as connection:
         await (await connection.channel()).declare_queue(queue, durable=True)
-    await asyncio.to_thread(rabbitmq.write_declarations)
+    await asyncio.to_thread(rabbitmq.flush_declarations)
     await broker.publish("", to(queue, "before"))
     rabbitmq.kill()
     try:

@@ -91,7 +91,7 @@ def operations(database: Any, metrics: Metrics) -> Work:
     return PostgresQueueWorker(
         database,
         metrics,
-        lanes=1,
+        concurrency=1,
         max_organizations=10,
         max_batch=10,
         lease=10,

@@ -79,7 +79,7 @@ class PostgresQueueWorker:
         database: Database,
         metrics: Metrics,
         *,
-        lanes: int,
+        concurrency: int,
         max_organizations: int,
         max_batch: int,
         lease: float,
@@ -87,7 +87,7 @@ class PostgresQueueWorker:
     ) -> None:
         self._database = database
         self._metrics = metrics
-        self._lanes = lanes
+        self._concurrency = concurrency
         self._max_organizations = max_organizations
         self._max_batch = max_batch
         self._lease = lease
@@ -115,16 +115,16 @@ class PostgresQueueWorker:
     async def run(self) -> None:
         """Work until cancelled; calls under way are finished then, and leases given back."""
         self._stopping.clear()
-        lanes = [asyncio.create_task(self._run_lane()) for _ in range(self._lanes)]
+        loops = [asyncio.create_task(self._apply_queued()) for _ in range(self._concurrency)]
         try:
-            await asyncio.wait(lanes, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._stopping.set()
-            await asyncio.wait(lanes)
-        for lane in lanes:
-            lane.result()
+            await asyncio.wait(loops)
+        for loop in loops:
+            loop.result()
 
-    async def _run_lane(self) -> None:
+    async def _apply_queued(self) -> None:
         leases: list[_Lease] = []
         while not self._stopping.is_set():
             try:

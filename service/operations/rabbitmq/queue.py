@@ -18,7 +18,7 @@ from service.operations.operation import Operation
 from service.operations.rabbitmq.messages import PARTITIONS, messages, outgoing
 
 # What was brought to workers again and again without an end.
-DEAD = "appointments.operations.dead"
+DEAD_LETTERS = "appointments.operations.dead"
 # What is in none of our messages' form.
 UNREADABLE = "appointments.operations.unreadable"
 DELIVERY_LIMIT = 20
@@ -26,7 +26,7 @@ DELIVERY_LIMIT = 20
 
 async def declare_queues(channel: AbstractChannel) -> None:
     """Declare everything; the same for those who publish and those who consume."""
-    for name in (DEAD, UNREADABLE):
+    for name in (DEAD_LETTERS, UNREADABLE):
         await channel.declare_queue(
             name,
             durable=True,
@@ -45,7 +45,7 @@ async def declare_queues(channel: AbstractChannel) -> None:
                 "x-single-active-consumer": True,
                 "x-delivery-limit": DELIVERY_LIMIT,
                 "x-dead-letter-exchange": "",
-                "x-dead-letter-routing-key": DEAD,
+                "x-dead-letter-routing-key": DEAD_LETTERS,
                 # With the default a dead letter can be lost on its way.
                 "x-dead-letter-strategy": "at-least-once",
                 "x-overflow": "reject-publish",

@@ -20,7 +20,7 @@ from service.metrics import Metrics
 from service.operations.rabbitmq.applier import OperationApplier
 from service.operations.rabbitmq.messages import PARTITIONS, QueuedOperation, read
 from service.operations.rabbitmq.queue import (
-    DEAD,
+    DEAD_LETTERS,
     DELIVERY_LIMIT,
     UNREADABLE,
     declare_queues,
@@ -101,7 +101,7 @@ class RabbitMQQueueWorker:
             for name in random.sample(PARTITIONS, len(PARTITIONS)):
                 handlers.append(await self._subscribe(connection, over, name, self._apply))
                 await asyncio.sleep(0.02)
-            handlers.append(await self._subscribe(connection, over, DEAD, self._bury))
+            handlers.append(await self._subscribe(connection, over, DEAD_LETTERS, self._bury))
             log.info("consuming operations from RabbitMQ")
             done, _ = await asyncio.wait(handlers, return_when=asyncio.FIRST_COMPLETED)
             for task in done:

@@ -41,7 +41,7 @@ Received = TypeVar("Received", bound=Message)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-class Reception:
+class RequestReader:
     """Receives the requests of calls, of which at most `max_calls` are open at a time.
 
     A call counts from its opening on, whether it sends a request or not. A request has at
@@ -54,7 +54,7 @@ class Reception:
         self._open = 0
 
     @contextmanager
-    def place(self) -> Iterator[None]:
+    def count_open(self) -> Iterator[None]:
         """Count a call as open. Whether that is one too many is told by receiving."""
         self._open += 1
         try:
@@ -62,23 +62,23 @@ class Reception:
         finally:
             self._open -= 1
 
-    async def receive(self, context: Context) -> bytes:
+    async def read(self, context: Context) -> bytes:
         """Return the first request of a call; wait for it for ever.
 
         Raises Overloaded, MalformedRequest or RequestTooLarge.
         """
-        self.check_place()
+        self.check_limit()
         request = await context.read()
         if request is grpc.aio.EOF:
             raise MalformedRequest("the call ended without a request")
-        return self.inflated(request)
+        return self.inflate(request)
 
-    def check_place(self) -> None:
+    def check_limit(self) -> None:
         """Raise Overloaded if more calls are open than may be."""
         if self._open > self._max_calls:
             raise Overloaded("too many calls are open; nothing was written, try again later")
 
-    def inflated(self, message: bytes) -> bytes:
+    def inflate(self, message: bytes) -> bytes:
         """Return a message without its compression, which costs no more than `max_bytes`.
 
         Raises MalformedRequest or RequestTooLarge.
@@ -97,7 +97,7 @@ class Reception:
         return plain
 
 
-def received_handlers(
+def servicer_handlers(
     servicers: Mapping[ServiceDescriptor, object], *, max_bytes: int, timeout: float
 ) -> tuple[grpc.GenericRpcHandler, ...]:
     """Serve what is not the API itself, as health is, each service with places of its own.
@@ -108,7 +108,7 @@ def received_handlers(
     def handler(
         method: MethodDescriptor,
         servicer: object,
-        reception: Reception,
+        reader: RequestReader,
     ) -> Any:  # noqa: ANN401  # as grpc's stubs have it
         read = GetMessageClass(method.input_type).FromString
         behavior = getattr(servicer, method.name)
@@ -118,17 +118,17 @@ def received_handlers(
             else grpc.stream_unary_rpc_method_handler
         )
         return make(
-            _streams(behavior, read, reception)
+            _streams(behavior, read, reader)
             if method.client_streaming
-            else _single(behavior, read, reception, timeout),
+            else _single(behavior, read, reader, timeout),
             response_serializer=_serialized,
         )
 
     def handlers(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
-        reception = Reception(max_calls=MAX_OTHER_CALLS, max_bytes=max_bytes)
+        reader = RequestReader(max_calls=MAX_OTHER_CALLS, max_bytes=max_bytes)
         return grpc.method_handlers_generic_handler(
             service.full_name,
-            {method.name: handler(method, servicer, reception) for method in service.methods},
+            {method.name: handler(method, servicer, reader) for method in service.methods},
         )
 
     return tuple(handlers(service, servicer) for service, servicer in servicers.items())
@@ -137,14 +137,14 @@ def received_handlers(
 def _single(
     behavior: Callable[[Received, Context], Awaitable[object]],
     read: Callable[[bytes], Received],
-    reception: Reception,
+    reader: RequestReader,
     timeout: float,
 ) -> Callable[[object, Context], Awaitable[object]]:
     async def answer(_: object, context: Context) -> object:
-        with reception.place():
+        with reader.count_open():
             try:
                 async with asyncio.timeout(timeout):
-                    request = parsed(read, await reception.receive(context))
+                    request = parsed(read, await reader.read(context))
             except TimeoutError:
                 await refuse(context, status_of(DeadlineExceeded(NO_REQUEST)))
             except ServiceError as error:
@@ -157,22 +157,22 @@ def _single(
 def _streams(
     behavior: Callable[[AsyncIterator[Received], Context], Awaitable[None]],
     read: Callable[[bytes], Received],
-    reception: Reception,
+    reader: RequestReader,
 ) -> Callable[[AsyncIterator[bytes], Context], Awaitable[None]]:
     async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
-        with reception.place():
+        with reader.count_open():
             failure: ServiceError | None = None
 
             async def received() -> AsyncIterator[Received]:
                 nonlocal failure
                 try:
                     async for request in requests:
-                        yield parsed(read, reception.inflated(request))
+                        yield parsed(read, reader.inflate(request))
                 except ServiceError as error:
                     failure = error
 
             try:
-                reception.check_place()
+                reader.check_limit()
             except ServiceError as error:
                 await refuse(context, status_of(error))
             await behavior(received(), context)
@@ -199,12 +199,12 @@ async def refuse(
 ) -> NoReturn:
     """End a call with a status and its details."""
     details = ("grpc-status-details-bin", status.SerializeToString())
-    with cancelled_if_over():
+    with cancelled_on_disconnect():
         await context.abort(_CODES[status.code], status.message, (*metadata, details))
 
 
 @contextmanager
-def cancelled_if_over() -> Iterator[None]:
+def cancelled_on_disconnect() -> Iterator[None]:
     """Take what gRPC raises once the caller has gone for what it is: the call is cancelled.
 
     A caller that goes while something is sent to it is noticed there before gRPC cancels

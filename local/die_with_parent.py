@@ -1,6 +1,6 @@
 """Runs a command that ends when its parent does, optionally as another user.
 
-`tether.py SIGNAL PARENT USER COMMAND...` replaces itself by COMMAND, so the process
+`die_with_parent.py SIGNAL PARENT USER COMMAND...` replaces itself by COMMAND, so the process
 keeps its id. On Linux the kernel then sends SIGNAL if the parent dies, however it
 dies; elsewhere nothing does. A program of its own rather than a `preexec_fn`, because
 the parents have threads and Python code between fork and exec is not safe there.
