@@ -1,1 +1,1 @@
-"""gRPC: how a call arrives, is checked and answered, and the RPCs themselves."""
+"""The gRPC layer: receives, checks and answers calls, and implements the RPCs."""

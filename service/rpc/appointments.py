@@ -1,4 +1,4 @@
-"""The RPCs: read the request, ask the committer or the store, write the answer."""
+"""The RPCs of AppointmentService: read the request, call the committer or store, respond."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -23,11 +23,11 @@ from service.rpc.status import status_of
 from service.writes.committer import Committer
 
 DEFAULT_PAGE_SIZE = 100
-# Below the 4 MiB that a gRPC client takes by default: a page of large appointments is
-# cut short rather than refused by the client.
+# Below the 4 MiB that a gRPC client accepts by default. A page of large appointments has fewer
+# items than requested, instead of being refused by the client.
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 
-# So that a batch in which everything is refused stays below it too.
+# Keeps the response to a batch whose items are all refused below 4 MiB too.
 MAX_ITEM_DETAILS = 1024
 
 log = structlog.get_logger()
@@ -73,7 +73,7 @@ class AppointmentServicer:
         )
 
     async def _decide(self, call: Call, organization_id: str, write: Write) -> WriteResult:
-        """Submit a write, and keep what the log and the answer tell of it."""
+        """Submit a write. Sets the call's outcome and revision."""
         result = await self._committer.submit(organization_id, write)
         call.outcome = result.outcome
         call.organization_revision = result.organization_revision
@@ -100,7 +100,7 @@ class AppointmentServicer:
         if writes:
             decided = await self._committer.submit_all(call.organization_id, list(writes.values()))
             results |= zip(writes, decided, strict=True)
-        # Each sees those before it, so the highest revision is the latest.
+        # Writes are applied in order, so the highest revision is the latest.
         call.organization_revision = max(
             (revision for revision in map(_revision_of, results.values()) if revision is not None),
             default=None,
@@ -129,10 +129,10 @@ class AppointmentServicer:
         start, end, time = messages.check(request, "from", "to", "as_of_time")
         if start and end and end < start:
             raise InvalidFields([("to", "must not be before from")])
-        asked = request.SerializeToString(deterministic=True)
-        # What is recorded up to a time may change between two statements.
+        cache_key = request.SerializeToString(deterministic=True)
+        # Not with a time: later changes may still be recorded at or before it.
         cacheable = not request.HasField("min_revision") and time is None
-        if cacheable and (cached := await self._pages.current(asked, organization_id)):
+        if cacheable and (cached := await self._pages.current(cache_key, organization_id)):
             call.organization_revision, _ = cached.moment
             return cached.response
         after = None
@@ -168,7 +168,7 @@ class AppointmentServicer:
             position = [last.start.isoformat(), last.id, as_of]
             response.next_page_token = page_tokens.encode(request, position)
         if cacheable:
-            self._pages.put(asked, page.moment, response)
+            self._pages.put(cache_key, page.moment, response)
         return response
 
     async def ListAppointmentHistory(
@@ -193,8 +193,8 @@ class AppointmentServicer:
         call.entries = 0
         async with aclosing(
             self._watch.changes(call.organization_id, after=request.after_revision)
-        ) as news:
-            async for changes in news:
+        ) as stream:
+            async for changes in stream:
                 call.organization_revision = changes.organization_revision
                 yield changes.response
                 call.entries += len(changes.response.entries)
@@ -235,12 +235,10 @@ class AppointmentServicer:
         request: rpc.GetAppointmentRequest | rpc.ListAppointmentsRequest,
         time: datetime | None,
     ) -> int | None:
-        """Return the revision to read the past at, None for the present."""
+        """Return the revision to read at, None for the latest. Raises InvalidFields."""
         if request.HasField("as_of_revision"):
             if time is not None:
-                raise InvalidFields(
-                    [("as_of_time", "must not be given beside another point in time")]
-                )
+                raise InvalidFields([("as_of_time", "must not be given with as_of_revision")])
             return request.as_of_revision
         if time is not None:
             return await self._reads.revision_at(organization_id, time)
@@ -267,7 +265,7 @@ def _revision_of(result: WriteResult | Exception) -> int | None:
 
 
 def _one_organization(request: rpc.BatchUpsertAppointmentsRequest) -> str:
-    """Return the organization of a batch after checking the batch as a whole."""
+    """Return the organization of a batch. Raises InvalidFields if it is empty or has several."""
     messages.check(request)
     if not request.requests:
         raise InvalidFields([("requests", "must not be empty")])

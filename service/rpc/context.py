@@ -1,4 +1,4 @@
-"""What a caller brings with its request, as gRPC metadata: read here, whichever way it came."""
+"""The context of a call, read from its gRPC metadata: request id, actor and deadline."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from service import rules
 REQUEST_ID = "x-request-id"
 ACTOR = "x-actor"
 ACTOR_BYTES = "x-actor-bin"
-"""The actor in UTF-8, which other metadata cannot carry."""
+"""The actor in UTF-8. Metadata without `-bin` is ASCII only."""
 MAX_ACTOR = 256
 MAX_REQUEST_ID = 128
 
@@ -20,7 +20,7 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class CallContext(NamedTuple):
-    """What a caller brings with its request.
+    """The context of a call, the same for a plain call and for a call on a relay stream.
 
     `timeout` is the time left until the caller's deadline, in seconds; None without a deadline.
     """
@@ -29,11 +29,11 @@ class CallContext(NamedTuple):
     actor: str
     timeout: float | None
     violations: Sequence[tuple[str, str]] = ()
-    """What is wrong with the metadata, by key. `CallHandler` refuses the call."""
+    """Invalid metadata: pairs of key and description. `CallHandler` refuses such a call."""
 
 
 def read_context(metadata: Metadata, timeout: float | None) -> CallContext:
-    """Read the metadata of a call. Keys that are not known are ignored."""
+    """Read the metadata of a call. Unknown keys are ignored."""
     request_ids: list[str | bytes] = []
     actors: list[str | bytes] = []
     for key, value in metadata:
@@ -41,13 +41,13 @@ def read_context(metadata: Metadata, timeout: float | None) -> CallContext:
             request_ids.append(value)
         elif key in _ACTOR_KEYS:
             actors.append(value)
-    actor, fault = _actor_of(actors) if actors else ("", "")
-    violations = [(ACTOR, fault)] if fault else ()
+    actor, problem = _actor_of(actors) if actors else ("", "")
+    violations = [(ACTOR, problem)] if problem else ()
     return CallContext(_request_id_of(request_ids), actor, timeout, violations)
 
 
 def _request_id_of(given: Sequence[str | bytes]) -> str:
-    """Return the caller's request id if it can be logged, else a new one."""
+    """Return the caller's request id if it is valid, else a new one."""
     request_id = given[0] if len(given) == 1 else ""
     if (
         isinstance(request_id, str)
@@ -59,7 +59,7 @@ def _request_id_of(given: Sequence[str | bytes]) -> str:
 
 
 def _actor_of(given: Sequence[str | bytes]) -> tuple[str, str]:
-    """Return the actor and what is wrong with it, if anything."""
+    """Return the actor and a description of its problem, empty if there is none."""
     if len(given) > 1:
         return "", f"must not be repeated, as {ACTOR} or {ACTOR_BYTES}"
     try:

@@ -1,4 +1,4 @@
-"""The door of ordinary callers: each call is a gRPC call of its own."""
+"""Serves plain gRPC calls, which do not arrive on a gateway's relay stream."""
 
 from functools import partial
 from typing import Any
@@ -15,11 +15,12 @@ from service.rpc.request_reader import Context, RequestReader, cancelled_on_disc
 def direct_handlers(
     service: ServiceDescriptor, handle: Handle, stream: Stream, reader: RequestReader
 ) -> grpc.GenericRpcHandler:
-    """Serve the methods of a service that take one request.
+    """Serve the methods of a service, each of which takes one request.
 
-    Bytes go in and out: `handle` reads them, or `stream` where responses are a stream.
-    gRPC takes all methods for streams of requests, which for a caller is the same: it
-    would wait for a single request before it calls us, for ever.
+    Requests and responses are serialized messages. `handle` handles unary methods, `stream`
+    methods that return a stream. All are registered as methods with a stream of requests,
+    which is the same on the wire: for a single request, gRPC would wait without a timeout
+    before calling the handler.
     """
     return grpc.method_handlers_generic_handler(
         service.full_name,
@@ -38,7 +39,7 @@ def _unary(
     method: str,
     handle: Handle,
     reader: RequestReader,
-) -> Any:  # noqa: ANN401  # as grpc's stubs have it
+) -> Any:  # noqa: ANN401  # the type in grpc's stubs
     async def answer(_: object, context: Context) -> bytes:
         call = _call(context)
         with reader.count_open():
@@ -55,17 +56,18 @@ def _streaming(
     method: str,
     stream: Stream,
     reader: RequestReader,
-) -> Any:  # noqa: ANN401  # as grpc's stubs have it
+) -> Any:  # noqa: ANN401  # the type in grpc's stubs
     async def answer(_: object, context: Context) -> None:
-        begun = False
+        metadata_sent = False
 
         async def send(response: bytes) -> None:
-            nonlocal begun
+            nonlocal metadata_sent
             with cancelled_on_disconnect():
-                if not begun:
-                    # By itself: a status cannot follow metadata whose message was given up.
+                if not metadata_sent:
+                    # Separately from the first message: if writing both is abandoned, gRPC
+                    # cannot send a status any more.
                     await context.send_initial_metadata(())
-                    begun = True
+                    metadata_sent = True
                 await context.write(response)
 
         call = _call(context)

@@ -1,4 +1,4 @@
-"""What surrounds every call, whichever way it came: deadline, errors, log line, metrics."""
+"""Handles every call, plain or relayed: deadline, errors, log line and metrics."""
 
 import asyncio
 import time
@@ -34,58 +34,55 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Call:
-    """A call under way: what its caller brought, and what the servicer learns of it.
-
-    What is learned is for the log and the answer.
-    """
+    """A call in progress: its context, and what the servicer sets for the log and the response."""
 
     context: CallContext
     organization_id: str | None = None
     organization_revision: int | None = None
     outcome: str | None = None
-    # Sent on a stream so far.
+    # The number of entries that a stream has sent.
     entries: int | None = None
 
 
-# Returns a call's request, serialized, once it has come; raises ServiceError.
+# Waits for a call's request and returns it, serialized. Raises ServiceError.
 Receive = Callable[[], Awaitable[bytes]]
-# From a method's path and its request to its response, serialized, or its error.
+# Handles a call of the method with a path. Returns the serialized response, or the error.
 Handle = Callable[[str, Receive, Call], Awaitable[bytes | Status]]
-# Sends one response, serialized; waits while the caller reads no further ones.
+# Sends one serialized response. Waits while flow control blocks, as the caller does not read.
 Send = Callable[[bytes], Awaitable[None]]
-# The same for a method with a stream of responses, which end in an error or by themselves.
+# Like Handle, for a method that returns a stream. Returns the error that ended it, if any.
 Stream = Callable[[str, Receive, Call, Send], Awaitable[Status | None]]
 
-# In grpc's own words.
+# grpcio's own message.
 _NOT_FOUND = Status(code=grpc.StatusCode.UNIMPLEMENTED.value[0], message="Method not found!")
 
 
 def path_of(method: MethodDescriptor) -> str:
-    """Return what a method is called by, in gRPC and on a relay: `/package.Service/Method`."""
+    """Return a method's path, used by gRPC and on relay streams: `/package.Service/Method`."""
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class _Method:
-    """A method; `answer` makes an awaitable response, or a generator of responses."""
+    """A method. `answer` returns an awaitable response, or an async generator of responses."""
 
     label: str
-    """Its name in logs and metrics."""
+    """The method's name in logs and metrics."""
     read: Callable[[bytes], Message]
     answer: Callable[[Any, Call], Any]
 
 
 class CallHandler:
-    """Handles calls of the methods of services, by their servicers.
+    """Handles calls by passing them to the servicers of their services.
 
-    Methods are called by their paths. Logs and metrics show the name alone, `GetAppointment`;
-    where an earlier service has a method of that name, the later one's is shown in full,
-    `appointments.v2.AppointmentService.GetAppointment`: a new version beside the first changes
-    no series of the first.
+    Methods are identified by their paths. Logs and metrics show the name only, such as
+    `GetAppointment`. If an earlier service has a method of the same name, the full name is
+    shown, such as `appointments.v2.AppointmentService.GetAppointment`, so that adding a new
+    version does not change the metrics of the first.
 
-    `timeout` (seconds) bounds calls whose caller set no deadline or a later one, counted
-    from their opening; of a stream it bounds how long its request may take to come.
-    `send_timeout` (seconds) is how long the caller of a stream may take nothing of it.
+    `timeout` (seconds) bounds calls without a deadline or with a later one, from the moment
+    they are opened. For a stream it bounds only the wait for the request. `send_timeout`
+    (seconds) bounds the wait for the caller of a stream to read a response.
     """
 
     def __init__(
@@ -105,14 +102,14 @@ class CallHandler:
                 label = method.full_name if method.name in labels else method.name
                 labels.add(label)
                 methods = self._streaming_methods if method.server_streaming else self._methods
-                # What a servicer of somebody else's service leaves out is not implemented.
+                # The servicer of a standard service may implement only some of its methods.
                 if answer := getattr(servicer, method.name, None):
                     read = GetMessageClass(method.input_type).FromString
                     methods[path] = _Method(label, read, answer)
         self.under_way = 0
-        """Calls of `handle` whose request has come, without an answer."""
-        # Of the streams under way, which only their callers or `end_streams` end.
-        self._ends: set[asyncio.Timeout] = set()
+        """The number of calls of `handle` that have a request and no response yet."""
+        # One for each open stream. `end_streams` makes them expire.
+        self._stream_timeouts: set[asyncio.Timeout] = set()
         self._ending = False
         self._seconds_of = cache(
             lambda label, code: metrics.request_seconds.labels(label, code.name)
@@ -121,16 +118,16 @@ class CallHandler:
         self._send_timeout = send_timeout
 
     async def handle(self, method: str, receive: Receive, call: Call) -> bytes | Status:
-        """Return the response, serialized, or the error's status; log it and count it."""
+        """Return the serialized response, or the error's status. Logs and counts the call."""
         known = self._methods.get(method)
         if known is None:
             return _NOT_FOUND
         return await self._recorded(known.label, call, self._answer(known, receive, call))
 
     async def stream(self, method: str, receive: Receive, call: Call, send: Send) -> Status | None:
-        """Send the responses; return the error's status if it ends with one; log and count it.
+        """Send the responses. Returns the status of the error that ended the stream, if any.
 
-        No deadline but the caller's own bounds it.
+        Logs and counts the call. Only the caller's deadline bounds it.
         """
         known = self._streaming_methods.get(method)
         if known is None:
@@ -138,14 +135,14 @@ class CallHandler:
         return await self._recorded(known.label, call, self._send(known, receive, call, send))
 
     def end_streams(self) -> None:
-        """End every stream at once, those that begin later too."""
+        """End all streams with ServiceStopping, including those that are opened later."""
         self._ending = True
-        for end in self._ends:
-            end.reschedule(0)
+        for timeout in self._stream_timeouts:
+            timeout.reschedule(0)
 
     async def _recorded(self, label: str, call: Call, answer: Awaitable[T]) -> T | Status:
         started = time.perf_counter()
-        code = grpc.StatusCode.CANCELLED  # what is left if this task is cancelled
+        code = grpc.StatusCode.CANCELLED  # if this task is cancelled
         failure: Exception | None = None
         try:
             response = await answer
@@ -188,25 +185,26 @@ class CallHandler:
         except TimeoutError as error:
             raise DeadlineExceeded(NO_REQUEST) from error
         try:
-            async with asyncio.timeout(0 if self._ending else None) as end:
-                self._ends.add(end)
+            async with asyncio.timeout(0 if self._ending else None) as timeout:
+                self._stream_timeouts.add(timeout)
                 try:
                     responses: AsyncGenerator[Message, None] = method.answer(message, call)
                     async with aclosing(responses):
                         async for response in responses:
                             await self._send_in_time(send, response.SerializeToString())
                 finally:
-                    self._ends.discard(end)
+                    self._stream_timeouts.discard(timeout)
         except TimeoutError as error:
             raise ServiceStopping(
                 "the service stops; call again with the last revision seen"
             ) from error
 
     def _admit(self, method: _Method, request: bytes, context: CallContext) -> Message:
-        """Return the message of a request if its caller may make the call.
+        """Parse a request and check that its caller may make the call.
 
-        Every call of every method passes here, whichever way it came: a check of credentials
-        belongs here.
+        Every call of every method passes here, plain or relayed. Check credentials here.
+
+        Raises MalformedRequest or InvalidFields.
         """
         message = parsed(method.read, request)
         if context.violations:

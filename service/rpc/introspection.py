@@ -1,4 +1,4 @@
-"""Channelz: what tools ask this process about its sockets."""
+"""Channelz: a gRPC service that shows this process's channels and sockets to tools."""
 
 from contextlib import AsyncExitStack
 
@@ -16,7 +16,7 @@ CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"]
 async def serve_channelz(
     port: int | None, stack: AsyncExitStack, *, max_bytes: int, request_timeout: float
 ) -> int | None:
-    """Serve channelz on loopback only, with reflection. Returns the port."""
+    """Serve channelz with reflection, on loopback only. Returns the port, None without one."""
     if port is None:
         return None
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *SERVER_OPTIONS])

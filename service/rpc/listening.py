@@ -1,4 +1,4 @@
-"""The ports that gRPC listens on."""
+"""Binds the ports of a gRPC server."""
 
 import grpc
 
@@ -6,16 +6,16 @@ from runtime.listening import bracketed, listen_on, listening_socket
 
 
 def bind(server: grpc.aio.Server, host: str, port: int, *, settings: str) -> int:
-    """Return the port, which may have been any free one.
+    """Listen on a host and port, without TLS. Returns the port, a free one if it was 0.
 
-    Raises CannotListen, which names the `settings` that host and port are from.
+    Raises CannotListen, which names the `settings` of host and port.
     """
 
     def listen(address: str, port: int) -> tuple[None, int]:
         try:
             return None, server.add_insecure_port(f"{bracketed(address)}:{port}")
         except RuntimeError:
-            # gRPC does not say why. The system does, when it is asked for the same.
+            # gRPC does not report the cause. Binding a socket raises the operating system's error.
             listening_socket(address, port).close()
             raise
 

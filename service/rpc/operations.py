@@ -1,4 +1,4 @@
-"""The RPCs of operations: google.longrunning.Operations, and accepting writes."""
+"""The RPCs of google.longrunning.Operations, and SubmitAppointment."""
 
 from uuid import UUID
 
@@ -20,12 +20,12 @@ from service.rpc.status import status_of
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 
-# Of a call's time left, what is kept for the answer. In seconds.
-ANSWERING = 0.5
+# Seconds. WaitOperation returns this long before the call's deadline.
+RESPONSE_MARGIN = 0.5
 
 
 class OperationsServicer:
-    """`timeout` bounds every call, in seconds."""
+    """The servicer of google.longrunning.Operations. `timeout` (seconds) bounds every call."""
 
     def __init__(self, results: OperationResults, *, timeout: float) -> None:
         self._results = results
@@ -41,20 +41,20 @@ class OperationsServicer:
         self, request: operations_pb2.WaitOperationRequest, call: Call
     ) -> operations_pb2.Operation:
         call.organization_id, operation_id = names.read_name(request.name)
-        patience = min(call.context.timeout or self._timeout, self._timeout) - ANSWERING
+        at_most = min(call.context.timeout or self._timeout, self._timeout) - RESPONSE_MARGIN
         if request.HasField("timeout"):
             wanted = request.timeout.seconds + request.timeout.nanos / 1e9
             if wanted < 0:
                 raise InvalidFields([("timeout", "must not be negative")])
-            patience = min(patience, wanted)
-        state = await self._results.wait(call.organization_id, operation_id, at_most=patience)
+            at_most = min(at_most, wanted)
+        state = await self._results.wait(call.organization_id, operation_id, at_most=at_most)
         return _answer(call, state)
 
     async def ListOperations(
         self, request: operations_pb2.ListOperationsRequest, call: Call
     ) -> operations_pb2.ListOperationsResponse:
         organization_id = call.organization_id = names.read_parent(request.name)
-        request.name = names.parent_name(organization_id)  # the same for every page token
+        request.name = names.parent_name(organization_id)  # page tokens compare it
         violations = []
         if request.filter not in FILTERS:
             known = ", ".join(filter(None, FILTERS))
@@ -81,7 +81,7 @@ class OperationsServicer:
 async def submit(
     accepter: Accepter, request: rpc.SubmitAppointmentRequest, call: Call
 ) -> operations_pb2.Operation:
-    """Accept a write. Raises InvalidFields, and what the accepter raises."""
+    """Accept a write. Raises InvalidFields, and the errors of the accepter."""
     kind = request.WhichOneof("write")
     if kind is None:
         raise InvalidFields([("write", "is required: upsert or cancel")])
@@ -91,7 +91,9 @@ async def submit(
     )
     violations = []
     if wanted.validate_only:
-        violations.append(("validate_only", "is of no use in an operation; make the call itself"))
+        violations.append(
+            ("validate_only", "is not supported in an operation; send a synchronous write")
+        )
     try:
         write = (
             messages.upsert(request.upsert, validate_only=False, actor=call.context.actor)

@@ -1,4 +1,4 @@
-"""Page tokens: where a list goes on, bound to the request that it was made for."""
+"""Page tokens: the position after which a list continues, bound to the request's filters."""
 
 import base64
 import hashlib
@@ -13,21 +13,21 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from service.domain import DEFAULT_ORGANIZATION
 from service.errors import InvalidFields
 
-# What may differ from one page to the next.
-_FREE_FIELDS = frozenset({"page_token", "page_size", "min_revision"})
+# Fields that may change between pages.
+_IGNORED_FIELDS = frozenset({"page_token", "page_size", "min_revision"})
 
 
 def encode(request: Message, position: Sequence[str | int | None]) -> str:
-    """Return an opaque token for going on after a position with the same filters."""
+    """Return an opaque token to continue after a position with the same filters."""
     token = orjson.dumps([_digest(request, position), *position])
     return base64.urlsafe_b64encode(token).rstrip(b"=").decode()
 
 
 def decode(request: Message, token: str, parts: Sequence[Callable[[Any], Any]]) -> list[Any]:
-    """Return the position in a token, each element read by its part's function.
+    """Return the position in a token. `parts` has the function that reads each element.
 
-    Raises InvalidFields for a token of another request, or of none. It guards against
-    mistakes, not against forgery: a token opens nothing that its request does not.
+    Raises InvalidFields if the token is malformed or is for other filters. This prevents
+    mistakes, not forgery: a token gives access to nothing that its request does not.
     """
     try:
         padded = token + "=" * (-len(token) % 4)
@@ -37,12 +37,12 @@ def decode(request: Message, token: str, parts: Sequence[Callable[[Any], Any]]) 
     except (ValueError, TypeError):
         pass
     raise InvalidFields(
-        [("page_token", "must be the token of the page before, with the same filters")]
+        [("page_token", "must be the token of the previous page, with the same filters")]
     )
 
 
 def time(part: object) -> datetime:
-    """Read an aware time."""
+    """Read an aware datetime. Raises ValueError."""
     found = datetime.fromisoformat(part) if isinstance(part, str) else None
     if found is None or found.tzinfo is None:
         raise ValueError(part)
@@ -50,14 +50,14 @@ def time(part: object) -> datetime:
 
 
 def appointment_id(part: object) -> str:
-    """Read an appointment's id."""
+    """Read an appointment's id. Raises ValueError."""
     if not isinstance(part, str) or "\0" in part:
         raise ValueError(part)
     return part
 
 
 def revision(part: object) -> int:
-    """Read a revision."""
+    """Read a revision. Raises ValueError."""
     if type(part) is not int or not 0 <= part < 2**63:
         raise ValueError(part)
     return part
@@ -68,22 +68,22 @@ def revision_or_none(part: object) -> int | None:
 
 
 def _digest(request: Message, position: Sequence[str | int | None]) -> str:
-    filters = _question(request)
+    filters = _normalized(request)
     digest = hashlib.sha256(request.DESCRIPTOR.full_name.encode())
     digest.update(filters.SerializeToString(deterministic=True))
     digest.update(orjson.dumps(list(position)))
     return digest.hexdigest()[:16]
 
 
-def _question(request: Message) -> Message:
-    """Return what a request asks, the same for all that say it differently."""
-    question = type(request)()
-    question.CopyFrom(request)
-    for name in _FREE_FIELDS & set(request.DESCRIPTOR.fields_by_name):
-        question.ClearField(name)
-    for field, value in question.ListFields():
+def _normalized(request: Message) -> Message:
+    """Return a request's filters in a form that is equal for requests with the same meaning."""
+    filters = type(request)()
+    filters.CopyFrom(request)
+    for name in _IGNORED_FIELDS & set(request.DESCRIPTOR.fields_by_name):
+        filters.ClearField(name)
+    for field, value in filters.ListFields():
         if field.name == "organization_id" and value == DEFAULT_ORGANIZATION:
-            question.ClearField(field.name)
+            filters.ClearField(field.name)
         elif isinstance(value, Timestamp):
-            value.nanos -= value.nanos % 1000  # what is read of it
-    return question
+            value.nanos -= value.nanos % 1000  # times have microseconds
+    return filters

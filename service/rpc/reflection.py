@@ -1,6 +1,6 @@
-"""Reflection: where tools learn the API, as v1 and as v1alpha, which differ in name alone.
+"""Server reflection, v1 and v1alpha, which differ only in their package name.
 
-grpcio's own servicer finds no method, leaves `json_name` out, and serves v1alpha only.
+grpcio's own servicer does not find methods, omits `json_name`, and serves v1alpha only.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -21,7 +21,7 @@ Found = TypeVar("Found")
 
 
 def v1() -> ServiceDescriptor:
-    """Return `grpc.reflection.v1.ServerReflection`, which is in a pool of its own."""
+    """Return `grpc.reflection.v1.ServerReflection`, from its own descriptor pool."""
     text = json_format.MessageToJson(FileDescriptorProto.FromString(pb.DESCRIPTOR.serialized_pb))
     file = json_format.Parse(text.replace("v1alpha", "v1"), FileDescriptorProto())
     pool = DescriptorPool()
@@ -33,32 +33,32 @@ def v1() -> ServiceDescriptor:
 def with_reflection(
     servicers: Mapping[ServiceDescriptor, object], *others: ServiceDescriptor
 ) -> dict[ServiceDescriptor, object]:
-    """Return the servicers, and those of reflection, which knows of them and the others."""
+    """Return the servicers with those of reflection, which describe them and `others`."""
     reflections = (v1(), V1ALPHA)
     servicer = ReflectionServicer([*servicers, *others, *reflections])
     return {**servicers, **dict.fromkeys(reflections, servicer)}
 
 
 class ReflectionServicer:
-    """Lists the services, and shows every file that this program knows.
+    """Lists the services, and returns every file descriptor of this program.
 
-    A file comes with all that it imports, itself first.
+    A file is returned first, followed by all files that it imports, directly or not.
     """
 
     def __init__(self, services: Iterable[ServiceDescriptor]) -> None:
         by_name = {service.full_name: service for service in services}
         self._names = sorted(by_name)
-        # Types that are in no service, such as those of errors, are in the default pool.
+        # Types that no service refers to, such as those of errors, are in the default pool.
         pools = {id(pool): pool for pool in [Default(), *(s.file.pool for s in by_name.values())]}
         self._pools = list(pools.values())
 
     async def ServerReflectionInfo(
         self, requests: AsyncIterator[pb.ServerReflectionRequest], context: Context
     ) -> None:
-        """Answer each request of the stream."""
+        """Respond to each request of the stream."""
         async for request in requests:
             response = pb.ServerReflectionResponse(valid_host=request.host)
-            # By its bytes, since v1's request is of a class of its own.
+            # Copied as bytes, since v1 has its own class of requests.
             response.original_request.MergeFromString(request.SerializeToString())
             try:
                 self._answer(request, response)
@@ -70,7 +70,7 @@ class ReflectionServicer:
     def _answer(
         self, request: pb.ServerReflectionRequest, response: pb.ServerReflectionResponse
     ) -> None:
-        """Fill in the response; LookupError for what is not known."""
+        """Fill in the response. Raises LookupError for an unknown file, symbol or type."""
         match request.WhichOneof("message_request"):
             case "list_services":
                 response.list_services_response.service.extend(
@@ -78,10 +78,10 @@ class ReflectionServicer:
                 )
             case "file_by_filename":
                 name = request.file_by_filename
-                _show(self._find(name, lambda pool: pool.FindFileByName(name)), response)
+                _add_files(self._find(name, lambda pool: pool.FindFileByName(name)), response)
             case "file_containing_symbol":
                 name = request.file_containing_symbol
-                _show(self._find(name, lambda pool: _file_containing(pool, name)), response)
+                _add_files(self._find(name, lambda pool: _file_containing(pool, name)), response)
             case "file_containing_extension":
                 wanted = request.file_containing_extension
                 name, number = wanted.containing_type, wanted.extension_number
@@ -93,7 +93,7 @@ class ReflectionServicer:
                         ).full_name
                     ),
                 )
-                _show(file, response)
+                _add_files(file, response)
             case "all_extension_numbers_of_type":
                 name = request.all_extension_numbers_of_type
                 numbers = response.all_extension_numbers_response
@@ -110,7 +110,7 @@ class ReflectionServicer:
                 )
                 numbers.base_type_name = name
             case _:
-                raise LookupError("nothing was asked for")
+                raise LookupError("the request is empty")
 
     def _find(self, name: str, find: Callable[[DescriptorPool], Found]) -> Found:
         for pool in self._pools:
@@ -122,10 +122,10 @@ class ReflectionServicer:
 
 
 def _file_containing(pool: DescriptorPool, symbol: str) -> FileDescriptor:
-    """Return the file of anything that has a name; KeyError if there is none.
+    """Return the file that defines a symbol. Raises KeyError if there is none.
 
-    The pool itself finds no methods. An enum's values are beside it, as protobuf has it,
-    and are found below it as well, as most people write them.
+    The pool does not find methods. In protobuf, an enum's values are in the scope that contains
+    the enum; they are also found under the enum's name, as many people write them.
     """
     try:
         return pool.FindFileContainingSymbol(symbol)
@@ -139,7 +139,8 @@ def _file_containing(pool: DescriptorPool, symbol: str) -> FileDescriptor:
         return enum.values_by_name[member].type.file
 
 
-def _show(file: FileDescriptor, response: pb.ServerReflectionResponse) -> None:
+def _add_files(file: FileDescriptor, response: pb.ServerReflectionResponse) -> None:
+    """Add a file and all its imports to a response."""
     files = {file.name: file}
     waiting = [file]
     while waiting:
@@ -147,18 +148,18 @@ def _show(file: FileDescriptor, response: pb.ServerReflectionResponse) -> None:
             if imported.name not in files:
                 files[imported.name] = imported
                 waiting.append(imported)
-    response.file_descriptor_response.file_descriptor_proto.extend(map(_shown, files.values()))
+    response.file_descriptor_response.file_descriptor_proto.extend(map(_serialized, files.values()))
 
 
 @cache
-def _shown(file: FileDescriptor) -> bytes:
-    """Return a file as it is, with the names that its fields have in JSON."""
+def _serialized(file: FileDescriptor) -> bytes:
+    """Return a serialized file, with the JSON names of its fields."""
     proto = FileDescriptorProto()
     file.CopyToProto(proto)
-    for shown, message in _messages(proto.message_type, file.message_types_by_name):
-        for field in shown.field:
+    for message_proto, message in _messages(proto.message_type, file.message_types_by_name):
+        for field in message_proto.field:
             field.json_name = message.fields_by_name[field.name].json_name
-        for extension in shown.extension:
+        for extension in message_proto.extension:
             extension.json_name = message.extensions_by_name[extension.name].json_name
     for extension in proto.extension:
         extension.json_name = file.extensions_by_name[extension.name].json_name
@@ -166,9 +167,9 @@ def _shown(file: FileDescriptor) -> bytes:
 
 
 def _messages(
-    shown: Iterable[DescriptorProto], known: Mapping[str, Descriptor]
+    protos: Iterable[DescriptorProto], descriptors: Mapping[str, Descriptor]
 ) -> Iterator[tuple[DescriptorProto, Descriptor]]:
-    for each in shown:
-        message = known[each.name]
+    for each in protos:
+        message = descriptors[each.name]
         yield each, message
         yield from _messages(each.nested_type, message.nested_types_by_name)

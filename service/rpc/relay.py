@@ -1,7 +1,7 @@
-"""The door of gateways: one stream carries the calls of many callers, many a message.
+"""Serves gateways: one stream carries the calls of many callers, several in a message.
 
-What has been answered while a message was being written goes as the next one. There is
-no timer: alone, an answer goes at once; under load, messages grow by themselves.
+Answers that become ready while a message is being written are sent together as the next one.
+There is no timer: a single answer is sent at once, and messages grow with the load.
 """
 
 import asyncio
@@ -18,17 +18,17 @@ from service.metrics import Metrics
 from service.rpc.context import read_context
 from service.rpc.handler import Call, Handle
 
-# A message with more than one answer stays below it.
+# The answers of a message have at most this size, unless it has only one.
 MAX_MESSAGE_BYTES = 1024 * 1024
 
 Context = grpc.aio.ServicerContext[pb.RelayRequest, pb.RelayResponse]
 
 
 class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
-    """Serves any number of gateways, each on streams of its own.
+    """Serves any number of gateways, each on its own streams.
 
-    After some `stream_age` (seconds) a gateway is asked to go on with a new stream, which
-    may lead it to another process or address.
+    After about `stream_age` (seconds) a gateway is asked to open a new stream, which may reach
+    another process or address.
     """
 
     def __init__(self, handle: Handle, metrics: Metrics, *, stream_age: float) -> None:
@@ -39,7 +39,7 @@ class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
         self._closing = False
 
     def close(self) -> None:
-        """Ask the gateways to end their streams once they have their answers."""
+        """Ask the gateways to end their streams after they have received all answers."""
         self._closing = True
         for stream in self._streams:
             stream.close()
@@ -73,19 +73,20 @@ class _Stream:
         self._wake = asyncio.Event()
 
     async def serve(self, requests: AsyncIterator[pb.RelayRequest], context: Context) -> None:
-        """Answer all calls. Cancelled, or if the stream breaks, it cancels them."""
+        """Answer all calls. If it is cancelled or the stream breaks, the calls are cancelled."""
         async with asyncio.TaskGroup() as writing:
             writing.create_task(self._write(context))
             async with asyncio.TaskGroup() as answering:
                 async for request in requests:
-                    self._take(request, answering)
+                    self._start_calls(request, answering)
             self._complete = True
             self._wake.set()
 
     def close(self) -> None:
         self._message_for(0).closing = True
 
-    def _take(self, request: pb.RelayRequest, answering: asyncio.TaskGroup) -> None:
+    def _start_calls(self, request: pb.RelayRequest, answering: asyncio.TaskGroup) -> None:
+        """Start the calls of a request, and cancel those that it cancels."""
         if request.calls:
             self._metrics.relayed_calls.observe(len(request.calls))
         for call in request.calls:
@@ -107,7 +108,7 @@ class _Stream:
             return sent.request
 
         result = await self._handle(sent.method, receive, call)
-        # None once it has been cancelled, too late for it to matter.
+        # Missing if the call was cancelled after its answer was ready.
         self._tasks.pop(sent.number, None)
         if isinstance(result, Status):
             message = self._message_for(result.ByteSize())
@@ -125,7 +126,7 @@ class _Stream:
             )
 
     def _message_for(self, size: int) -> pb.RelayResponse:
-        """Return the message that the next answer of so many bytes belongs to."""
+        """Return the message to which the next answer, of `size` bytes, is added."""
         if not self._unwritten or self._last_size + size > MAX_MESSAGE_BYTES:
             self._unwritten.append(pb.RelayResponse())
             self._last_size = 0

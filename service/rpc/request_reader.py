@@ -1,4 +1,4 @@
-"""What every call meets first: a limit of open calls, and of the size of its request."""
+"""Reads the requests of calls, and limits the number of open calls and the size of requests."""
 
 import asyncio
 import zlib
@@ -21,15 +21,15 @@ from service.errors import (
 )
 from service.rpc.status import status_of
 
-# gRPC would inflate a message whole before it looks at its size, so requests come as they
-# were sent and are inflated here. With gzip alone that needs no mark: no message of
-# protobuf begins as gzip does, since \x1f would be a field of wire type 7, which is none.
+# gRPC would decompress a whole message before it checks its size, so messages are decompressed
+# here. With gzip as the only algorithm the message itself shows whether it is compressed: no
+# protobuf message begins with \x1f, a field of wire type 7, which does not exist.
 SERVER_OPTIONS = (
     ("grpc.per_message_decompression", 0),
     ("grpc.compression_enabled_algorithms_bitset", 0b101),  # none and gzip, but not deflate
 )
-# Calls that are open at a time to a service that is not the API itself, of one process;
-# whatever callers do with the others, health is still told.
+# Open calls of each service that is not part of the API, such as health and reflection. The
+# limits are separate, so that health checks work however many calls the others have.
 MAX_OTHER_CALLS = 1000
 NO_REQUEST = "no request came in time; nothing was written"
 _GZIP = b"\x1f\x8b"
@@ -42,10 +42,10 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class RequestReader:
-    """Receives the requests of calls, of which at most `max_calls` are open at a time.
+    """Reads the requests of calls, of which at most `max_calls` may be open at a time.
 
-    A call counts from its opening on, whether it sends a request or not. A request has at
-    most `max_bytes`, inflated.
+    A call is counted from when it is opened, even if it sends no request. A request has at
+    most `max_bytes` bytes after decompression.
     """
 
     def __init__(self, *, max_calls: int, max_bytes: int) -> None:
@@ -55,7 +55,7 @@ class RequestReader:
 
     @contextmanager
     def count_open(self) -> Iterator[None]:
-        """Count a call as open. Whether that is one too many is told by receiving."""
+        """Count a call as open while the block runs. `read` raises if there are too many."""
         self._open += 1
         try:
             yield
@@ -63,7 +63,7 @@ class RequestReader:
             self._open -= 1
 
     async def read(self, context: Context) -> bytes:
-        """Return the first request of a call; wait for it for ever.
+        """Return the first request of a call, waiting without a timeout.
 
         Raises Overloaded, MalformedRequest or RequestTooLarge.
         """
@@ -74,12 +74,12 @@ class RequestReader:
         return self.inflate(request)
 
     def check_limit(self) -> None:
-        """Raise Overloaded if more calls are open than may be."""
+        """Raise Overloaded if more than `max_calls` calls are open."""
         if self._open > self._max_calls:
             raise Overloaded("too many calls are open; nothing was written, try again later")
 
     def inflate(self, message: bytes) -> bytes:
-        """Return a message without its compression, which costs no more than `max_bytes`.
+        """Return a decompressed message. Never allocates more than `max_bytes` for it.
 
         Raises MalformedRequest or RequestTooLarge.
         """
@@ -89,27 +89,28 @@ class RequestReader:
         try:
             plain = inflater.decompress(message, self._max_bytes + 1)
         except zlib.error as error:
-            raise MalformedRequest(f"the message is not what gzip makes: {error}") from error
+            raise MalformedRequest(f"the message is not valid gzip: {error}") from error
         if len(plain) > self._max_bytes:
-            raise RequestTooLarge(f"the message inflates to more than {self._max_bytes} bytes")
+            raise RequestTooLarge(f"the decompressed message has more than {self._max_bytes} bytes")
         if not inflater.eof or inflater.unused_data:
-            raise MalformedRequest("the message is not one whole stream of gzip")
+            raise MalformedRequest("the message is not one complete gzip stream")
         return plain
 
 
 def servicer_handlers(
     servicers: Mapping[ServiceDescriptor, object], *, max_bytes: int, timeout: float
 ) -> tuple[grpc.GenericRpcHandler, ...]:
-    """Serve what is not the API itself, as health is, each service with places of its own.
+    """Serve services that are not part of the API, such as health, by grpcio-style servicers.
 
-    A single request has `timeout` (seconds) to come. Streams of requests may be idle.
+    Each service has its own limit of open calls. `timeout` (seconds) bounds the wait for a
+    single request. Streams of requests may be idle.
     """
 
     def handler(
         method: MethodDescriptor,
         servicer: object,
         reader: RequestReader,
-    ) -> Any:  # noqa: ANN401  # as grpc's stubs have it
+    ) -> Any:  # noqa: ANN401  # the type in grpc's stubs
         read = GetMessageClass(method.input_type).FromString
         behavior = getattr(servicer, method.name)
         make = (
@@ -183,11 +184,11 @@ def _streams(
 
 
 def parsed(read: Callable[[bytes], Received], request: bytes) -> Received:
-    """Return a request's message. Raises MalformedRequest."""
+    """Parse a request. Raises MalformedRequest."""
     try:
         return read(request)
     except DecodeError as error:
-        raise MalformedRequest(f"the message cannot be read as its type: {error}") from error
+        raise MalformedRequest(f"the message cannot be parsed as its type: {error}") from error
 
 
 def _serialized(message: Message) -> bytes:
@@ -205,10 +206,9 @@ async def refuse(
 
 @contextmanager
 def cancelled_on_disconnect() -> Iterator[None]:
-    """Take what gRPC raises once the caller has gone for what it is: the call is cancelled.
+    """Raise CancelledError if the caller disconnects while something is sent to it.
 
-    A caller that goes while something is sent to it is noticed there before gRPC cancels
-    the call.
+    gRPC raises InternalError then, before it cancels the call.
     """
     try:
         yield

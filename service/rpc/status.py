@@ -1,4 +1,4 @@
-"""The service's errors as gRPC statuses with `google.rpc` details."""
+"""Converts the service's errors to gRPC statuses with `google.rpc` details."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -14,10 +14,10 @@ from public_json.reasons import DOMAIN, RETRY_DELAY, Reason
 from service import messages
 from service.errors import InvalidFields, ServiceError, TimeRangeTaken
 
-# Details and message travel as trailers, of which a gRPC client takes 8 KiB (16 at the
-# very most); encoded they grow by a third.
+# Bytes. The status is sent in the trailers, of which gRPC clients accept 8 KiB (some accept up
+# to 16). Its base64 encoding is longer by a third.
 MAX_DETAILS = 4 * 1024
-_OUR_FAULT = "the service failed; the fault is logged"
+_INTERNAL = "the service failed; the error is in its log"
 
 Item = TypeVar("Item", bound=Message)
 
@@ -25,7 +25,7 @@ _CODES = {reason: reason.grpc for reason in Reason if reason.grpc is not None}
 
 
 def code_of(error: Exception) -> grpc.StatusCode:
-    """Return the status code of an error; what is not a ServiceError is our fault."""
+    """Return the status code of an error: INTERNAL unless it is a ServiceError."""
     return _CODES[_reason_of(error)]
 
 
@@ -34,10 +34,10 @@ def _reason_of(error: Exception) -> Reason:
 
 
 def status_of(error: Exception, *, max_details: int = MAX_DETAILS) -> Status:
-    """Return the status of an error, without any detail of one that is our fault.
+    """Return the status of an error. Internal errors have a fixed message and no details.
 
-    `max_details` bounds the bytes of the details: of conflicts and violations as many
-    are listed as find room.
+    `max_details` bounds the size of the lists of conflicts and violations, in bytes. As many
+    of the first items are listed as fit.
     """
     reason = _reason_of(error)
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)]
@@ -56,7 +56,7 @@ def status_of(error: Exception, *, max_details: int = MAX_DETAILS) -> Status:
         )
     if reason.temporary:
         details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_DELAY)))
-    message = error.message if isinstance(error, ServiceError) else _OUR_FAULT
+    message = error.message if isinstance(error, ServiceError) else _INTERNAL
     status = Status(code=code_of(error).value[0], message=message)
     for detail in details:
         status.details.add().Pack(detail)
@@ -64,7 +64,7 @@ def status_of(error: Exception, *, max_details: int = MAX_DETAILS) -> Status:
 
 
 def _fitting(items: Sequence[Item], max_bytes: int) -> list[Item]:
-    """Return as many of the first items as find room."""
+    """Return as many of the first items as fit."""
     fitting: list[Item] = []
     for item in items:
         max_bytes -= item.ByteSize() + 4  # tag and length

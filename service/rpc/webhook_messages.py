@@ -1,4 +1,4 @@
-"""Between the messages of the webhooks' API and what is stored."""
+"""Converts between the messages of WebhookService and stored webhooks."""
 
 from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import webhook_service_pb2 as rpc
@@ -21,7 +21,7 @@ _NUMBERS = {change: number for number, change in _CHANGES.items()}
 def content(
     request: rpc.CreateWebhookRequest | rpc.UpdateWebhookRequest, addresses: AddressRules
 ) -> WebhookContent:
-    """Read what a caller sets. Raises InvalidFields, naming every field that breaks a rule."""
+    """Read the fields that a caller sets. Raises InvalidFields with every violation."""
     violations: rules.Violations = []
     rules.check_fields(request, "", violations)
     if not request.HasField("webhook"):
@@ -54,7 +54,7 @@ def content(
 def _headers(
     wanted: rpc.Webhook, violations: rules.Violations, *, all_new: bool
 ) -> tuple[Header, ...]:
-    """Read the headers; those that are `all_new` have no value that they could keep."""
+    """Read the headers. With `all_new` each needs a value, as there is no stored one to keep."""
     for index, each in enumerate(wanted.headers):
         rules.check_fields(each, f"webhook.headers[{index}].", violations)
         if all_new and not each.HasField("value"):
@@ -67,7 +67,7 @@ def _headers(
 
 
 def webhook(stored: Webhook, *, secret: str | None = None) -> rpc.Webhook:
-    """Write a webhook, with its secret where the caller is to learn of it."""
+    """Return the message of a webhook, with `secret` if the caller may see it."""
     message = rpc.Webhook(
         organization_id=stored.organization_id,
         id=stored.id,

@@ -1,4 +1,4 @@
-"""The RPCs on webhooks: read the request, ask the store, write the answer."""
+"""The RPCs of WebhookService: read the request, call the store, respond."""
 
 from appointments.v1 import webhook_service_pb2 as rpc
 
@@ -11,8 +11,8 @@ from service.webhooks.addresses import AddressRules
 from service.webhooks.store import WebhookStore
 
 DEFAULT_PAGE_SIZE = 100
-# The number of a delivery is below it, whichever it is.
-BEYOND_ALL = 2**63 - 1
+# Higher than the number of any delivery.
+AFTER_ALL = 2**63 - 1
 
 
 class WebhookServicer:
@@ -92,7 +92,7 @@ class WebhookServicer:
     ) -> rpc.ListWebhookDeliveriesResponse:
         organization_id = call.organization_id = organization_of(request)
         check(request)
-        before = BEYOND_ALL
+        before = AFTER_ALL
         if request.page_token:
             [before] = page_tokens.decode(request, request.page_token, (page_tokens.revision,))
         limit = request.page_size or DEFAULT_PAGE_SIZE

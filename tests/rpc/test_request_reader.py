@@ -114,9 +114,9 @@ class TestCompression:
     @pytest.mark.parametrize(
         ("message", "why"),
         [
-            (gzip.compress(b"")[:-4], "not one whole stream of gzip"),
-            (gzip.compress(b"") + b"more", "not one whole stream of gzip"),
-            (gzip.compress(b"")[:10] + b"\xff" * 20, "not what gzip makes"),
+            (gzip.compress(b"")[:-4], "not one complete gzip stream"),
+            (gzip.compress(b"") + b"more", "not one complete gzip stream"),
+            (gzip.compress(b"")[:10] + b"\xff" * 20, "not valid gzip"),
         ],
         ids=["cut", "longer", "broken"],
     )
