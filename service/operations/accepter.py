@@ -1,4 +1,4 @@
-"""Accepting: operations that arrive at once are appended to the queue together."""
+"""Accepts operations. Those that arrive concurrently are appended to the queue together."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,20 +12,20 @@ MAX_APPENDED = 512
 
 
 class OperationQueue(Protocol):
-    """Where operations are until a worker applies them."""
+    """A durable queue of operations, which workers apply."""
 
     async def append(self, operations: Sequence[Operation]) -> Sequence[Exception | None]:
         """Store operations durably, in order.
 
-        Returns, for each, None or why it is not stored, or not known to be. Raises what is
-        so of all of them.
+        Returns None for each stored operation, and the error of each that is not stored, or
+        not known to be. Raises an error that concerns all of them.
         """
 
 
 class Accepter:
-    """Appends to a queue; at most `max_waiting` operations wait for that.
+    """Appends operations to a queue, without taking an organization's lock.
 
-    It takes no organization's lock.
+    At most `max_waiting` operations may wait to be appended.
     """
 
     def __init__(self, queue: OperationQueue, metrics: Metrics, *, max_waiting: int) -> None:
@@ -35,10 +35,10 @@ class Accepter:
         self._batcher = Batcher(self._append, most=MAX_APPENDED)
 
     async def accept(self, operation: Operation) -> None:
-        """Return once the operation is stored durably.
+        """Wait until the operation is stored durably.
 
-        Raises Overloaded, with nothing accepted, when too many wait already, and what the
-        queue raises.
+        Raises Overloaded if too many operations wait, with nothing accepted, and the errors of
+        the queue.
         """
         waiting = self._batcher.waiting
         if waiting >= self._max_waiting:
@@ -48,7 +48,7 @@ class Accepter:
         await self._batcher.submit(operation)
 
     async def drain(self) -> None:
-        """Wait until nothing is being accepted."""
+        """Wait until no operation waits to be appended."""
         await self._batcher.drain()
 
     async def _append(self, operations: Sequence[Operation]) -> Sequence[Exception | None]:

@@ -1,4 +1,4 @@
-"""Operations: what was accepted, its name, and how it ended."""
+"""Operations: an accepted write, its resource name and its state."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,11 +11,10 @@ from service.domain import Write, WriteResult, new_id
 from service.errors import InvalidFields, OperationNotFound, ServiceError
 from service.writes.store import write_parameter
 
-# As the protos have it of every organization_id.
+# The limit of every organization_id in the protos.
 MAX_ORGANIZATION = 128
 
-# Calls of the database that end without an answer, after which an operation that was alone
-# in them is given up.
+# An operation is given up after this many database calls for it alone that got no response.
 MAX_ATTEMPTS = 10
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -23,7 +22,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """A write to be applied. The id tells the order of acceptance only to the millisecond."""
+    """An accepted write. Ids order operations by time of acceptance, to the millisecond."""
 
     organization_id: str
     id: UUID
@@ -33,7 +32,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationState:
-    """Where an operation stands: `result` and `finished_at` are None until it is done."""
+    """The state of an operation. `result` and `finished_at` are None until it is done."""
 
     organization_id: str
     id: UUID
@@ -48,7 +47,7 @@ class OperationState:
 
 
 def new_operation(organization_id: str, write: Write) -> Operation:
-    """Accept a write."""
+    """Return a new operation that applies a write."""
     return Operation(
         organization_id=organization_id,
         id=UUID(new_id()),
@@ -58,7 +57,7 @@ def new_operation(organization_id: str, write: Write) -> Operation:
 
 
 def queued_form(operation: Operation) -> dict[str, Any]:
-    """Write an operation as it is queued, and as apply_operations takes it."""
+    """Return an operation in the form in which it is queued and passed to apply_operations."""
     return {
         "organization_id": operation.organization_id,
         "operation_id": operation.id,
@@ -68,7 +67,7 @@ def queued_form(operation: Operation) -> dict[str, Any]:
 
 
 def time_of(id: UUID) -> datetime:
-    """Return when a UUIDv7 was made, to the millisecond."""
+    """Return when a UUIDv7 was created, to the millisecond."""
     return _EPOCH + timedelta(milliseconds=id.int >> 80)
 
 
@@ -85,10 +84,10 @@ def read_parent(name: str) -> str:
 
 
 def read_name(name: str) -> tuple[str, UUID]:
-    """Return the organization and the id of an operation's name.
+    """Return the organization and the id of `organizations/{organization}/operations/{id}`.
 
-    Raises InvalidFields for what is no such name, OperationNotFound for an id that no
-    operation can have.
+    Raises InvalidFields for a name of another form, OperationNotFound for an id that is not a
+    UUID.
     """
     match name.split("/"):
         case ["organizations", organization, "operations", id] if organization and id:

@@ -1,4 +1,4 @@
-"""How operations ended: read, and waited for."""
+"""Reads the states and results of operations, and waits for results."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,8 +16,7 @@ from service.postgres.database import Database
 from service.postgres.rows import Row
 from service.writes.store import refusal
 
-# Those that are done and those that are not, at one moment. Of each as many are read as
-# are shown.
+# Finished and queued operations, in one snapshot, each limited to the size of the result.
 _OPERATIONS: LiteralString = f"""
     SELECT o.operation_id, o.accepted_at, o.wanted_id, o.finished_at,
         o.outcome, o.organization_revision, o.conflicts, o.failure, {rows.APPOINTMENT}
@@ -41,7 +40,7 @@ _OPERATIONS: LiteralString = f"""
             LIMIT %(limit)s
         )
     ) AS o
-    -- By the order of the primary key; another index would do as well while there is little.
+    -- The order makes the planner use the primary key, also while the table is small.
     LEFT JOIN LATERAL (
         SELECT {rows.APPOINTMENT}
         FROM appointment_history h
@@ -59,10 +58,10 @@ _DONE: LiteralString = """
     JOIN operations o USING (organization_id, operation_id)
 """
 
-# By how much the clock of the machine that accepted an operation may be ahead of ours.
+# How far the clock of the machine that accepted an operation may be ahead.
 CLOCK_SKEW = timedelta(minutes=1)
 
-# Which operations a list shows, by its filter.
+# Conditions on finished and on queued operations, by the filter of a list.
 FILTERS: dict[str, tuple[LiteralString, LiteralString]] = {
     "": ("", ""),
     "done=true": ("", "AND false"),
@@ -72,10 +71,11 @@ FILTERS: dict[str, tuple[LiteralString, LiteralString]] = {
 
 
 class OperationResults:
-    """Reads operations. A finished one is kept for `retention` at least.
+    """Reads operations. A finished operation is kept for at least `retention`.
 
-    `queued_elsewhere`: an operation that waits in a broker is not seen here, so one that
-    is not found counts as not done, if its id was made within `retention`.
+    `poll_interval` is in seconds. `queued_elsewhere` means that operations are queued in a
+    broker, where they cannot be read. An operation that is not found then counts as not done
+    if its id was created within `retention`.
     """
 
     def __init__(
@@ -91,14 +91,14 @@ class OperationResults:
         self._retention = retention
         self._poll_interval = poll_interval
         self._queued_elsewhere = queued_elsewhere
-        # Whom to tell, by organization and operation.
+        # Events to set when an operation is done, by organization and operation.
         self._waiting: dict[tuple[str, UUID], set[asyncio.Event]] = {}
         self._watching: asyncio.Task[None] | None = None
         self._backoff = Backoff("watch operations", metrics.unexpected_errors)
         self._ending = False
 
     async def get(self, organization_id: str, id: UUID) -> OperationState:
-        """Return where an operation stands. Raises OperationNotFound."""
+        """Return the state of an operation. Raises OperationNotFound."""
         found = await self._database.fetch(
             _OPERATIONS.format(only="AND operation_id = %(id)s", done="", queued=""),
             {"organization_id": organization_id, "id": id, "limit": 1},
@@ -115,7 +115,7 @@ class OperationResults:
     async def list(
         self, organization_id: str, *, filter: str, before: UUID | None, limit: int
     ) -> Sequence[OperationState]:
-        """Return operations, the latest first, that are older than `before`."""
+        """Return up to `limit` operations older than `before`, the latest first."""
         done, queued = FILTERS[filter]
         only: LiteralString = "" if before is None else "AND operation_id < %(before)s"
         found = await self._database.fetch(
@@ -125,7 +125,7 @@ class OperationResults:
         return [_state(organization_id, row) for row in found]
 
     async def wait(self, organization_id: str, id: UUID, *, at_most: float) -> OperationState:
-        """Return where an operation stands once it is done, or after `at_most` seconds."""
+        """Return the state of an operation when it is done, or after `at_most` seconds."""
         state = await self.get(organization_id, id)
         if state.result is not None or at_most <= 0 or self._ending:
             return state
@@ -144,21 +144,21 @@ class OperationResults:
         return await self.get(organization_id, id)
 
     def end_waits(self) -> None:
-        """Answer everybody that waits with how it stands now, those that come later too."""
+        """End all waits with the current state, including those that start later."""
         self._ending = True
         for waiting in self._waiting.values():
             for done in waiting:
                 done.set()
 
     async def _watch(self) -> None:
-        """Ask for all that is waited for at once, as long as anything is."""
+        """Poll for all awaited operations in one query, until none is awaited."""
         try:
             while self._waiting:
                 await asyncio.sleep(self._poll_interval)
                 if not self._waiting:
                     break
                 organizations, ids = zip(*self._waiting, strict=True)
-                # Who waits does so no longer than it wants, whatever fails here.
+                # After an error the waits continue, each until its own timeout.
                 try:
                     found = await self._database.fetch(_DONE, (list(organizations), list(ids)))
                     for key in found:
@@ -166,7 +166,7 @@ class OperationResults:
                             done.set()
                 except ServiceError:
                     continue
-                except Exception as error:  # noqa: BLE001  those who come later wait too
+                except Exception as error:  # noqa: BLE001  later waits need this task too
                     await asyncio.sleep(self._backoff.failed(error))
                 else:
                     self._backoff.succeeded()

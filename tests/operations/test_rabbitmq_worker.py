@@ -120,7 +120,7 @@ def test_what_cannot_be_read_is_put_aside(
     client.all_ended(names)
     until(lambda: waiting(settings, UNREADABLE) == len(unreadable) + len(unfit))
     until(lambda: waiting(settings, *PARTITIONS) == 0)
-    worker.wait_for_event(lambda event: event["event"] == "unreadable operation put aside")
+    worker.wait_for_event(lambda event: event["event"] == "unreadable operation moved")
     check_order(client, organization, 5)
     # What has the form of an operation, but no sense, fails.
     publish(settings, message(organization, write={"id": "a", "start_time": "soon"}))

@@ -1,4 +1,4 @@
-"""The queue in PostgreSQL: the table queued_operations, applied by the functions beside it."""
+"""The queue in PostgreSQL: the table queued_operations. SQL functions apply its operations."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,13 @@ _APPEND = """
 
 
 class PostgresQueue:
-    """Appends operations; a row each, all in one transaction."""
+    """Appends operations, one row each, all in one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def append(self, operations: Sequence[Operation]) -> Sequence[None]:
-        """Raises DatabaseUnavailable, Overloaded."""
+        """Insert the operations. Raises DatabaseUnavailable or Overloaded."""
         rows = [queued_form(operation) for operation in operations]
         await self._database.fetch(_APPEND, (orjson.dumps(rows).decode(),))
         return [None] * len(operations)

@@ -1,4 +1,4 @@
-"""Applying what is queued in PostgreSQL."""
+"""Applies the operations that are queued in PostgreSQL."""
 
 import asyncio
 import random
@@ -28,7 +28,7 @@ _APPLY = """
     )
 """
 
-_GIVE_BACK = """
+_RELEASE = """
     UPDATE operation_leases l
     SET leased_until = clock_timestamp() + make_interval(secs => r.delay), attempts = r.attempts
     FROM json_to_recordset(%s::json)
@@ -41,13 +41,14 @@ _GIVE_UP = "SELECT give_up_operation(%s::text, %s::bigint, %s::text)"
 _COUNT = "SELECT count_queued_operations(100000)"
 COUNT_INTERVAL = 10.0
 
-# Seconds between calls that end without an answer: they double up to the longest.
+# Seconds before the next call for an operation alone whose call got no response. The delay
+# doubles with each such call.
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 30.0
 
-# Seconds before a locked organization is tried again, and before anything is, in trouble.
+# Seconds before the next attempt for a locked organization, and after an error.
 BUSY_DELAY = 0.25
-TROUBLE_DELAY = 1.0
+ERROR_DELAY = 1.0
 
 LOOP = "apply operations"
 
@@ -56,7 +57,10 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class _Lease:
-    """The right to apply an organization's operations, until somebody has a higher fence."""
+    """The right to apply an organization's operations, until another worker has a higher fence.
+
+    `attempts` counts the calls without a response since operations were last applied.
+    """
 
     organization_id: str
     fence: int
@@ -64,14 +68,17 @@ class _Lease:
 
 
 class PostgresQueueWorker:
-    """Applies queued operations: leases organizations, then applies what they have.
+    """Leases organizations that have queued operations, and applies the operations in batches.
 
-    A lease and a batch are a call of the database each, so a worker that is stopped or
-    killed between two calls has nothing half-done, and one whose lease was taken over
-    meanwhile changes nothing. `lanes` calls are under way at a time, each for up to
-    `max_organizations`; one of them at most is for an organization alone, which may take
-    long: it waits for a lock, or for operations that had no answer before. `lease` is in
-    seconds; while a call is under way it cannot be taken over.
+    Leasing and applying a batch are one database call each. A worker that is stopped or killed
+    between two calls leaves nothing half-done, and a worker that has lost its lease changes
+    nothing.
+
+    Up to `concurrency` calls run at a time, each for up to `max_organizations`. At most one of
+    them is for a single organization: such a call may be slow, as it waits for a lock or has
+    operations whose earlier call got no response.
+
+    `lease` and `poll_interval` are in seconds. A lease is not taken over during a call.
     """
 
     def __init__(
@@ -92,28 +99,29 @@ class PostgresQueueWorker:
         self._max_batch = max_batch
         self._lease = lease
         self._poll_interval = poll_interval
-        # One lane at a time looks for work; the order of leasing goes round.
-        self._looking = asyncio.Lock()
+        # One task at a time leases, in the order of organizations, starting after the last one.
+        self._leasing = asyncio.Lock()
         self._last_leased = ""
-        self._looked_at = 0.0
-        self._going_alone = asyncio.Lock()
+        self._polled_at = 0.0
+        # Held during calls for a single organization.
+        self._alone = asyncio.Lock()
         self._stopping = asyncio.Event()
-        self._in_trouble = False
+        self._failing = False
         self._backoff = Backoff(LOOP, metrics.unexpected_errors)
 
     async def count(self) -> NoReturn:
-        """Tell Prometheus how many operations wait, until cancelled."""
+        """Update the metric of queued operations, until cancelled."""
         while True:
             try:
                 [(waiting,)] = await self._database.fetch(_COUNT)
             except ServiceError:
-                pass  # whoever applies them says it
+                pass  # logged where operations are applied
             else:
                 self._metrics.queued_operations.set(waiting)
             await asyncio.sleep(COUNT_INTERVAL)
 
     async def run(self) -> None:
-        """Work until cancelled; calls under way are finished then, and leases given back."""
+        """Apply operations until cancelled, then finish running calls and release the leases."""
         self._stopping.clear()
         loops = [asyncio.create_task(self._apply_queued()) for _ in range(self._concurrency)]
         try:
@@ -129,54 +137,54 @@ class PostgresQueueWorker:
         while not self._stopping.is_set():
             try:
                 try:
-                    leases += await self._find_work(leases)
+                    leases += await self._lease_more(leases)
                 except (ServiceError, psycopg.Error) as error:
-                    await self._pause_in_trouble(error)
+                    await self._wait_after(error)
                 leases = await self._apply(leases)
-            except Exception as error:  # noqa: BLE001  the other lanes go on
-                leases = []  # they end by themselves
-                await self._pause(self._backoff.failed(error))
+            except Exception as error:  # noqa: BLE001  the other tasks continue
+                leases = []  # they expire
+                await self._wait(self._backoff.failed(error))
         try:
-            await self._give_back(leases)
-        except Exception as error:  # noqa: BLE001  they end by themselves
+            await self._release(leases)
+        except Exception as error:  # noqa: BLE001  the leases expire
             self._backoff.failed(error)
 
-    async def _find_work(self, leases: list[_Lease]) -> list[_Lease]:
-        """Lease organizations besides those that go on; without any, wait for some."""
+    async def _lease_more(self, leases: list[_Lease]) -> list[_Lease]:
+        """Lease further organizations. Without any lease, poll until there are some."""
         room = self._max_organizations - len(leases)
-        recently = monotonic() < self._looked_at + self._poll_interval
-        if leases and (not room or recently or self._looking.locked()):
+        recently = monotonic() < self._polled_at + self._poll_interval
+        if leases and (not room or recently or self._leasing.locked()):
             return []
-        async with self._looking:
+        async with self._leasing:
             while not self._stopping.is_set():
                 found = await self._database.fetch(_LEASE, (self._last_leased, room, self._lease))
-                self._looked_at = monotonic()
+                self._polled_at = monotonic()
                 if found:
                     self._last_leased = found[-1][0]
                 if found or leases:
                     return [_Lease(*row) for row in found]
-                await self._pause(self._poll_interval)
+                await self._wait(self._poll_interval)
         return []
 
     async def _apply(self, leases: list[_Lease]) -> list[_Lease]:
-        """Apply a batch of each organization; return the leases that go on."""
+        """Apply a batch of each organization. Returns the leases with further operations."""
         alone = [lease for lease in leases if lease.attempts]
         together = [lease for lease in leases if not lease.attempts]
         kept, busy = await self._call(together) if together else ([], [])
-        # By itself it waits for the lock, in turn with those that write.
+        # A call for one organization waits for its lock, in turn with synchronous writes.
         alone += busy
         if not alone:
             return kept
-        if self._going_alone.locked():
-            await self._give_back(alone, delay=BUSY_DELAY)
+        if self._alone.locked():
+            await self._release(alone, delay=BUSY_DELAY)
             return kept
-        async with self._going_alone:
-            await self._give_back(kept)
+        async with self._alone:
+            await self._release(kept)
             return await self._apply_alone(alone)
 
     async def _apply_alone(self, leases: list[_Lease]) -> list[_Lease]:
-        """Apply operations of one organization after the other, as long as the leases last."""
-        random.shuffle(leases)  # so that none is always the last
+        """Apply operations in a call for each organization, for up to half of the lease time."""
+        random.shuffle(leases)  # so that no organization is always the last
         kept: list[_Lease] = []
         end = monotonic() + self._lease / 2
         while leases and monotonic() < end and not self._stopping.is_set():
@@ -186,15 +194,19 @@ class PostgresQueueWorker:
                     await self._give_up(lease)
                     lease = replace(lease, attempts=1)
             except (ServiceError, psycopg.Error) as error:
-                await self._pause_in_trouble(error)
-                await self._give_back([lease])
+                await self._wait_after(error)
+                await self._release([lease])
             else:
                 kept += (await self._call([lease]))[0]
-        await self._give_back(leases, delay=BUSY_DELAY)
+        await self._release(leases, delay=BUSY_DELAY)
         return kept
 
     async def _call(self, leases: list[_Lease]) -> tuple[list[_Lease], list[_Lease]]:
-        """Apply a batch of each organization; return the leases that go on, and the busy ones."""
+        """Apply a batch of each organization in one call.
+
+        Returns the leases with further operations, and those of locked organizations. After an
+        error all are released.
+        """
         parameter = [
             {
                 "organization_id": lease.organization_id,
@@ -208,9 +220,9 @@ class PostgresQueueWorker:
                 _APPLY, (orjson.dumps(parameter).decode(), self._max_batch, self._lease)
             )
         except (ServiceError, psycopg.Error) as error:
-            await self._leave(leases, error)
+            await self._release_after(leases, error)
             return [], []
-        self._in_trouble = False
+        self._failing = False
         self._backoff.succeeded()
         kept: list[_Lease] = []
         busy: list[_Lease] = []
@@ -227,22 +239,22 @@ class PostgresQueueWorker:
             self._metrics.applied_together.observe(applied)
         return kept, busy
 
-    async def _leave(self, leases: list[_Lease], error: Exception) -> None:
-        """Give leases back after a call that failed; nothing is known to be written."""
+    async def _release_after(self, leases: list[_Lease], error: Exception) -> None:
+        """Release leases after a failed call. Whether it applied operations is not known."""
         locked = isinstance(error, LockTimeout)
-        if len(leases) > 1:  # which of them it was about will show
-            await self._give_back([replace(lease, attempts=1) for lease in leases])
-        elif not locked and _may_be_its_fault(error):
+        if len(leases) > 1:  # calls for each of them will show which one caused the error
+            await self._release([replace(lease, attempts=1) for lease in leases])
+        elif not locked and _may_be_caused_by_operation(error):
             [lease] = leases
             delay = min(FIRST_DELAY * 2**lease.attempts, LONGEST_DELAY)
-            await self._give_back([replace(lease, attempts=lease.attempts + 1)], delay=delay)
+            await self._release([replace(lease, attempts=lease.attempts + 1)], delay=delay)
         else:
-            await self._give_back(leases, delay=BUSY_DELAY)
+            await self._release(leases, delay=BUSY_DELAY)
         if not locked:
-            await self._pause_in_trouble(error)
+            await self._wait_after(error)
 
     async def _give_up(self, lease: _Lease) -> None:
-        failure = f"not applied in {MAX_ATTEMPTS} calls, each of which ended without an answer"
+        failure = f"not applied in {MAX_ATTEMPTS} calls, none of which got a response"
         [(operation_id,)] = await self._database.fetch(
             _GIVE_UP, (lease.organization_id, lease.fence, failure)
         )
@@ -250,10 +262,10 @@ class PostgresQueueWorker:
             "operation given up", organization=lease.organization_id, operation=str(operation_id)
         )
 
-    async def _give_back(self, leases: list[_Lease], *, delay: float = 0) -> None:
-        """Let anybody lease the organizations after a time (seconds).
+    async def _release(self, leases: list[_Lease], *, delay: float = 0) -> None:
+        """Release leases; the organizations can be leased again after `delay` (seconds).
 
-        It is tried until the database answers, or the leases have ended by themselves.
+        Retries until the database responds or the leases have expired.
         """
         parameter = [
             {
@@ -267,25 +279,26 @@ class PostgresQueueWorker:
         end = monotonic() + self._lease
         while leases and monotonic() < end:
             try:
-                await self._database.fetch(_GIVE_BACK, (orjson.dumps(parameter).decode(),))
+                await self._database.fetch(_RELEASE, (orjson.dumps(parameter).decode(),))
             except (ServiceError, psycopg.Error) as error:
                 if self._stopping.is_set():
                     return
-                await self._pause_in_trouble(error)
+                await self._wait_after(error)
             else:
                 return
 
-    async def _pause_in_trouble(self, error: Exception) -> None:
+    async def _wait_after(self, error: Exception) -> None:
+        """Log an error, unless an expected one was logged before, and wait."""
         if not isinstance(error, ServiceError):
-            await self._pause(self._backoff.failed(error))
+            await self._wait(self._backoff.failed(error))
             return
-        if not self._in_trouble:
+        if not self._failing:
             log.warning("operations not applied", error=str(error))
-        self._in_trouble = True
-        await self._pause(TROUBLE_DELAY)
+        self._failing = True
+        await self._wait(ERROR_DELAY)
 
-    async def _pause(self, seconds: float) -> None:
-        """Wait, but not when it is time to stop."""
+    async def _wait(self, seconds: float) -> None:
+        """Wait for some seconds, or until the worker stops."""
         try:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
@@ -293,11 +306,11 @@ class PostgresQueueWorker:
             pass
 
 
-def _may_be_its_fault(error: Exception) -> bool:
-    """Tell whether it may be the operation that keeps the database from answering.
+def _may_be_caused_by_operation(error: Exception) -> bool:
+    """Return whether an operation may be the cause of an error.
 
-    A call that took too long, a lost connection, an internal error; but not what the
-    database says of itself, such as that its disk is full.
+    True for a timeout, a lost connection or an internal error. False for an error that the
+    database reports about itself, such as a full disk.
     """
     state = getattr(error.__cause__ or error, "sqlstate", None)
     return not isinstance(error, Overloaded) and (

@@ -1,8 +1,8 @@
-"""Ends the operations that RabbitMQ keeps: applies them, or stores why it cannot be done.
+"""Finishes operations from RabbitMQ: applies them, or stores why they cannot be applied.
 
-What comes again is passed over, by the results in the database: so each operation takes
-effect once, also when a worker that was stopped for long goes on with messages that others
-have had meanwhile.
+The database skips operations that have a result. So each operation takes effect once, even if
+its message is redelivered, or a suspended worker resumes with messages that another one has
+handled meanwhile.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from service.operations.operation import MAX_ATTEMPTS
 from service.operations.rabbitmq.messages import QueuedOperation
 from service.postgres.database import Database
 
-# With true each organization's lock is waited for; else those that are locked are left out.
+# With true it waits for the lock of each organization, otherwise it skips those that are locked.
 _APPLY = """
     SELECT r.organization_id, CASE
         WHEN %s::boolean
@@ -38,7 +38,7 @@ _REFUSE = """
     AS r (organization_id text, operation_id uuid, accepted_at timestamptz, write json)
 """
 
-# Seconds before the database is tried again, and before a locked organization is.
+# Seconds before the next attempt after an error, and for a locked organization.
 RETRY_DELAY = 1.0
 BUSY_DELAY = 0.25
 
@@ -48,50 +48,50 @@ log = structlog.get_logger()
 
 
 class OperationApplier:
-    """Every method goes on until the database has answered, however long it is away."""
+    """Finishes operations in the database. Every method retries until the database responds."""
 
     def __init__(self, database: Database, metrics: Metrics) -> None:
         self._database = database
         self._backoff = Backoff(LOOP, metrics.unexpected_errors)
-        # One call at a time waits for a lock: the connections are for those that need not.
+        # Held while waiting for an organization's lock, so that this takes one connection only.
         self._waiting = asyncio.Lock()
 
     async def wait_for_database(self) -> None:
-        """Return once it answers."""
+        """Wait until the database responds."""
         while True:
             try:
                 await self._database.fetch("SELECT 1")
             except (ServiceError, psycopg.Error) as error:
-                await self._pause(error)
+                await self._wait_after(error)
             else:
                 self._backoff.succeeded()
                 return
 
     async def apply(self, operations: Sequence[QueuedOperation]) -> list[QueuedOperation]:
-        """End operations, those of each organization in order.
+        """Finish operations, those of each organization in order.
 
-        Returns those of which the database can store nothing, not even that they failed.
+        Returns the unstorable ones: not even their failure could be stored.
         """
         by_organization: dict[str, list[QueuedOperation]] = defaultdict(list)
         for operation in operations:
             by_organization[operation["organization_id"]].append(operation)
-        left = list(by_organization)
-        if len(left) > 1:
+        remaining = list(by_organization)
+        if len(remaining) > 1:
             try:
                 found = await self._call(by_organization, wait=False)
-                left = [organization_id for organization_id, done in found if not done]
+                remaining = [organization_id for organization_id, done in found if not done]
             except (ServiceError, psycopg.Error) as error:
                 log.warning("operations not applied together", error=str(error))
-        unfit: list[QueuedOperation] = []
-        for organization_id in left:
-            unfit += await self._apply_one(organization_id, by_organization[organization_id])
-        return unfit
+        unstorable: list[QueuedOperation] = []
+        for organization_id in remaining:
+            unstorable += await self._apply_one(organization_id, by_organization[organization_id])
+        return unstorable
 
     async def refuse(
         self, operations: Sequence[QueuedOperation], failure: str
     ) -> list[QueuedOperation]:
-        """End those operations that are not done as FAILED; returns what apply returns."""
-        unfit: list[QueuedOperation] = []
+        """Finish operations as FAILED unless they are done. Returns the unstorable ones."""
+        unstorable: list[QueuedOperation] = []
         for operation in operations:
             log.error(
                 "operation given up",
@@ -105,20 +105,20 @@ class OperationApplier:
                         _REFUSE, (failure, orjson.dumps([operation]).decode())
                     )
                 except (psycopg.DataError, psycopg.IntegrityError):
-                    unfit.append(operation)
+                    unstorable.append(operation)
                 except (ServiceError, psycopg.Error) as error:
-                    log.warning("operation not ended", error=str(error))
-                    await self._pause(error)
+                    log.warning("operation not finished", error=str(error))
+                    await self._wait_after(error)
                     continue
                 break
-        return unfit
+        return unstorable
 
     async def _apply_one(
         self, organization_id: str, operations: Sequence[QueuedOperation]
     ) -> list[QueuedOperation]:
-        """End the operations of one organization, waiting for its lock."""
+        """Finish the operations of one organization, waiting for its lock."""
         attempts = 0
-        told = False
+        logged = False
         while True:
             try:
                 [(_, done)] = await self._call({organization_id: operations}, wait=False)
@@ -128,32 +128,32 @@ class OperationApplier:
             except LockTimeout:
                 await asyncio.sleep(BUSY_DELAY)
             except (ServiceError, psycopg.Error) as error:
-                if not told:
+                if not logged:
                     log.warning(
                         "operations not applied", organization=organization_id, error=str(error)
                     )
-                told = True
-                unfit_data = isinstance(error, psycopg.DataError | psycopg.IntegrityError)
-                # What takes too long may be the fault of an operation. A missing permission,
-                # say, or a server in trouble is not, and is waited for.
+                logged = True
+                invalid_data = isinstance(error, psycopg.DataError | psycopg.IntegrityError)
+                # An operation may cause a timeout. Other errors, such as a missing privilege or
+                # an unavailable server, are retried without a limit.
                 attempts += isinstance(error.__cause__, psycopg.errors.QueryCanceled)
-                if (attempts > 1 or unfit_data) and len(operations) > 1:
-                    unfit: list[QueuedOperation] = []
+                if (attempts > 1 or invalid_data) and len(operations) > 1:
+                    unstorable: list[QueuedOperation] = []
                     for operation in operations:
-                        unfit += await self._apply_one(organization_id, [operation])
-                    return unfit
-                if unfit_data:
+                        unstorable += await self._apply_one(organization_id, [operation])
+                    return unstorable
+                if invalid_data:
                     return await self.refuse(operations, str(error))
                 if attempts == MAX_ATTEMPTS:
                     return await self.refuse(
                         operations, f"not applied in {attempts} attempts: {error}"
                     )
-                await self._pause(error)
+                await self._wait_after(error)
             else:
                 self._backoff.succeeded()
                 return []
 
-    async def _pause(self, error: Exception) -> None:
+    async def _wait_after(self, error: Exception) -> None:
         expected = isinstance(error, ServiceError)
         await asyncio.sleep(RETRY_DELAY if expected else self._backoff.failed(error))
 

@@ -1,4 +1,4 @@
-"""Operations as messages of RabbitMQ: several of one partition in a message, as JSON."""
+"""RabbitMQ messages of operations. A message has several operations of a partition, as JSON."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,28 +13,27 @@ import orjson
 from service.amqp import Outgoing
 from service.operations.operation import Operation, queued_form
 
-# The queues that organizations are spread over; as many workers apply operations at a time.
-# With another number an organization may be in another of them: the queues must be empty
-# whenever it changes.
+# The queues. Organizations are distributed over them by a hash; each has one active worker.
+# Changing their number moves organizations to other queues, so all must be empty then.
 PARTITIONS = tuple(f"appointments.operations.{number}" for number in range(8))
 
 MAX_MESSAGE_OPERATIONS = 128
 MAX_MESSAGE_BYTES = 256 * 1024
 
-# An operation as it was read, which is how apply_operations takes it.
+# An operation as read from a message, in the form that apply_operations accepts.
 QueuedOperation = dict[str, Any]
 
-# Positions among the operations that were given, with what is sent.
+# Encoded operations, each with its index in the sequence that is being sent.
 Items = list[tuple[int, bytes]]
 
 
 def partition_of(organization_id: str) -> str:
-    """Return the queue that has all operations of an organization."""
+    """Return the queue of an organization."""
     return PARTITIONS[crc32(organization_id.encode()) % len(PARTITIONS)]
 
 
 def messages(operations: Sequence[Operation]) -> list[tuple[str, Items]]:
-    """Share operations out among messages, in order: the queue of each, and its items."""
+    """Group operations into messages, in order. Returns each message's queue and items."""
     partitions: dict[str, Items] = defaultdict(list)
     sizes: dict[str, int] = defaultdict(int)
     full: list[tuple[str, Items]] = []
@@ -55,7 +54,7 @@ def messages(operations: Sequence[Operation]) -> list[tuple[str, Items]]:
 
 
 def outgoing(partition: str, items: Items) -> Outgoing:
-    """Make the message of some operations, persistent."""
+    """Return a persistent message of operations."""
     return Outgoing(
         routing_key=partition,
         message=aio_pika.Message(
@@ -67,7 +66,7 @@ def outgoing(partition: str, items: Items) -> Outgoing:
 
 
 def read(body: bytes) -> list[QueuedOperation] | None:
-    """Return the operations of a message; None if it is none of ours."""
+    """Return the operations of a message, None if it has another format."""
     try:
         operations: list[QueuedOperation] = orjson.loads(body)
         if not isinstance(operations, list) or not all(map(_is_operation, operations)):

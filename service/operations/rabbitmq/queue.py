@@ -1,12 +1,12 @@
-"""The queue in RabbitMQ: partitions by organization, each with one active consumer.
+"""The queue in RabbitMQ: partitioned by organization, with one active consumer per partition.
 
-An organization's operations are always in the same quorum queue, and a queue gives its
-messages to one worker at a time, in order: so they are applied in the order of acceptance,
-whatever the number of workers.
+All operations of an organization are in the same quorum queue. A queue delivers its messages in
+order, to one worker at a time. So operations are applied in the order of acceptance, whatever
+the number of workers.
 
-The service chooses the queue. The broker's consistent-hash exchange would choose others
-after a restart than before: it makes its table anew then, in another order, while operations
-of the same organizations still wait where the old table had sent them.
+The service chooses the queue. The broker's consistent-hash exchange builds its table again in
+another order after a restart, so it would route an organization to another queue while
+earlier operations still wait in the first one.
 """
 
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ from service.amqp import Broker
 from service.operations.operation import Operation
 from service.operations.rabbitmq.messages import PARTITIONS, messages, outgoing
 
-# What was brought to workers again and again without an end.
+# Messages that were delivered DELIVERY_LIMIT times without being acknowledged.
 DEAD_LETTERS = "appointments.operations.dead"
-# What is in none of our messages' form.
+# Messages that cannot be read.
 UNREADABLE = "appointments.operations.unreadable"
 DELIVERY_LIMIT = 20
 
 
 async def declare_queues(channel: AbstractChannel) -> None:
-    """Declare everything; the same for those who publish and those who consume."""
+    """Declare all queues. Publishers and consumers use the same declarations."""
     for name in (DEAD_LETTERS, UNREADABLE):
         await channel.declare_queue(
             name,
             durable=True,
             arguments={
                 "x-queue-type": "quorum",
-                # Where there is a limit by default, what reaches it is dropped.
+                # Practically unlimited: at the default limit of RabbitMQ 4 messages are dropped.
                 "x-delivery-limit": 1_000_000,
             },
         )
@@ -46,7 +46,7 @@ async def declare_queues(channel: AbstractChannel) -> None:
                 "x-delivery-limit": DELIVERY_LIMIT,
                 "x-dead-letter-exchange": "",
                 "x-dead-letter-routing-key": DEAD_LETTERS,
-                # With the default a dead letter can be lost on its way.
+                # The default, at-most-once, can lose dead letters.
                 "x-dead-letter-strategy": "at-least-once",
                 "x-overflow": "reject-publish",
             },
@@ -54,13 +54,13 @@ async def declare_queues(channel: AbstractChannel) -> None:
 
 
 class RabbitMQQueue:
-    """Appends operations: confirmed by the broker, without asking the database."""
+    """Appends operations with publisher confirms, without using the database."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
     async def append(self, operations: Sequence[Operation]) -> list[Exception | None]:
-        """Raises BrokerUnavailable."""
+        """Publish the operations. Raises BrokerUnavailable if nothing could be sent."""
         groups = messages(operations)
         failures = await self._broker.publish_in_order(
             "", [outgoing(partition, items) for partition, items in groups], mandatory=True

@@ -1,7 +1,7 @@
-"""Brings the operations that RabbitMQ keeps to the database.
+"""Applies the operations that are queued in RabbitMQ.
 
-A message is acknowledged once all of its operations are done; one that is not comes again,
-to this worker or another.
+A message is acknowledged when all of its operations are done. Otherwise it is redelivered, to
+this worker or another.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from service.operations.rabbitmq.queue import (
 )
 from service.postgres.database import Database
 
-# Messages that a worker has of each partition: so many that the next are there when some are
-# applied, and with MAX_MESSAGE_BYTES each still no more than 128 MiB in all.
+# Unacknowledged messages of each partition. Enough for the next batch to be ready when one is
+# done; with messages of MAX_MESSAGE_BYTES, at most 128 MiB in all.
 PREFETCH = 64
 
-# Seconds before the broker is tried again.
+# Seconds before the next attempt to connect.
 RETRY_DELAY = 1.0
 
 log = structlog.get_logger()
@@ -40,10 +40,10 @@ Messages = asyncio.Queue[AbstractIncomingMessage]
 
 
 class RabbitMQQueueWorker:
-    """Consumes the partitions; the broker makes it the active consumer of some or all.
+    """Consumes all partitions. The broker makes it the active consumer of some or all of them.
 
-    `max_batch` bounds the operations of a call of the database, by and large; `timeout`
-    bounds every answer of the broker, in seconds.
+    A database call has about `max_batch` operations: messages are not split. `timeout`
+    (seconds) bounds every wait for the broker.
     """
 
     def __init__(
@@ -54,35 +54,35 @@ class RabbitMQQueueWorker:
         self._metrics = metrics
         self._max_batch = max_batch
         self._timeout = timeout
-        # What is being handled: at most one task of each queue.
-        self._under_way: set[asyncio.Task[None]] = set()
+        # Tasks that handle messages, at most one for each queue.
+        self._handling: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Work until cancelled.
+        """Apply operations until cancelled.
 
-        What is being applied then is finished and acknowledged, if that takes no longer
-        than the timeout. The rest goes to others.
+        Messages that are being handled then are finished and acknowledged within the timeout.
+        All others are redelivered.
         """
-        told = ""
+        logged_failure = ""
         while True:
-            # What cannot be applied now stays in the broker: each time that messages go
-            # back there counts as a delivery.
+            # Without the database nothing is consumed: returning messages to the broker counts
+            # towards their delivery limit.
             await self._applier.wait_for_database()
             began = asyncio.get_running_loop().time()
             try:
-                await self._work()
+                await self._connect_and_consume()
                 failure = "the connection was lost"
             except (*CONNECTION_EXCEPTIONS, TimeoutError, asyncio.CancelledError) as error:
                 check_cancelled(error)
                 failure = repr(error)
             if asyncio.get_running_loop().time() - began > 2 * self._timeout:
-                told = ""
-            if failure != told:
-                log.warning("operations in RabbitMQ cannot be had", error=failure)
-            told = failure
+                logged_failure = ""
+            if failure != logged_failure:
+                log.warning("not consuming operations from RabbitMQ", error=failure)
+            logged_failure = failure
             await asyncio.sleep(RETRY_DELAY)
 
-    async def _work(self) -> None:
+    async def _connect_and_consume(self) -> None:
         """Connect, and consume until the connection is lost."""
         connection = await connect(self._url, within=self._timeout)
         try:
@@ -93,15 +93,17 @@ class RabbitMQQueueWorker:
             await close(connection, within=self._timeout)
 
     async def _consume(self, connection: AbstractConnection) -> None:
-        """Consume every queue until one of them, or a channel, is there no more."""
-        over = asyncio.Event()
-        handlers = [asyncio.create_task(_wait_for(over))]
+        """Consume all queues until a queue is deleted or a channel is closed."""
+        ended = asyncio.Event()
+        handlers = [asyncio.create_task(_wait_for(ended))]
         try:
-            # Workers that start together shall each become the active consumer of some.
+            # In random order and slowly, so that workers that start together share the queues.
             for name in random.sample(PARTITIONS, len(PARTITIONS)):
-                handlers.append(await self._subscribe(connection, over, name, self._apply))
+                handlers.append(await self._subscribe(connection, ended, name, self._apply))
                 await asyncio.sleep(0.02)
-            handlers.append(await self._subscribe(connection, over, DEAD_LETTERS, self._bury))
+            handlers.append(
+                await self._subscribe(connection, ended, DEAD_LETTERS, self._refuse_dead_letters)
+            )
             log.info("consuming operations from RabbitMQ")
             done, _ = await asyncio.wait(handlers, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -115,13 +117,14 @@ class RabbitMQQueueWorker:
     async def _subscribe(
         self,
         connection: AbstractConnection,
-        over: asyncio.Event,
+        ended: asyncio.Event,
         name: str,
         handle: Callable[[AbstractChannel, list[AbstractIncomingMessage]], Awaitable[None]],
     ) -> asyncio.Task[None]:
-        """Handle a queue's messages, in order, in a task.
+        """Start a task that handles a queue's messages, in order.
 
-        The channel is of that queue alone: what came before a message there came from it.
+        The queue has its own channel, so that acknowledging a message together with all
+        messages before it on the channel concerns this queue only.
         """
         waiting: Messages = asyncio.Queue()
 
@@ -130,10 +133,10 @@ class RabbitMQQueueWorker:
 
         async with asyncio.timeout(self._timeout):
             channel = await connection.channel(on_return_raises=True)
-            channel.close_callbacks.add(lambda *_: over.set())
-            # The queue may be deleted.
+            channel.close_callbacks.add(lambda *_: ended.set())
+            # The broker cancels the consumer if the queue is deleted.
             underlay = await channel.get_underlay_channel()
-            underlay.on_consumer_cancel_callbacks.add(lambda _: over.set())
+            underlay.on_consumer_cancel_callbacks.add(lambda _: ended.set())
             await channel.set_qos(prefetch_count=PREFETCH)
             await (await channel.get_queue(name, ensure=False)).consume(receive)
 
@@ -143,58 +146,58 @@ class RabbitMQQueueWorker:
                 while waiting.qsize():
                     messages.append(waiting.get_nowait())
                 task = asyncio.ensure_future(handle(channel, messages))
-                self._under_way.add(task)
-                task.add_done_callback(self._under_way.discard)
-                # Being cancelled ends the waiting, not the work.
+                self._handling.add(task)
+                task.add_done_callback(self._handling.discard)
+                # Cancelling this loop does not cancel the handling; `_finish` waits for it.
                 await asyncio.shield(task)
 
         return asyncio.create_task(handle_waiting())
 
     async def _finish(self) -> None:
-        """Wait for what is being handled, no longer than the timeout."""
-        under_way = set(self._under_way)
-        if under_way:
-            await asyncio.wait(under_way, timeout=self._timeout)
-        for task in under_way:
+        """Wait for messages that are being handled, then cancel those beyond the timeout."""
+        handling = set(self._handling)
+        if handling:
+            await asyncio.wait(handling, timeout=self._timeout)
+        for task in handling:
             task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
+        await asyncio.gather(*handling, return_exceptions=True)
 
     async def _apply(
         self, channel: AbstractChannel, messages: list[AbstractIncomingMessage]
     ) -> None:
-        """Apply messages of a partition, in order, as many together as a call may have."""
+        """Apply messages of a partition, in order, in batches of about `max_batch` operations."""
         operations: list[QueuedOperation] = []
         for position, message in enumerate(messages, 1):
             found = read(message.body)
             if found is None:
-                await self._put_aside(channel, message.body)
+                await self._move_unreadable(channel, message.body)
             operations += found or ()
             if len(operations) < self._max_batch and position < len(messages):
                 continue
             if operations:
-                for unfit in await self._applier.apply(operations):
-                    await self._put_aside(channel, orjson.dumps([unfit]))
+                for unstorable in await self._applier.apply(operations):
+                    await self._move_unreadable(channel, orjson.dumps([unstorable]))
                 self._observe(operations)
-            # And all before it.
+            # With all messages before it.
             await message.ack(multiple=True)
             operations = []
 
-    async def _bury(
+    async def _refuse_dead_letters(
         self, channel: AbstractChannel, messages: list[AbstractIncomingMessage]
     ) -> None:
-        """End the operations of dead letters that are not done."""
-        failure = f"not applied in {DELIVERY_LIMIT} deliveries, none of which came to an end"
+        """Finish the operations of dead letters as FAILED unless they are done."""
+        failure = f"not applied in {DELIVERY_LIMIT} deliveries, none of which was acknowledged"
         for message in messages:
             operations = read(message.body)
             if operations is None:
-                await self._put_aside(channel, message.body)
-            for unfit in await self._applier.refuse(operations or (), failure):
-                await self._put_aside(channel, orjson.dumps([unfit]))
+                await self._move_unreadable(channel, message.body)
+            for unstorable in await self._applier.refuse(operations or (), failure):
+                await self._move_unreadable(channel, orjson.dumps([unstorable]))
             await message.ack()
 
-    async def _put_aside(self, channel: AbstractChannel, body: bytes) -> None:
-        """Keep what cannot be read where it can be looked at."""
-        log.error("unreadable operation put aside", queue=UNREADABLE, bytes=len(body))
+    async def _move_unreadable(self, channel: AbstractChannel, body: bytes) -> None:
+        """Publish an unreadable message to a queue of its own, for inspection."""
+        log.error("unreadable operation moved", queue=UNREADABLE, bytes=len(body))
         await channel.default_exchange.publish(
             aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT),
             UNREADABLE,
