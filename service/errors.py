@@ -35,13 +35,14 @@ class InvalidFields(ServiceError, reason=Reason.INVALID_FIELD):
     `violations` are pairs of a field's path in the request and what is wrong with it.
     """
 
-    SPELLED_OUT = 10
+    MAX_IN_MESSAGE = 10
 
     def __init__(
         self, violations: Sequence[tuple[str, str]], *, organization_revision: int | None = None
     ) -> None:
-        text = "; ".join(f"{field}: {detail}" for field, detail in violations[: self.SPELLED_OUT])
-        more = len(violations) - self.SPELLED_OUT
+        listed = violations[: self.MAX_IN_MESSAGE]
+        text = "; ".join(f"{field}: {detail}" for field, detail in listed)
+        more = len(violations) - self.MAX_IN_MESSAGE
         super().__init__(
             f"{text}; and {more} more" if more > 0 else text,
             organization_revision=organization_revision,
@@ -65,16 +66,16 @@ class RequestTooLarge(ServiceError, reason=Reason.REQUEST_TOO_LARGE):
     """The message is too large."""
 
 
-class TimeRangeTaken(ServiceError, reason=Reason.TIME_RANGE_CONFLICT):
+class TimeRangeConflict(ServiceError, reason=Reason.TIME_RANGE_CONFLICT):
     """Other active appointments of the resource overlap the range."""
 
-    LISTED = 20
+    MAX_LISTED = 20
 
     def __init__(
         self, overlapping: Sequence[Conflict], *, organization_revision: int | None = None
     ) -> None:
-        self.conflicts = overlapping[: self.LISTED]
-        self.more_conflicts = len(overlapping) > self.LISTED
+        self.conflicts = overlapping[: self.MAX_LISTED]
+        self.more_conflicts = len(overlapping) > self.MAX_LISTED
         super().__init__(
             "the time range is taken; choose another",
             organization_revision=organization_revision,

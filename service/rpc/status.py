@@ -12,7 +12,7 @@ from google.rpc.status_pb2 import Status
 
 from public_json.reasons import DOMAIN, RETRY_DELAY, Reason
 from service import messages
-from service.errors import InvalidFields, ServiceError, TimeRangeTaken
+from service.errors import InvalidFields, ServiceError, TimeRangeConflict
 
 # Bytes. The status is sent in the trailers, of which gRPC clients accept 8 KiB (some accept up
 # to 16). Its base64 encoding is longer by a third.
@@ -45,7 +45,7 @@ def status_of(error: Exception, *, max_details: int = MAX_DETAILS) -> Status:
         violation = error_details_pb2.BadRequest.FieldViolation
         named = [violation(field=field, description=text) for field, text in error.violations]
         details.append(error_details_pb2.BadRequest(field_violations=_fitting(named, max_details)))
-    if isinstance(error, TimeRangeTaken):
+    if isinstance(error, TimeRangeConflict):
         conflicts = [messages.conflict(found) for found in error.conflicts]
         listed = _fitting(conflicts, max_details)
         details.append(

@@ -23,7 +23,7 @@ from service.errors import (
     IdempotencyKeyReused,
     LockTimeout,
     ServiceError,
-    TimeRangeTaken,
+    TimeRangeConflict,
 )
 from service.metrics import Metrics
 from service.postgres import rows
@@ -135,7 +135,7 @@ class WriteStore:
             except Exception as error:  # noqa: BLE001  # the previous results are kept
                 remaining = len(writes) - len(results) - 1
                 not_tried = DatabaseUnavailable(
-                    "the database is in trouble; nothing was written, try again later"
+                    "the database is unavailable; nothing was written, try again later"
                 )
                 return [*results, error, *[not_tried] * remaining]
         return results
@@ -160,7 +160,7 @@ class WriteStore:
                 "end": write.end,
             },
         )
-        return TimeRangeTaken(_conflicts(overlapping), organization_revision=revision)
+        return TimeRangeConflict(_conflicts(overlapping), organization_revision=revision)
 
 
 def _parameters(writes: Sequence[Write]) -> list[dict[str, Any]]:
@@ -215,7 +215,7 @@ def refusal(outcome: str, revision: int, conflicts: list[dict[str, Any]] | None)
     """Return the error for an outcome of apply_writes. Raises ValueError for others."""
     match outcome:
         case "TIME_RANGE_CONFLICT":
-            return TimeRangeTaken(_conflicts(conflicts), organization_revision=revision)
+            return TimeRangeConflict(_conflicts(conflicts), organization_revision=revision)
         case "APPOINTMENT_NOT_FOUND":
             return AppointmentNotFound(
                 "the organization has no appointment with this id", organization_revision=revision

@@ -11,7 +11,7 @@ from gateway.http.problems import StatusReader
 from gateway.openapi.document import openapi_document
 from gateway.transcoding.routes import routes_of
 from public_json.reasons import Reason, Requests
-from service.errors import BrokerUnavailable, InvalidFields, ServiceError, TimeRangeTaken
+from service.errors import BrokerUnavailable, InvalidFields, ServiceError, TimeRangeConflict
 from service.rpc.status import code_of, status_of
 from tests.api import refusal_of
 
@@ -30,7 +30,7 @@ def made(error: type[ServiceError]) -> ServiceError:
     """Create an error of a class with suitable arguments."""
     if issubclass(error, InvalidFields):
         return error([("title", "is too long")])
-    if issubclass(error, TimeRangeTaken):
+    if issubclass(error, TimeRangeConflict):
         return error([])
     if issubclass(error, BrokerUnavailable):
         return error("RabbitMQ is away", certain=True)
