@@ -1,4 +1,4 @@
-"""A gateway in this process, in front of a service whose answers the tests decide."""
+"""A gateway in this process, in front of a service whose responses the tests decide."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ WRITE = {"id": "a", "start": START, "end": END}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP answer, read whole."""
+    """An HTTP response, read completely."""
 
     status: int
     headers: Any

@@ -1,4 +1,4 @@
-"""A small implementation of the service, whose answers a test decides."""
+"""A small implementation of the service, whose responses a test decides."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

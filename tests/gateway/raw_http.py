@@ -1,4 +1,4 @@
-"""HTTP byte for byte: requests that no client would send, on a connection of their own."""
+"""Raw HTTP: requests that no client library would send."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ class RawAnswer:
 
     @property
     def problem(self) -> Any:
-        """The problem that this is, with what holds for each checked."""
+        """Return the problem in the body, and check what must hold for every problem."""
         assert self.headers["Content-Type"] == "application/problem+json"
         problem = json.loads(self.body)
         assert problem["status"] == self.status
@@ -36,7 +36,7 @@ class Connection:
     writer: asyncio.StreamWriter
 
     async def send(self, data: bytes, *, head_only: bool = False) -> RawAnswer:
-        """Send bytes, and read one answer; `head_only` for an answer to HEAD."""
+        """Send bytes and read one response. `head_only` is for responses to HEAD."""
         self.writer.write(data)
         return await self.answer(head_only=head_only)
 
@@ -54,7 +54,7 @@ class Connection:
         return RawAnswer(status=int(status_line.split()[1]), headers=headers, body=body)
 
     async def ended(self) -> bool:
-        """Tell whether the gateway has nothing more to say, once it has closed the connection."""
+        """Return whether the gateway closes the connection without sending more."""
         async with asyncio.timeout(PATIENCE):
             return await self.reader.read() == b""
 
@@ -69,5 +69,5 @@ async def connection(gateway: Gateway) -> AsyncIterator[Connection]:
 
 
 def request(line: str, *headers: str) -> bytes:
-    """Write a request's head, `Host` included."""
+    """Return the head of a request, including `Host`."""
     return "\r\n".join([f"{line} HTTP/1.1", "Host: x", *headers, "", ""]).encode()

@@ -1,4 +1,4 @@
-"""Bodies where none has a meaning: refused only if there is one."""
+"""Requests without a defined body: refused only if they have one."""
 
 import asyncio
 
@@ -84,7 +84,7 @@ async def test_the_end_of_a_chunked_body_is_waited_for_as_long_as_a_body(
 
 
 async def test_who_asks_before_sending_no_body_is_told_to_go_on(rest: Gateway) -> None:
-    """Only then can the caller send the end of it."""
+    """The caller can then send the rest of it."""
     asking = request("GET /api/appointments/a", CHUNKED, "Expect: 100-continue")
     async with connection(rest) as sent:
         assert (await sent.send(asking)).status == 100

@@ -43,7 +43,7 @@ async def test_slow_headers_are_cut(fake: FakeService, before: int) -> None:
 
 
 async def test_slow_headers_that_come_with_the_connection_are_cut(fake: FakeService) -> None:
-    """Before the server has begun to wait for a request."""
+    """The data arrives before the server waits for a request."""
     async with running_gateway(
         fake, gateway_keepalive_timeout=60, gateway_header_timeout=0.3
     ) as gateway:

@@ -44,7 +44,7 @@ async def begin_and_say_nothing_more(_: bytes, __: object) -> AsyncIterator[byte
 
 
 async def test_a_stream_whose_two_ends_go_together_leaves_no_failure_behind() -> None:
-    """Nobody reads any more when the reading fails."""
+    """The reader has gone when the read fails."""
     server = aio.server()
     watching: Any = grpc.unary_stream_rpc_method_handler(begin_and_say_nothing_more)
     methods = {"WatchAppointments": watching}

@@ -260,7 +260,7 @@ async def test_stopping_finishes_what_is_in_flight(fake: FakeService) -> None:
 
     async with asyncio.TaskGroup() as tasks:
         async with running_gateway(fake) as gateway:
-            # The client must outlive the gateway's block for its answer to be read.
+            # The client must stay open longer than the gateway, to read the response.
             request = json.dumps(WRITE).encode().ljust(100)
             reader, writer = await asyncio.open_connection("127.0.0.1", gateway.listening.port)
             writer.write(_HEAD + b"\r\n" + request)

@@ -17,7 +17,7 @@ from local.programs import ROOT
 from public_json.reasons import Reason
 
 API_GUIDE = (ROOT / "docs/api.md").read_text("utf-8")
-# What only gRPC itself says, never the service.
+# Statuses of gRPC itself, which the service never returns.
 ALONE = {
     Reason.INVALID_ARGUMENT,
     Reason.FAILED_PRECONDITION,
@@ -160,7 +160,7 @@ def test_a_hostile_body_does_not_multiply_itself() -> None:
 
 
 def test_every_grpc_code_has_a_reason_of_its_own() -> None:
-    """What comes without a reason of the service's is INTERNAL only where that is meant."""
+    """A status without a reason of the service is INTERNAL only if its code is."""
     codes = [code for code in StatusCode if code is not StatusCode.OK]
     ours = {StatusCode.INTERNAL, StatusCode.UNKNOWN, StatusCode.DATA_LOSS}
     for code in codes:

@@ -1,4 +1,4 @@
-"""What the service's answers and failures become in HTTP."""
+"""The HTTP responses for results and errors of the service."""
 
 import asyncio
 from typing import Any

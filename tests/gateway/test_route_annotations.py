@@ -1,4 +1,4 @@
-"""Routes from annotations, and what of the protos is not done."""
+"""Routes from annotations, and annotations that are not supported."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""JSON that readers disagree on is refused."""
+"""JSON that parsers interpret differently is refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Times as REST callers write them."""
+"""The formats of times in REST requests."""
 
 from datetime import UTC, datetime, timedelta, timezone
 

@@ -1,4 +1,4 @@
-"""A browser's `EventSource`: it comes back after every end, and gives up if it is refused."""
+"""A model of a browser's `EventSource`: it reconnects after every end, unless refused."""
 
 import socket
 import threading
@@ -22,9 +22,9 @@ class EventSource:
     def __init__(self, gateway: Program, organization: str, **query: object) -> None:
         self.events: list[dict[str, str]] = []
         self.streams = 0
-        """That have begun so far."""
+        """The number of streams so far."""
         self.refusal: int | None = None
-        """The status that it has given up at."""
+        """The status after which it does not reconnect."""
         self.retry = DEFAULT_RETRY
         self.last_id = ""
         self.comments: list[str] = []

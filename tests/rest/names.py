@@ -1,4 +1,4 @@
-"""A name server whose answers change (RFC 1035)."""
+"""A DNS server whose records change (RFC 1035)."""
 
 import socket
 import threading
@@ -9,7 +9,7 @@ A_RECORD = 1
 
 
 class NameServer:
-    """Answers every question for an address with `addresses`, to be kept for no time."""
+    """Answers every query for addresses with `addresses` and a TTL of 0."""
 
     def __init__(self, *addresses: str) -> None:
         self.addresses = addresses
@@ -27,7 +27,7 @@ class NameServer:
         self._socket.close()
 
     def target(self, port: int) -> str:
-        """What a gRPC channel takes, for a name that is asked for here."""
+        """The gRPC target name that is resolved by this server."""
         return f"dns://127.0.0.1:{self._socket.getsockname()[1]}/service.test:{port}"
 
     def _serve(self) -> None:

@@ -1,4 +1,4 @@
-"""A gateway and its service's addresses, as they come and go."""
+"""A gateway whose service changes its addresses."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ def calls(service: Program) -> int:
 
 
 def connections(service: Program) -> set[int]:
-    """The ports of those who are connected to it."""
+    """Return the ports of the clients that are connected to it."""
     found = psutil.Process(service.process.pid).net_connections("tcp")
     return {
         connection.raddr.port
@@ -117,7 +117,7 @@ def test_connections_are_left_without_a_lost_call(
     ):
         stream.events(1)
         before = connections(service)
-        # Of the connections of before only the one that carries the stream is left.
+        # Of the previous connections only that of the stream is left.
         until(lambda: len(before & connections(service)) == 1)
         direct.stop()
         rest.stop()

@@ -91,7 +91,7 @@ def test_a_service_without_room_is_waited_for(
     with EventSource(gateway, organization) as second:
         with Events(gateway, organization):
             Client(gateway, organization).upsert("a")
-            # One of the two has the room.
+            # There is room for one of the two.
             until(lambda: metric(service, "appointments_watchers") == 1)
             until(lambda: metric(gateway, "gateway_event_streams") == 2)
         until(lambda: second.revisions == [1])
@@ -119,7 +119,7 @@ def test_what_is_wrong_with_the_request_is_told_even_while_the_service_is_away(
     with EventSource(gateway, organization, pageSize=1) as source:
         until(lambda: source.refusal == 400)
     assert source.streams == 0
-    # Only the service knows that this is wrong: it ends what has begun, and refuses the next.
+    # Only the service detects this error: the stream ends, and the next one is refused.
     with EventSource(gateway, organization, afterRevision=1) as source:
         until(lambda: source.streams == 1)
         start_service(GRPC_PORT=str(free_port))
@@ -138,7 +138,7 @@ def own(
 
 
 def set_back(url: str, revision: int) -> None:
-    """Leave the database as a restore to an earlier time would."""
+    """Change the database as a restore to an earlier time would."""
     with psycopg.connect(url) as database:
         database.execute("SET session_replication_role = replica")
         database.execute("DELETE FROM appointment_history WHERE revision > %s", (revision,))
@@ -161,7 +161,7 @@ def test_an_id_beyond_the_latest_is_told_and_all_that_is_there_follows(
         ("1", "created"),
         ("2", "created"),
     ]
-    # As ever where the caller named a revision by itself.
+    # As always if the caller named a revision.
     refused = client.call("GET", "/changes", Accept="text/event-stream", afterRevision=3)
     assert (refused.status, refused.fields) == (400, {"afterRevision"})
     assert client.call("GET", "/changes", afterRevision=3).json["revision"] == "2"

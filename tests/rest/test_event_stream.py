@@ -34,7 +34,7 @@ def own_gateway(own_service: Program, start_gateway: StartProgram) -> Program:
 
 @pytest.fixture
 def unread(own_gateway: Program, organization: str) -> Iterator[socket.socket]:
-    """A connection that asks for the stream and never reads it."""
+    """A connection that requests the stream and never reads it."""
     with socket.create_connection(("127.0.0.1", own_gateway.port)) as connection:
         connection.sendall(
             f"GET /api/changes?organizationId={organization} HTTP/1.1\r\nHost: x\r\n"
@@ -44,7 +44,7 @@ def unread(own_gateway: Program, organization: str) -> Iterator[socket.socket]:
 
 
 def stopped_sending(service: Program) -> bool:
-    """Whether a stream has sent something, and then no more for a while."""
+    """Return whether a stream has sent something, and then nothing for a while."""
     sent = metric(service, "appointments_watched_entries_total")
     time.sleep(0.5)
     return sent > 0 and sent == metric(service, "appointments_watched_entries_total")
@@ -149,7 +149,7 @@ def test_what_cannot_be_begun_is_a_problem(
 def test_the_media_type_is_what_is_accepted(
     gateway: Program, organization: str, accept: str, media_type: str
 ) -> None:
-    """HEAD has the headers of the stream, and ends."""
+    """HEAD returns the headers of the stream and ends."""
     client = Client(gateway, organization)
     connection = client._connection
     connection.request("HEAD", "/api/changes", headers={"Accept": accept})
@@ -204,7 +204,7 @@ def test_a_stream_outlives_the_service(
     organization: str,
     number: signal.Signals,
 ) -> None:
-    """Writers go on through another one, so that there is something to miss."""
+    """Writers continue through another gateway, so that the stream can miss changes."""
     with (
         Load(service.address, organization, writers=2) as load,
         Events(own_gateway, organization) as stream,
@@ -252,7 +252,7 @@ def test_a_slow_reader_holds_up_neither_others_nor_the_end(
         until(lambda: metric(own_gateway, "gateway_event_streams") == 2)
         assert len(stream.events(count)) == count
         until(lambda: stopped_sending(own_service))
-        # What finds room in buffers between the service and the socket, far from all.
+        # The buffers between service and socket hold only a part of the changes.
         assert metric(own_service, "appointments_watched_entries_total") < 1.7 * count
         org.upsert("live", 5000, 5001)
         assert stream.events(1)[0]["id"] == str(count + 1)

@@ -1,4 +1,4 @@
-"""Messages to JSON, measured against json_format."""
+"""Messages as JSON, compared with json_format."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The REST API from end to end: gateway, service and database, as a client sees them."""
+"""End-to-end tests of the REST API: gateway, service and database."""
 
 import json
 import uuid

@@ -1,4 +1,4 @@
-"""Conditional requests from end to end, by RFC 9110, section 13."""
+"""End-to-end tests of conditional requests (RFC 9110, section 13)."""
 
 import pytest
 

@@ -40,7 +40,7 @@ def test_organizations_share_calls_unless_told_not_to(
             assert len(org.listed()) == WRITES
     calls = metric(service, "appointments_batch_writes_count")
     assert metric(service, "appointments_batch_writes_sum") == WRITERS * WRITES
-    # Each organization has one write at a time, so one a call is all without sharing.
+    # Each organization has one write at a time, so that a batch has one without sharing.
     assert calls < WRITERS * WRITES / 2 if shared else calls == WRITERS * WRITES
 
 
@@ -66,7 +66,7 @@ def test_more_locked_organizations_than_connections_slow_nobody_else(
             durations.append(time.perf_counter() - started)
         assert not any(write.done() for write in waiting)
         locks.close()
-        # Of the two that want the same minute, one gets it.
+        # Of two writes for the same minute, one succeeds.
         outcomes = [write.exception() is None for write in waiting]
         assert [sum(outcomes[n : n + 2]) for n in range(0, len(outcomes), 2)] == [1] * len(locked)
     assert statistics.median(durations) < 0.1
@@ -75,7 +75,7 @@ def test_more_locked_organizations_than_connections_slow_nobody_else(
 def test_a_row_locked_by_hand_holds_up_its_own_organization_only(
     start_service: StartProgram, database_url: str, organization: str
 ) -> None:
-    """Past the advisory lock, so that sharing a call with it has to be given up."""
+    """The row is written without the advisory lock, so the shared call must be repeated alone."""
     service = start_service(**PATIENT)
     with (
         grpc.insecure_channel(service.address) as channel,

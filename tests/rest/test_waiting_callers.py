@@ -21,7 +21,7 @@ def test_those_who_wait_keep_nobody_out_and_are_limited(
         until(place.waited_for)
         assert metric(gateway, UNDER_WAY) == 1
         assert comes.call("GET", "/appointments").status == 200
-        # There is no more room to wait, so this is answered at once.
+        # The limit of waiting callers is reached, so this is refused at once.
         accepted = comes.upsert("b", Prefer="respond-async, wait=20")
         assert accepted.status == 202
         path = f"/operations/{accepted.json['name'].rpartition('/')[2]}"

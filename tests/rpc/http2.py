@@ -1,4 +1,4 @@
-"""A gRPC caller that sends what no library would: parts of messages, flags, frames."""
+"""A gRPC client that sends what no library would: parts of messages, flags, frames."""
 
 import socket
 import struct
@@ -37,7 +37,7 @@ class Connection:
         self._decoder = Decoder()
         self._next = 1
         self._rest = b""
-        # What may be sent: on the connection, at first on a stream, and on each stream.
+        # Flow-control windows: of the connection, the initial one of streams, and by stream.
         self._window = self._first_window = 65_535
         self._windows: dict[int, int] = {}
         self._statuses: dict[int, dict[str, str]] = {}
@@ -56,7 +56,7 @@ class Connection:
         self._socket.sendall(b"".join(frame.serialize() for frame in frames))
 
     def open(self, path: str, **headers: str) -> int:
-        """Begin a call; gives its stream."""
+        """Start a call; return its stream id."""
         stream, self._next = self._next, self._next + 2
         fields = [
             (":method", "POST"),
@@ -71,7 +71,7 @@ class Connection:
         return stream
 
     def data(self, stream: int, data: bytes, *, end: bool = False) -> None:
-        """Send a part of the call, unless its status comes first."""
+        """Send a part of the call, unless its status arrives first."""
         for at in range(0, len(data), 16_384):
             piece = data[at : at + 16_384]
             while len(piece) > min(self._window, self._windows.get(stream, self._first_window)):
@@ -89,7 +89,7 @@ class Connection:
         self.send(PingFrame(opaque_data=b"12345678"))
 
     def statuses(self, streams: Iterable[int], *, within: float = 30) -> dict[int, dict[str, str]]:
-        """The trailers of these streams, once all have come."""
+        """Wait for the trailers of these streams and return them."""
         wanted = set(streams)
         give_up = time.monotonic() + within
         while missing := wanted - set(self._statuses):
@@ -98,14 +98,14 @@ class Connection:
         return {stream: self._statuses[stream] for stream in wanted}
 
     def ended(self, stream: int) -> bool:
-        """Whether the status of a call has been read."""
+        """Return whether the status of a call has been received."""
         return stream in self._statuses
 
     def status(self, stream: int, *, within: float = 30) -> dict[str, str]:
         return self.statuses([stream], within=within)[stream]
 
     def frames(self, *, within: float = 0.2) -> list[Frame]:
-        """What comes next; nothing if nothing comes in time (seconds)."""
+        """Return the next frames; none after `within` (seconds)."""
         self._socket.settimeout(within)
         try:
             came = self._socket.recv(1 << 20)

@@ -1,4 +1,4 @@
-"""Callers, and services, that vanish without a word: off, or stopped, or out of reach."""
+"""Callers and services that disappear silently: powered off, stopped, or unreachable."""
 
 import socket
 import threading

@@ -65,7 +65,7 @@ def test_a_write_that_is_cancelled_in_the_queue_never_happens(
 def test_a_write_in_flight_is_finished_and_its_retry_gets_the_same_result(
     start_service: StartProgram, database_url: str, organization: str, ending: str
 ) -> None:
-    """The caller gives up; what became of the write it learns by asking again."""
+    """A caller whose deadline expired learns the result by sending the write again."""
     service = start_service(**PATIENT)
     request = upsert_request(organization, "a", 0)
     request.idempotency_key = "k"

@@ -1,4 +1,4 @@
-"""Every error of the service, on its way to the callers of both programs."""
+"""Every error of the service, as callers of service and gateway receive it."""
 
 from collections.abc import Iterator
 from http import HTTPStatus

@@ -17,7 +17,7 @@ from tests.api import Organization, appointment, at, refusal
 
 DAY = 24 * 60
 
-# A value for each kind of field, and for those that decide on one another.
+# A value for each kind of field, and for fields that depend on others.
 VALUES: dict[str, object] = {"start": at(5), "end": at(45)}
 VALUES_BY_TYPE: dict[object, object] = {
     "google.protobuf.Timestamp": at(10),
@@ -31,7 +31,7 @@ VALUES_BY_TYPE: dict[object, object] = {
 
 
 def is_content(field: FieldDescriptor) -> bool:
-    """Whether a caller sets the field, and it is neither a key nor a condition."""
+    """Return whether callers set the field and it is neither a key nor a condition."""
     behaviors = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
     output_only = field_behavior_pb2.OUTPUT_ONLY in behaviors
     return not output_only and field.name not in {"organization_id", "id", "etag"}
@@ -41,7 +41,7 @@ def is_content(field: FieldDescriptor) -> bool:
     "name", [field.name for field in pb.Appointment.DESCRIPTOR.fields if is_content(field)]
 )
 def test_every_field_is_stored_returned_and_compared(org: Organization, name: str) -> None:
-    """A new field has to pass the whole way: protos, domain, functions, rows and back."""
+    """A new field must pass all layers: protos, domain, functions, rows and back."""
     field = pb.Appointment.DESCRIPTOR.fields_by_name[name]
     kind = field.message_type.full_name if field.message_type else field.type
     value = VALUES.get(name, VALUES_BY_TYPE.get(kind))

@@ -1,4 +1,4 @@
-"""A caller that goes while something is sent to it is no fault of ours."""
+"""A caller that disconnects during a response is not an unexpected error."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Pings of callers whose connections have no calls."""
+"""Keepalive pings on connections without calls."""
 
 import threading
 import time
@@ -12,14 +12,14 @@ from tests.rpc.http2 import Connection
 
 pytestmark = pytest.mark.slow
 
-# Seconds between pings: as the README allows it, and too fast.
+# Seconds between pings: one that the README allows, and one that is too fast.
 ALLOWED, TOO_FAST = 5.3, 2.0
-# Time for five pings; the fourth of those that are too fast is one too many.
+# Time for five pings. The fourth ping that is too fast closes the connection.
 LONG = 5 * ALLOWED
 
 
 def goaway(program: Program, interval: float) -> bytes | None:
-    """What the service says to so many pings a second on a connection without a call."""
+    """Ping at an interval on a connection without calls; return the GOAWAY data, or None."""
     with Connection(program.address) as connection:
         give_up = time.monotonic() + LONG
         while time.monotonic() < give_up:
@@ -33,7 +33,7 @@ def goaway(program: Program, interval: float) -> bytes | None:
 
 
 def states_of_a_pinging_channel(program: Program) -> list[grpc.ChannelConnectivity]:
-    """What becomes of a channel that pings at its pace and calls nothing."""
+    """Return the states of a channel that sends pings and makes no calls."""
     states: list[grpc.ChannelConnectivity] = []
     ready = threading.Event()
 

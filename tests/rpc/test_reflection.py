@@ -1,4 +1,4 @@
-"""What tools are shown of the API: by the tools themselves."""
+"""The reflection service, tested with the tools that use it."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def buf_curl(service: Program, *arguments: str, method: str = "") -> str:
 
 @pytest.fixture(params=["v1", "v1alpha"])
 def ask(request: pytest.FixtureRequest, channel: grpc.Channel) -> Any:
-    """Ask by either version; one answer for each question."""
+    """Send requests by either version; return a response for each."""
     method = channel.stream_stream(
         f"/grpc.reflection.{request.param}.ServerReflection/ServerReflectionInfo",
         request_serializer=pb.ServerReflectionRequest.SerializeToString,

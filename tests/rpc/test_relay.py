@@ -1,4 +1,4 @@
-"""The stream between gateway and service: many calls, each as if it had come alone."""
+"""The shared stream between gateway and service: calls behave as if they were separate."""
 
 import signal
 import time
@@ -41,7 +41,7 @@ def with_metadata(*metadata: tuple[str, str | bytes]) -> list[pb.Metadata]:
 
 
 def relay(channel: grpc.Channel, *requests: pb.RelayRequest) -> dict[int, pb.Answer]:
-    """Send these messages, half-close, and take all answers by number."""
+    """Send these messages, half-close, and return all replies by number."""
     responses = RelayServiceStub(channel).Relay(iter(requests), timeout=30)
     return {answer.number: answer for response in responses for answer in response.answers}
 
@@ -51,7 +51,7 @@ def upsert_call(organization: str, id: str, minute: int) -> pb.Call:
 
 
 class TestBothDoors:
-    """A call is decided, answered, logged and counted alike whichever way it comes."""
+    """Direct and relayed calls have the same results, logs and metrics."""
 
     @pytest.fixture
     def own(self, start_service: StartProgram, organization: str) -> Iterator[Organization]:
@@ -384,7 +384,7 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(
         assert service.process.wait(timeout=5) == 0
         until(lambda: len(load.failed) > 20)
         load.stop()
-    # Answered: stored. Failed: not stored, so the service had never accepted it.
+    # Writes that succeeded are stored. Writes that failed are not: they were never accepted.
     assert set(org.listed(page_size=1000)) == set(load.accepted)
     assert {status for _, status in load.failed} == {503}
     org.check_history()

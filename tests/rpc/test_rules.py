@@ -47,7 +47,7 @@ def read_struct(struct: Struct) -> tuple[str, Violations]:
 
 
 def nested(depth: int) -> dict[str, Any]:
-    """An object with objects in it, so many levels in all."""
+    """Return nested objects with this number of levels."""
     value: dict[str, Any] = {}
     for _ in range(depth - 1):
         value = {"a": value}
@@ -248,7 +248,7 @@ class TestAttributes:
     def test_equal_attributes_have_equal_text_which_says_the_same(
         self, fields: dict[str, Any]
     ) -> None:
-        """The text is what an idempotency key's digest and UNCHANGED are decided by."""
+        """The text decides the digest of an idempotency key, and UNCHANGED."""
         text, violations = read(**fields)
         assert violations == []
         assert orjson.loads(text) == fields

@@ -36,7 +36,7 @@ V1, V2 = "appointments.v1.AppointmentService", "appointments.v2.AppointmentServi
 
 
 def second_version() -> ServiceDescriptor:
-    """Make a service with the methods, messages and routes of the first."""
+    """Create a service with the methods, messages and routes of the first one."""
     file = FileDescriptorProto(
         name="appointments/v2/appointment_service.proto",
         package="appointments.v2",

@@ -1,4 +1,4 @@
-"""What a publish says of a broker that refuses, hangs, dies or was never there."""
+"""The errors of publishing to a broker that refuses, hangs, dies or was never there."""
 
 import asyncio
 import os
@@ -66,7 +66,7 @@ async def accepted_again(broker: Broker, outgoing: Outgoing) -> None:
 
 
 async def received(rabbitmq: RabbitMQ, queue: str, count: int) -> list[str]:
-    """The first messages of a queue, in order."""
+    """Return the first messages of a queue, in order."""
     async with await aio_pika.connect(rabbitmq.url) as connection:
         channel = await connection.channel()
         found = await channel.get_queue(queue)

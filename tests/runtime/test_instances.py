@@ -21,7 +21,7 @@ def test_two_instances_share_one_organization(
     instances = [start_service(), start_service()]
 
     def write(caller: int) -> list[str]:
-        """Write ranges that touch this caller's own and are those of every other."""
+        """Write adjacent ranges; all callers write the same ones."""
         outcomes = []
         for number in range(WRITES):
             try:

@@ -1,4 +1,4 @@
-"""Every program listens and connects by the same spellings of hosts, IPv6 among them."""
+"""All programs accept the same syntax of hosts, including IPv6."""
 
 import asyncio
 import socket
@@ -25,7 +25,7 @@ from tests.observing import until
 
 V4, V6 = "127.0.0.1", "[::1]"
 NAMED = {address[4][0] for address in socket.getaddrinfo("localhost", 0)}
-# By spelling: where it is reached, and where it is not.
+# By host setting: the addresses that reach the program, and those that do not.
 SPELLINGS = {
     "::": ((V4, V6), ()),
     "[::]": ((V4, V6), ()),
@@ -59,7 +59,7 @@ def check_health(target: str) -> int:
 
 
 def check_reached(host: str, port: int, check: Callable[[str], object]) -> None:
-    """By all ways that a spelling promises, and by no other."""
+    """A program is reached at all addresses of its host, and at no others."""
     ways, closed = SPELLINGS[host]
     assert ways
     for way in ways:
@@ -180,7 +180,7 @@ def test_hosts_of_ipv6_in_urls() -> None:
 
 
 class TestWhyNot:
-    """The message of a failure has its real reason, and the settings to change."""
+    """The error message contains the actual cause and the settings to change."""
 
     FAILURES = (
         ("192.0.2.1", "cannot assign requested address"),
@@ -239,7 +239,7 @@ class TestWhyNot:
 
 
 def test_a_name_is_served_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name may have an address of a family that this machine has not."""
+    """A name may have an address of a family that this machine does not support."""
     found = socket.getaddrinfo
 
     def resolved(host: str, *arguments: int, **named: int) -> object:

@@ -1,4 +1,4 @@
-"""Running it: start errors, health, channelz, metrics, the role."""
+"""Running the service: errors at startup, health, channelz, metrics, the database role."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ PROGRAMS = Path(sys.executable).parent
 
 
 def one_line(start: StartProgram, **environment: str) -> str:
-    """Start what cannot start; return the one line that it says."""
+    """Run a program that cannot start; return the single line that it prints."""
     with pytest.raises(StartError) as caught:
         start(**environment)
     message = str(caught.value)
@@ -80,7 +80,7 @@ def test_at_any_log_level_the_start_is_told(
 def test_the_services_connections_work_as_its_role(
     database_url: str, service: Program, stub: AppointmentServiceStub, organization: str
 ) -> None:
-    """Seen from outside: it cannot write once the role may not."""
+    """The service uses the role: it cannot write after the role has lost the right."""
     org = Organization(stub, organization)
     org.upsert("a", 0, 1)
     with psycopg.connect(database_url, autocommit=True) as connection:
@@ -100,7 +100,7 @@ def test_the_services_connections_work_as_its_role(
 def test_owner_and_service_need_not_be_superusers(
     own_postgres: OwnPostgres, start_service: StartProgram, organization: str
 ) -> None:
-    """As in production: one user owns the tables, another has the service's role only."""
+    """As in production, one user owns the tables; another has only the service's role."""
     postgres = own_postgres()  # where the role exists already, made by someone else
     with psycopg.connect(postgres.url(), autocommit=True) as admin:
         admin.execute("CREATE ROLE booking_owner LOGIN")
@@ -227,7 +227,7 @@ def test_metrics_count_what_happened(start_service: StartProgram, organization: 
     assert samples["appointments_lock_wait_seconds_count"] == 2
     assert samples["appointments_queued_writes"] == 0
     assert samples['appointments_pool_connections{pool="write",state="busy"}'] == 0
-    # The pool connects while the service answers already.
+    # The pool connects after the service has started to respond.
     idle = 'appointments_pool_connections{pool="write",state="idle"}'
     until(lambda: metrics(service)[idle] == 4)
     assert samples['appointments_pool_waiting{pool="read"}'] == 0

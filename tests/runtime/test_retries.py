@@ -1,4 +1,4 @@
-"""What fails in a loop in the background is waited after, logged and counted; it never spins."""
+"""Background loops back off after errors, log and count them, and never spin."""
 
 import asyncio
 import gc
@@ -44,7 +44,7 @@ Work = Callable[[], Awaitable[object]]
 
 
 class Broken:
-    """A database in which every statement fails as no statement should."""
+    """A database in which every statement fails with an unexpected error."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -203,7 +203,7 @@ def write(id: str) -> Cancel:
 
 
 class Forgetful:
-    """A store, or a queue, that answers for fewer than it was given."""
+    """A store or queue that returns too few results."""
 
     async def apply(self, *_: object) -> list[object]:
         return []

@@ -1,4 +1,4 @@
-"""What is wrong with a setting is named with its variable, in one line."""
+"""Errors in settings name the variable, in one line."""
 
 import os
 from typing import Any
@@ -52,7 +52,7 @@ WRONG = [
 
 
 def read(settings: Any, **variables: str) -> Any:
-    """Read settings from these variables and no others of the shell's."""
+    """Read settings from these environment variables only."""
     with patch.dict(os.environ, {**NEEDED[settings], **variables}, clear=True):
         return settings()
 

@@ -1,4 +1,4 @@
-"""The end of a service, orderly or not, under load."""
+"""A service that is stopped or killed under load."""
 
 import json
 import signal
@@ -28,9 +28,9 @@ def test_sigterm_under_load_fails_no_call_that_was_accepted(
         load.stop()
     org = Organization(stub, organization)
     stored = set(org.listed(page_size=1000))
-    # Answered: stored. Failed: not stored, so the service had never accepted it.
+    # Writes that succeeded are stored. Writes that failed are not: they were never accepted.
     assert stored == set(load.accepted)
-    # CANCELLED is grpc's answer to a call that reaches a server which has begun to stop.
+    # grpc returns CANCELLED for a call that reaches a stopping server.
     codes = {code for _, code in load.failed}
     assert codes <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     org.check_history()

@@ -1,4 +1,4 @@
-"""The contract as a small pure model: one organization, in memory, nothing clever."""
+"""The contract as a simple in-memory model of one organization."""
 
 from dataclasses import dataclass, field, replace
 
@@ -27,7 +27,7 @@ class Stored:
 
     @property
     def guard(self) -> int | None:
-        """What the time of a later write must not be older than."""
+        """The minimum time of a later write."""
         if self.cancel_updated_at is not None:
             return self.cancel_updated_at
         return self.content.updated_at
@@ -80,7 +80,7 @@ class Answer:
 class Model:
     stored: dict[str, Stored] = field(default_factory=dict)
     history: list[Change] = field(default_factory=list)
-    # What was answered first under each key.
+    # The first result of each idempotency key.
     keys: dict[str, tuple[Write, Answer]] = field(default_factory=dict)
 
     @property
@@ -153,7 +153,7 @@ class Model:
         return sorted(found, key=lambda item: (item.content.start, item.id))
 
     def _cancel_again(self, write: Write, before: Stored) -> Stored:
-        """Remember the later of two cancels; nothing that is shown changes."""
+        """Store the time of the later cancel. No visible field changes."""
         if write.cancel_updated_at is None or write.validate_only:
             return before
         after = replace(before, cancel_updated_at=write.cancel_updated_at)
@@ -167,7 +167,7 @@ class Model:
             content=content,
             cancelled=write.content is None,
             version=before.version + 1 if before else 1,
-            # What was only validated has no revision.
+            # The result of `validate_only` has no revision.
             revision=0 if write.validate_only else self.revision + 1,
             cancel_updated_at=write.cancel_updated_at,
         )
@@ -185,7 +185,7 @@ def _stale(write: Write, before: Stored) -> bool:
 
 
 def _same(content: Content, stored: Content) -> bool:
-    """Whether an upsert says nothing new; a time that is not given says nothing."""
+    """Return whether an upsert changes nothing. Times that are not set are ignored."""
     if content.created_at is None:
         content = replace(content, created_at=stored.created_at)
     if content.updated_at is None:

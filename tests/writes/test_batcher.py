@@ -1,4 +1,4 @@
-"""What arrives during a call goes together as the next one."""
+"""Items that arrive during a call share the next call."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from service.batcher import Batcher
 
 
 class Handler:
-    """Answers a batch, once it is let go, with ten times each number; odd ones are refused."""
+    """Returns ten times each number once it is released; odd numbers are refused."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -29,7 +29,7 @@ def handler() -> Handler:
 
 
 async def first_of(batcher: Batcher[int, int], handler: Handler) -> asyncio.Task[int]:
-    """Have a call with the item 0 under way."""
+    """Start a call with the item 0."""
     first = asyncio.create_task(batcher.submit(0))
     await handler.begun.wait()
     return first

@@ -36,14 +36,14 @@ def result(id: str) -> WriteResult:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One call of the store, by organization: the ids of the writes in it."""
+    """One call of the store: the ids of its writes by organization."""
 
     alone: bool
     ids: dict[str, list[str]]
     answer: asyncio.Future[Any] = field(default_factory=asyncio.Future)
 
     def apply(self, *, without: Collection[str] = ()) -> None:
-        """Answer with a result for each write; None for an organization that is left out."""
+        """Return a result for each write; None for an organization that is left out."""
         each = [
             None if organization in without else [result(id) for id in ids]
             for organization, ids in self.ids.items()
@@ -95,7 +95,7 @@ class Here:
 
     @property
     def queued(self) -> float:
-        """What the metric shows."""
+        """Return the value of the metric."""
         value = self.metrics.registry.get_sample_value("appointments_queued_writes")
         assert value is not None
         return value
@@ -172,7 +172,7 @@ async def test_an_organization_with_many_writes_has_a_call_of_its_own() -> None:
     shared, own = here.store.calls
     assert (shared.alone, own.alone) == (False, True)
     assert own.ids == {"large": ids}
-    # The only connection for such calls is taken; a shared call takes the next one's writes.
+    # The only connection for separate calls is busy; the next writes go by a shared call.
     await here.write("larger", *ids)
     assert len(here.store.calls) == 2
     shared.apply()
@@ -198,7 +198,7 @@ async def test_without_sharing_every_call_has_one_organization(settings: dict[st
 
 
 async def test_what_a_shared_call_leaves_out_goes_alone_with_its_order_kept() -> None:
-    """Its lock is held elsewhere: the others are answered, and it holds up no shared call."""
+    """A locked organization delays neither others nor the shared call."""
     here = Here()
     await here.write("first", "0")
     free, locked = (await here.write("free", "1"))[0], await here.write("locked", "1", "2")
@@ -217,7 +217,7 @@ async def test_what_a_shared_call_leaves_out_goes_alone_with_its_order_kept() ->
     alone.apply()
     assert [await task for task in locked] == [result("1"), result("2"), result("3")]
     await here.committer.drain()
-    # It shares again once nothing of it is left.
+    # It shares calls again after its queue is empty.
     await here.write("locked", "4")
     call = await here.next_call()
     assert not call.alone
@@ -337,7 +337,7 @@ async def test_too_many_writes_are_refused_with_nothing_queued() -> None:
     await settled()
     with pytest.raises(Overloaded, match=f"^{half} writes wait already, {half} of them"):
         await here.committer.submit("o", write("2"))
-    # The call that takes these leaves room for as many more.
+    # The call that takes these frees the same room in the queue.
     others = [asyncio.create_task(here.committer.submit_all("other", [write("1")] * half))]
     await settled()
     others += [asyncio.create_task(here.committer.submit_all("other", [write("1")] * 100))]

@@ -51,7 +51,7 @@ def test_64_writers_on_one_organization_leave_one_winner_per_slot(
 def test_64_writers_that_move_and_cancel_keep_every_promise(
     stub: AppointmentServiceStub, organization: str
 ) -> None:
-    """Updates, cancels, batches and keys, mixed and colliding; then history must replay."""
+    """After colliding updates, cancels, batches and keys, the history must replay."""
     org = Organization(stub, organization)
     barrier = threading.Barrier(WRITERS)
 
@@ -87,7 +87,7 @@ def test_64_writers_that_move_and_cancel_keep_every_promise(
 def test_readers_never_see_an_overlap_while_writers_move(
     stub: AppointmentServiceStub, organization: str
 ) -> None:
-    """Two appointments trade places again and again; every list is one moment."""
+    """Two appointments swap their ranges repeatedly; every list is consistent."""
     org = Organization(stub, organization)
     stop = threading.Event()
 
@@ -192,7 +192,7 @@ def test_what_waits_for_one_organization_goes_as_one_batch(
 def test_an_overlap_that_only_the_constraint_sees_fails_that_write_alone(
     start_service: StartProgram, database_url: str, organization: str, moment: str
 ) -> None:
-    """Someone inserts a row by hand, past the lock, and commits after our check."""
+    """A row is inserted without the lock and committed after the service's check."""
     service = start_service(**PATIENT)
     with (
         grpc.insecure_channel(service.address) as channel,
@@ -217,7 +217,7 @@ def test_an_overlap_that_only_the_constraint_sees_fails_that_write_alone(
                 for n in ([3] if count == 1 else range(count))
             ]
             until(lambda: metric(service, "appointments_queued_writes") == count)
-        # The constraint makes the batch wait for the transaction by hand.
+        # The constraint makes the batch wait for the other transaction.
         until(
             lambda: (
                 watcher.execute(

@@ -1,4 +1,4 @@
-"""The digests of writes, which a database keeps for ever."""
+"""The digests of writes, which a database keeps forever."""
 
 from dataclasses import fields, replace
 from datetime import UTC, datetime
@@ -65,7 +65,7 @@ PINNED: dict[str, tuple[Write, str]] = {
         "0165df3b64136ccbce1b5170320ec528154731cf23716cd1f8772d18af9fd1c26e",
     ),
 }
-# For every field of a write another value, if that makes it another write.
+# A different value for every field that makes a write a different one.
 OF_AN_UPSERT: dict[str, object] = {
     "id": "b",
     "resource_id": "room-2",
@@ -77,7 +77,7 @@ OF_AN_UPSERT: dict[str, object] = {
     "updated_at": LATER,
 }
 OF_A_CANCEL: dict[str, object] = {"id": "b", "updated_at": LATER}
-# What says how to apply a write, not which one it is.
+# Fields that say how to apply a write, and do not change its identity.
 BESIDE: dict[str, object] = {
     "expected_revision": 7,
     "create_only": True,
@@ -96,7 +96,7 @@ def test_a_known_request_has_its_digest_for_ever(name: str) -> None:
 @pytest.mark.parametrize(
     ("write", "content", "undecided"),
     [
-        # Whether the id was given decides whether it counts: see the pins.
+        # The id counts only if the caller set it: see the pinned digests.
         (PINNED["upsert"][0], OF_AN_UPSERT, {"id_given"}),
         (PINNED["cancel"][0], OF_A_CANCEL, set()),
     ],
@@ -105,7 +105,7 @@ def test_a_known_request_has_its_digest_for_ever(name: str) -> None:
 def test_of_every_field_it_is_known_whether_it_counts(
     write: Write, content: dict[str, object], undecided: set[str]
 ) -> None:
-    """A new field has to be put into one of the tables above, and into the digest or not."""
+    """A new field must be added to one of the tables above."""
     names = {field.name for field in fields(write)}
     assert names <= content.keys() | BESIDE.keys() | undecided
     changed = {

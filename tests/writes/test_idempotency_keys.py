@@ -1,4 +1,4 @@
-"""Idempotency keys: the same write again gets the first result, another one is refused."""
+"""Idempotency keys: a repeated write gets the first result, a different one is refused."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Deliveries that come late, out of order or twice do no harm if they carry their times."""
+"""Deliveries with times may be late, out of order or repeated without harm."""
 
 import uuid
 from typing import Any

@@ -1,4 +1,4 @@
-"""The service against the model: any sequence of calls, the same answers, the same state."""
+"""The service compared with the model: any sequence of calls gives the same results."""
 
 import uuid
 from typing import Any, ClassVar
@@ -23,10 +23,10 @@ FEW_IDS = st.sampled_from(["a", "b", "c", "d"])
 RESOURCES = st.sampled_from(["", "r"])
 MAYBE_TIME = st.none() | st.integers(min_value=0, max_value=3)
 MAYBE_KEY = st.none() | st.sampled_from(["k1", "k2", "k3"])
-# How an etag is chosen: none, any, the stored one, or that of some other version.
+# Which etag is sent: none, any, the stored one, or that of another version.
 ETAGS = st.sampled_from([None, None, None, "*", "stored", "other"])
 
-# The statuses of what an item of a batch may be refused for here.
+# The possible error statuses of an item of a batch.
 CODES = {
     "TIME_RANGE_CONFLICT": grpc.StatusCode.ALREADY_EXISTS,
     "IDEMPOTENCY_KEY_REUSED": grpc.StatusCode.INVALID_ARGUMENT,
@@ -98,7 +98,7 @@ class ServiceAgainstModel(RuleBasedStateMachine):
     @precondition(lambda self: self.written)
     @rule(data=st.data(), key=st.none() | st.uuids().map(str))
     def repeat_an_earlier_write(self, data: st.DataObject, key: str | None) -> None:
-        """Under its key, or under a new one and twice, with another's write between the two."""
+        """Send it with its key; or with a new key and twice, with another write in between."""
         earlier = data.draw(st.sampled_from(self.written))
         times: dict[str, Any] = {"cancel_updated_at": earlier.cancel_updated_at}
         self.write(earlier.id, earlier.content, **times, key=key or earlier.key)
@@ -274,7 +274,7 @@ class ServiceAgainstModel(RuleBasedStateMachine):
         self.compare_time(content.updated_at, found.updated_at)
 
     def compare_time(self, minute: int | None, found: Timestamp) -> None:
-        """A time that no caller gave is the commit's, long before the tests' morning."""
+        """A time that is not set is the commit's, which is earlier than the times of the tests."""
         if minute is None:
             assert found.seconds < MORNING.timestamp()
         else:

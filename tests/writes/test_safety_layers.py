@@ -94,7 +94,7 @@ def overlapping_pairs(url: str) -> int:
 
 
 def second_writer_waits_and_is_refused(url: str) -> None:
-    """While one writer's transaction is open, another one wants the same time."""
+    """While one writer's transaction is open, another one wants the same range."""
     organization = secrets.token_hex(8)
     outcome: list[object] = []
 
@@ -187,7 +187,7 @@ def test_a_layer_that_is_gone_is_noticed(
 
 
 def test_without_any_layer_an_overlap_gets_in(create_database: CreateDatabase) -> None:
-    """So the guard of the lock really makes the race. The history's key stops it too."""
+    """The guard of the lock really causes the race, which the history's key stops too."""
     url = create_database()
     without_lock(url)
     without_constraint(url)
@@ -231,7 +231,7 @@ WEBHOOK_CONTENT = (
     "created_at",
 )
 
-# What the service's role may do with tables itself; all else it asks functions for.
+# What the service's role may do with tables directly; for all else it calls functions.
 RIGHTS = {
     "organizations": {"SELECT"},
     "appointments": {"SELECT"},
@@ -305,7 +305,7 @@ def test_the_services_role_cannot_write_past_the_functions(intact: str, statemen
             connection.execute(statement.encode())
 
 
-# Whichever of the statements above comes first books the hour.
+# The first of the statements above books the hour.
 ALLOWED = ("CREATED", "TIME_RANGE_CONFLICT")
 
 
@@ -352,7 +352,7 @@ OURS: LiteralString = """
 def test_a_function_whose_owner_lacks_rights_is_not_migrated(
     create_database: CreateDatabase,
 ) -> None:
-    """A part migrated by somebody else: every call would be refused."""
+    """If another user migrates a part, every call would be refused."""
     url = create_database()
     owner = f"owner_{secrets.token_hex(8)}"
     with psycopg.connect(url, autocommit=True) as admin:

@@ -1,4 +1,4 @@
-"""What a write does, in the order in which it is decided."""
+"""The rules of writes, in the order in which they are applied."""
 
 import uuid
 from typing import Any
