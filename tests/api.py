@@ -1,4 +1,4 @@
-"""The API as tests use it: short calls, and errors taken apart."""
+"""A gRPC client for tests: short calls, and errors with their details unpacked."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
-# A quiet Monday; tests count minutes from here.
+# A Monday; tests count minutes from here.
 MORNING = datetime(2030, 1, 7, 8, tzinfo=UTC)
 TIMEOUT = 30.0
 
@@ -28,7 +28,7 @@ def at(minute: float) -> Timestamp:
 def appointment(
     organization: str, id: str | None, start: float, end: float, **fields: Any
 ) -> pb.Appointment:
-    """An appointment from one minute of the morning to another."""
+    """Return an appointment from one minute of the morning to another."""
     message = pb.Appointment(organization_id=organization, start=at(start), end=at(end))
     if id is not None:
         message.id = id
@@ -39,7 +39,7 @@ def appointment(
 
 
 def upsert_request(organization: str, id: str, minute: int) -> rpc.UpsertAppointmentRequest:
-    """Ask for one minute of the morning."""
+    """Return an upsert of one minute of the morning."""
     return rpc.UpsertAppointmentRequest(
         appointment=appointment(organization, id, minute, minute + 1)
     )
@@ -53,7 +53,7 @@ def batch_request(appointments: Iterable[pb.Appointment]) -> rpc.BatchUpsertAppo
 
 
 def code_of(call: Any) -> grpc.StatusCode:
-    """Wait for a call that must fail, and say how it did."""
+    """Wait for a call that must fail, and return its error."""
     error = call.exception(timeout=30)
     assert isinstance(error, grpc.RpcError), error
     code: grpc.StatusCode = call.code()
@@ -107,7 +107,7 @@ def refusal_of(
 
 
 class Organization:
-    """One organization of the service; every call raises grpc.RpcError when refused."""
+    """The calls of one organization. Each raises grpc.RpcError if it is refused."""
 
     def __init__(self, stub: AppointmentServiceStub, id: str) -> None:
         self.stub = stub
@@ -116,7 +116,7 @@ class Organization:
     def upsert(
         self, id: str | None, start: float, end: float, **fields: Any
     ) -> rpc.UpsertAppointmentResponse:
-        """Upsert; fields of the request that are not the appointment's go where they belong."""
+        """Upsert. Fields are those of the appointment or of the request."""
         beside = ("etag", "create_only", "idempotency_key", "validate_only")
         options = {name: fields.pop(name) for name in beside if name in fields}
         request = rpc.UpsertAppointmentRequest(
@@ -125,7 +125,7 @@ class Organization:
         return self.stub.UpsertAppointment(request, timeout=TIMEOUT)
 
     def refused(self, id: str | None, start: float, end: float, **fields: Any) -> Refusal:
-        """Upsert what must be refused, and say how it was."""
+        """Send an upsert that must be refused, and return its error."""
         try:
             response = self.upsert(id, start, end, **fields)
         except grpc.RpcError as error:
@@ -145,7 +145,7 @@ class Organization:
         return self.stub.ListAppointments(request, timeout=TIMEOUT)
 
     def listed(self, **filters: Any) -> dict[str, pb.Appointment]:
-        """Every appointment, cancelled ones too unless filtered, over all pages."""
+        """Return all appointments, including cancelled ones unless filtered."""
         filters = {"include_cancelled": True, **filters}
         found: dict[str, pb.Appointment] = {}
         token = ""
@@ -161,7 +161,7 @@ class Organization:
         return self.stub.ListAppointmentHistory(request, timeout=TIMEOUT)
 
     def changes(self, after_revision: int = 0) -> list[pb.HistoryEntry]:
-        """Every change of the organization, over all pages."""
+        """Return all changes of the organization."""
         entries: list[pb.HistoryEntry] = []
         token = ""
         while True:
@@ -178,7 +178,7 @@ class Organization:
                 return entries
 
     def check_history(self) -> None:
-        """Assert what must always hold: gapless, replaying to the state, nothing overlapping."""
+        """Assert that history has no gaps and replays to the state, and that nothing overlaps."""
         entries = self.changes()
         assert [entry.revision for entry in entries] == list(range(1, len(entries) + 1))
         replayed: dict[str, pb.Appointment] = {}

@@ -21,7 +21,7 @@ from local.programs import Program, StartError
 from local.rabbitmq import RabbitMQ
 from tests.api import appointment
 
-# What says that a write was not accepted or applied, or that this is not known.
+# Errors of writes that were not accepted or applied, or whose result is not known.
 TRY_AGAIN = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -44,7 +44,7 @@ Start = Callable[[], Program]
 
 @dataclass(slots=True, kw_only=True)
 class Running:
-    """All that can be killed. A part that was killed is started as it was."""
+    """The parts that can be killed. A killed part is restarted with the same settings."""
 
     postgres: EmbeddedPostgres
     broker: RabbitMQ
@@ -83,7 +83,7 @@ class Running:
 
 
 class Hand:
-    """Kills as the writers proceed: the victims are dealt, the moments follow progress."""
+    """Kills parts in a random order, at times that depend on the progress of the writers."""
 
     # Killed parts are started in this order.
     ORDER = ("postgres", "broker", "service", "gateway", "worker-0", "worker-1", "worker-2")
@@ -105,11 +105,11 @@ class Hand:
         self._hard = [dice.random() < 0.5 for _ in range(count)]
         self._down = [dice.uniform(0, 0.3) for _ in range(count)]
         self.done: list[str] = []
-        # How far the writers may go on now: they would be done before half is killed.
+        # The progress that writers may make now. Without a limit they would finish too early.
         self.limit = 0.0
 
     async def play(self, running: Running, progress: Callable[[], float]) -> None:
-        """Kill at moments spread over the progress from 0 to 1."""
+        """Kill parts at times spread over the progress from 0 to 1."""
         following = [*self._moments[1:], 1.0]
         for moment, limit, victims, hard, down in zip(
             self._moments, following, self._victims, self._hard, self._down, strict=True
@@ -117,7 +117,7 @@ class Hand:
             self.limit = moment
             while progress() < moment:  # noqa: ASYNC110  # the writers' affair, not an event
                 await asyncio.sleep(0.01)
-            # While a part is down the writers go on, as far as they can.
+            # While a part is down, the writers continue as far as they can.
             self.limit = limit
             for victim in victims:
                 await asyncio.to_thread(running.kill, victim, hard=hard)
@@ -192,7 +192,7 @@ class Writers:
         await self._channel.close()
 
     async def submit_all(self, organization: str, wanted: Sequence[Step]) -> None:
-        """Submit one after another, each once the one before was accepted."""
+        """Submit one after another, each after the previous one was accepted."""
         names = self.known[organization, "a"] = []
         for number, step in enumerate(wanted):
             while not self._may_go_on(self.count):  # noqa: ASYNC110  # others count too

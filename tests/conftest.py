@@ -35,7 +35,7 @@ OwnPostgres = Callable[..., EmbeddedPostgres]
 CreateDatabase = Callable[[], str]
 
 SHARED_DIRECTORY = pytest.StashKey[Path]()
-# Fixtures that start something for a test or a module alone.
+# Fixtures that start something for a single test or module.
 STARTERS = frozenset({"fork", "own_postgres", "rabbitmq", "start_run", "tools"})
 LINES_SHOWN = 40
 # The messages of asyncio and of the programs' logs about errors that were never retrieved.
@@ -51,7 +51,7 @@ _programs: list[Program] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the directory that all processes of this run share; the first of them removes it."""
+    """Create the directory that all processes of this run share. The first one removes it."""
     given = getattr(config, "workerinput", {}).get("shared_directory")
     directory = Path(given or tempfile.mkdtemp(prefix="appointments-"))
     config.stash[SHARED_DIRECTORY] = directory
@@ -61,12 +61,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker of xdist where that directory is."""
+    """Pass the directory to a worker of xdist."""
     node.workerinput["shared_directory"] = str(node.config.stash[SHARED_DIRECTORY])
 
 
 def pytest_report_header() -> str:
-    """Say which server is used, without its password."""
+    """Report which server is used, without its password."""
     url = os.environ.get("TEST_DATABASE_URL")
     if not url:
         return "PostgreSQL: embedded"
@@ -83,7 +83,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Obey --fast."""
+    """Apply --fast."""
     if not config.getoption("--fast"):
         return
     slow = [item for item in items if _is_slow(item)]
@@ -132,14 +132,14 @@ class Ear(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self._heard: list[str] = []
-        # Lines of each program that have been looked at.
+        # The number of lines of each program that have been checked.
         self._read: dict[Program, int] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         self._heard += unnoticed_failures([record.getMessage()])
 
     def check(self) -> None:
-        """Fail if anything has been heard since the last time."""
+        """Fail if anything was reported since the last time."""
         read, self._read = self._read, {}
         for program in {*_programs, *read}:
             lines = program.log_lines()
@@ -152,7 +152,7 @@ class Ear(logging.Handler):
 
 @pytest.fixture(scope="session", autouse=True)
 def ear() -> Iterator[Ear]:
-    """Listens from before the first fixture to after the last."""
+    """Active from before the first fixture until after the last one."""
     ear = Ear()
     logging.getLogger("asyncio").addHandler(ear)
     yield ear
@@ -183,7 +183,7 @@ def clusters(pytestconfig: pytest.Config) -> Clusters:
 
 @pytest.fixture(scope="session")
 def databases(temporary_directory: Path, clusters: Clusters) -> Iterator[Databases]:
-    """Databases on a server of the suite's own, or on that of TEST_DATABASE_URL."""
+    """Databases on a server of this suite, or on that of TEST_DATABASE_URL."""
     with ExitStack() as stack:
         server = os.environ.get("TEST_DATABASE_URL")
         if server:
@@ -206,7 +206,7 @@ def database_url(databases: Databases) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def create_database(databases: Databases) -> Iterator[CreateDatabase]:
-    """Make migrated databases of the test's own on the suite's server."""
+    """Create migrated databases for one test on the suite's server."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(databases.copied())
 
@@ -292,7 +292,7 @@ def start_gateway(request: pytest.FixtureRequest, fork: StartProgram) -> Iterato
 
 @contextmanager
 def postgres_starts(clusters: Clusters) -> Iterator[OwnPostgres]:
-    """What starts servers that stop when the block ends. See own_postgres."""
+    """Yield a function that starts servers, which stop at the end. See own_postgres."""
     with ExitStack() as stack:
 
         def start(*, migrated: bool = True, **settings: str) -> EmbeddedPostgres:
@@ -308,7 +308,7 @@ def postgres_starts(clusters: Clusters) -> Iterator[OwnPostgres]:
 
 @pytest.fixture
 def own_postgres(clusters: Clusters) -> Iterator[OwnPostgres]:
-    """Start a server of the test's own, which it may stop and start again.
+    """Start a server for one test, which may stop and start it again.
 
     `own_postgres()` has a migrated database, `own_postgres(migrated=False)` an empty one:
     `server.url("appointments")`. More arguments are settings of the server.
@@ -319,7 +319,7 @@ def own_postgres(clusters: Clusters) -> Iterator[OwnPostgres]:
 
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[RabbitMQ]:
-    """A node of RabbitMQ of the suite's own; a test that stops it starts it again.
+    """A RabbitMQ node of this suite. A test that stops it must start it again.
 
     What needs it is left out where it is not installed; where CI is set it fails.
     """

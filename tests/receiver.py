@@ -110,7 +110,7 @@ class Receiver:
 
 
 async def _end(runner: web.ServerRunner) -> None:
-    """End what hangs, too."""
+    """Stop the server, including requests that hang."""
     await runner.cleanup()
     hanging = asyncio.all_tasks() - {asyncio.current_task()}
     for task in hanging:

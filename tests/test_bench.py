@@ -1,4 +1,4 @@
-"""The benchmark's client counts right, and the benchmark runs and can be drawn."""
+"""The benchmark's clients count correctly; the benchmark runs and can be plotted."""
 
 import asyncio
 import json
@@ -125,7 +125,7 @@ async def test_a_server_that_says_goodbye_is_asked_no_more(
     service.process.terminate()
     async with asyncio.timeout(20):
         measured = await loading
-    # What it no longer accepts it answers with CANCELLED, or says that it has not seen it.
+    # Calls that it no longer accepts end with CANCELLED or GOAWAY.
     assert measured.answers.keys() <= {"OK", "CANCELLED", "UNAVAILABLE", "GOAWAY", "RST_STREAM"}
     assert measured.answers["OK"] == stored(database_url, organization)
 
@@ -198,7 +198,7 @@ async def test_a_rate_is_kept(service: Program, organization: str) -> None:
         pause=0.0,
         rate=80.0,
     )
-    # Ten each; the first come over a tenth of a second.
+    # Ten each; the first requests are spread over a tenth of a second.
     assert 40 <= measured.answers["OK"] <= 88
 
 

@@ -1,4 +1,4 @@
-"""Accepted operations while everything is killed: all end, once, in order."""
+"""Accepted operations are applied once and in order while every process is killed."""
 
 import asyncio
 import os
@@ -133,7 +133,7 @@ async def test_whatever_is_killed_all_that_was_accepted_ends_once_and_in_order(
 
 
 def failing_often(taken: list[int], dice: random.Random) -> Answer:
-    """Take two changes of three, and remember them; fail otherwise."""
+    """Accept and record two of three changes; fail otherwise."""
 
     async def answer(received: Received) -> web.Response:
         if dice.random() < 1 / 3:
@@ -145,7 +145,7 @@ def failing_often(taken: list[int], dice: random.Random) -> Answer:
 
 
 def hook(service: str, gateway: Program, receiver: Receiver, paths: dict[str, str]) -> None:
-    """Give organizations a webhook each, by the path that theirs goes to."""
+    """Register a webhook per organization, each with its own path."""
     with grpc.insecure_channel(service) as channel:
         for path, organization in paths.items():
             rest = Client(gateway, organization)
@@ -155,7 +155,7 @@ def hook(service: str, gateway: Program, receiver: Receiver, paths: dict[str, st
 
 
 def check_taken(taken: list[int], latest: int) -> None:
-    """Assert that a webhook got every change: repetitions aside, in order without a gap."""
+    """Assert that a webhook received every change in order, apart from repetitions."""
     until(lambda: latest in taken, within=60)
     assert list(dict.fromkeys(taken)) == list(range(1, latest + 1))
 

@@ -1,4 +1,4 @@
-"""The demos hold on a running gateway, and would notice if the service were wrong."""
+"""The demos succeed on a running gateway, and detect errors of the service."""
 
 import subprocess
 import sys

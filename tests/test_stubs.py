@@ -1,4 +1,4 @@
-"""The stubs are all that a caller needs, and carry nothing of the service."""
+"""The stubs are all that a caller needs, and contain nothing of the service."""
 
 import os
 import re
@@ -19,7 +19,7 @@ NOT_THERE = ("service", "gateway", "runtime", "public_json", "local", "demo", "p
 
 
 PROJECT = tomllib.loads((ROOT / "protos" / "pyproject.toml").read_text())["project"]
-# The oldest and the first excluded version of what the stubs need, by name.
+# The oldest and the first excluded version of each requirement of the stubs.
 RANGES = {
     name: (oldest, end)
     for name, oldest, end in re.findall(

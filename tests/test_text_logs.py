@@ -1,4 +1,4 @@
-"""Log lines for people, and how the lines of a program reach where they are read."""
+"""Log lines as text, and how they reach a terminal or pipe."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def line(event: Mapping[str, object], *, coloured: bool = False) -> str:
 
 
 def logging(program: str, lines: int, stdout: int) -> subprocess.Popen[bytes]:
-    """A program that logs so many lines."""
+    """A program that logs a number of lines."""
     return subprocess.Popen(
         [sys.executable, "-c", LOGGING, program, str(lines)],
         cwd=ROOT,

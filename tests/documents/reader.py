@@ -191,7 +191,7 @@ class _Terminal:
             reader.start()
 
     def wait(self) -> None:
-        """Wait for its end. AssertionError if it does not end, or not well."""
+        """Wait for its end. Raises AssertionError if it does not end or fails."""
         try:
             code = self._process.wait(WITHIN)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""The documents' commands are run in order, and their links and tables agree with the code."""
+"""The commands of the documents run in order; links and tables match the code."""
 
 import importlib.util
 import re
@@ -118,7 +118,7 @@ def test_the_readme_is_short() -> None:
 
 
 def anchors_of(document: Path) -> set[str]:
-    """The anchors that GitHub gives to a document's headings."""
+    """Return the anchors that GitHub creates for a document's headings."""
     headings = re.findall(r"^#+ (.*)$", document.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
 

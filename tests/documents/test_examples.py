@@ -1,4 +1,4 @@
-"""The examples of the OpenAPI document are sent, and answered as it says."""
+"""The examples of the OpenAPI document are sent; the responses match it."""
 
 import json
 from collections.abc import Iterator, Mapping

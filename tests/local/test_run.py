@@ -69,7 +69,7 @@ class Run:
         return found[1]
 
     def descendants(self) -> list[psutil.Process]:
-        """Every process that it has started, and that those have."""
+        """All its descendant processes."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def press_ctrl_c(self) -> tuple[int, str]:
@@ -78,7 +78,7 @@ class Run:
         return self.end()
 
     def end(self) -> tuple[int, str]:
-        """Its exit code and stderr, once it has ended."""
+        """Wait for its end; return exit code and stderr."""
         output, errors = self.process.communicate(timeout=WITHIN)
         self.output += output or ""
         return self.process.returncode, errors
@@ -89,7 +89,7 @@ StartRun = Callable[..., Run]
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """In a place of its own: pytest closes its directories to PostgreSQL's user at any start."""
+    """A directory outside those of pytest, which denies PostgreSQL's user access to them."""
     with TemporaryDirectory(prefix="appointments-") as path:
         yield Path(path)
 
@@ -116,7 +116,7 @@ def start_run(tmp_path: Path, clusters: Clusters) -> Iterator[StartRun]:
 
 @contextmanager
 def taken_port() -> Iterator[str]:
-    """A port on which somebody listens."""
+    """A port that is in use."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield str(listener.getsockname()[1])
 
@@ -342,7 +342,7 @@ async def test_after_kill_nothing_is_left_and_the_next_run_works(start_run: Star
     processes = run.descendants()
     run.process.kill()
     run.end()
-    # At once: a server that is still stopping is waited for.
+    # Immediately: it waits for a server that is still stopping.
     again = start_run().wait_until_ready()
     _, alive = psutil.wait_procs(processes, timeout=WITHIN)
     assert alive == []

@@ -109,7 +109,7 @@ def test_a_connection_lost_in_flight_leaves_the_result_open_and_says_so(
 def test_a_database_that_hangs_is_noticed_and_let_go(
     own_postgres: OwnPostgres, start_service: StartProgram, organization: str
 ) -> None:
-    """Every backend is stopped: connections stay open, nothing answers."""
+    """Every backend is stopped: connections stay open, but nothing responds."""
     postgres = own_postgres()
     url = postgres.url(DATABASE)
     service = start_service(
@@ -151,7 +151,7 @@ def test_a_database_that_hangs_is_noticed_and_let_go(
 def test_a_commit_that_no_standby_has_confirmed_is_not_called_a_success(
     own_postgres: OwnPostgres, start_service: StartProgram, organization: str
 ) -> None:
-    """A cancelled wait for a synchronous standby ends with a mere warning."""
+    """A cancelled wait for a synchronous standby ends with only a warning."""
     postgres = own_postgres()
     url = postgres.url(DATABASE)
     service = start_service(DATABASE_URL=url)
@@ -163,7 +163,7 @@ def test_a_commit_that_no_standby_has_confirmed_is_not_called_a_success(
         org = Organization(AppointmentServiceStub(channel), organization)
 
         def write_until_refused() -> tuple[int, Refusal]:
-            """The server takes up the setting in its own time, so some still succeed."""
+            """The server applies the setting with a delay, so some writes still succeed."""
             for minute in count():
                 try:
                     org.upsert(str(minute), minute, minute + 1)
@@ -187,7 +187,7 @@ def test_a_commit_that_no_standby_has_confirmed_is_not_called_a_success(
 
 
 class FaultyDatabase(Database):
-    """A real database of which some calls fail: by their number, from 1."""
+    """A real database in which calls fail by their number, from 1."""
 
     faults: dict[int, psycopg.Error]
     calls = 0
@@ -204,7 +204,7 @@ class FaultyDatabase(Database):
 async def test_what_was_written_one_by_one_keeps_its_result_when_a_later_one_fails(
     database_url: str, stub: AppointmentServiceStub, organization: str
 ) -> None:
-    """The batch is refused; alone, the first is written, the second has an unknown end."""
+    """The batch is refused. One by one, the first is written; the second's end is unknown."""
     metrics = Metrics()
     database = FaultyDatabase(
         database_url,

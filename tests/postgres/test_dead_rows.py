@@ -1,4 +1,4 @@
-"""Rows that were deleted stay while somebody has an older snapshot; looks do not pass them."""
+"""Deleted rows remain while a transaction has an older snapshot; polls do not scan them."""
 
 import json
 import re
@@ -25,12 +25,12 @@ from tests.operations.place import queued_write
 pytestmark = pytest.mark.slow
 
 ORGANIZATIONS = 20
-# Of each organization, a day's minutes: as many operations become dead rows.
+# Operations per organization, the minutes of a day; they become as many dead rows.
 EACH = 1440
 DEAD = ORGANIZATIONS * EACH
 TOGETHER = 480
-# Of what a look reads: rows that begin behind what was done, and blocks of tables and
-# indexes. Passing the dead rows takes thousands.
+# Maximum number of blocks of tables and indexes that are read. Scanning the dead rows would
+# read thousands.
 BLOCKS_A_LOOK = 120
 BLOCKS_A_CALL = 400
 
@@ -67,7 +67,7 @@ def test_a_look_for_work_does_not_pass_what_was_applied(url: str) -> None:
         applied, call_blocks = _apply(connection, "o07")
         assert applied == [("DONE", 2)]
         assert call_blocks <= BLOCKS_A_CALL
-    # To be read with -s.
+    # Printed with -s.
     sys.stdout.write(
         f"\n{DEAD} dead rows under a held snapshot: a look for work reads {blocks} blocks,"
         f" one that finds some {work_blocks}, applying it {call_blocks}, counting {count_blocks}\n"
@@ -77,7 +77,7 @@ def test_a_look_for_work_does_not_pass_what_was_applied(url: str) -> None:
 def test_an_operation_that_was_accepted_long_before_it_was_stored_keeps_its_place(
     url: str,
 ) -> None:
-    """Its transaction is open while thousands that came later are applied."""
+    """Its transaction is open while thousands of later operations are applied."""
     with _connect(url) as connection, psycopg.connect(url) as late:
         late.execute(INSERT, ("o", queued_write("late", 0, title="first")))
         _apply_thousands(connection)
@@ -88,13 +88,13 @@ def test_an_operation_that_was_accepted_long_before_it_was_stored_keeps_its_plac
 
 
 def test_an_operation_whose_transaction_has_no_number_yet_keeps_its_place(url: str) -> None:
-    """It has its sequence, and waits for a lock before anything of it is written."""
+    """It has its value of the sequence, and waits for a lock before anything is written."""
     statement = INSERT.replace(
         "gen_random_uuid()",
         "CASE WHEN pg_advisory_xact_lock_shared(1) IS NOT NULL THEN gen_random_uuid() END",
     )
     with _connect(url) as connection, _connect(url) as late, _connect(url) as holder:
-        # Of a sequence, the first of some values alone gives its transaction a number.
+        # Only the first of several values of a sequence assigns a transaction id.
         _queue(connection, "others", [0])
         holder.execute("SELECT pg_advisory_lock(1)")
         parameters = ("o", queued_write("late", 0, title="first"))
@@ -126,9 +126,9 @@ def test_an_operation_that_waits_stays_the_first_while_others_are_applied(url: s
 @pytest.mark.parametrize(
     "moved",
     [
-        # As after a copy without the values of sequences.
+        # The state after a copy without the values of sequences.
         "ALTER TABLE queued_operations ALTER COLUMN sequence RESTART",
-        # As after a dump was read into a server that has seen fewer transactions.
+        # The state after a dump was restored on a server with fewer transactions so far.
         "UPDATE operation_queue_start SET settling_transaction = '999999999999'",
     ],
 )
@@ -179,14 +179,14 @@ async def test_a_purge_does_not_pass_what_it_has_deleted(url: str) -> None:
 
 
 def _connect(url: str) -> psycopg.Connection:
-    """As the service's own, with plans that depend on no statistics."""
+    """A connection like the service's, whose plans do not depend on statistics."""
     options = "-c enable_seqscan=off -c plan_cache_mode=force_generic_plan"
     return psycopg.connect(url, autocommit=True, options=options)
 
 
 @contextmanager
 def _snapshot(url: str) -> Iterator[None]:
-    """Have a snapshot from now on, as a backup has."""
+    """Hold a snapshot from now on, as a backup does."""
     with psycopg.connect(url) as holder:
         holder.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         holder.execute("SELECT count(*) FROM queued_operations")
@@ -202,7 +202,7 @@ def _queue(connection: psycopg.Connection, organization: str, minutes: range | l
 
 
 def _apply_all(connection: psycopg.Connection) -> None:
-    """As a worker does: lease an organization, apply some, until nothing is queued."""
+    """Lease an organization and apply operations, as a worker does, until none is queued."""
     while found := _look(connection)[0]:
         for (organization,) in found:
             while _apply(connection, organization)[0][0][0] == "MORE":
@@ -234,7 +234,7 @@ def _apply(connection: psycopg.Connection, organization: str) -> tuple[list[Row]
 
 
 def _check_late(connection: psycopg.Connection) -> None:
-    """Both were applied, in the order of acceptance, and nothing is left."""
+    """Assert that both were applied in the order of acceptance, and none is queued."""
     titles = connection.execute(
         "SELECT title FROM appointment_history WHERE organization_id = 'o' ORDER BY revision"
     ).fetchall()

@@ -1,4 +1,4 @@
-"""The migrations can be applied from anywhere at any time, and taken back."""
+"""The migrations can be applied from any directory at any time, and reverted."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def run_migrate(
     directory: Path = ROOT / "migrations",
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """What `make migrate` runs."""
+    """Run the command of `make migrate`."""
     return subprocess.run(
         [directory / "migrate", *arguments],
         env=base_environment() | ({"DATABASE_URL": url} if url else {}) | environment,
@@ -38,7 +38,7 @@ def run_migrate(
 
 
 def with_migration(place: Path, text: str) -> Path:
-    """Copy the migrations to a place, with one more."""
+    """Copy the migrations to a directory, with an additional one."""
     (place / ".venv").symlink_to(ROOT / ".venv")
     directory = shutil.copytree(ROOT / "migrations", place / "migrations")
     (directory / "29990101000000_another.sql").write_text(text)
@@ -51,7 +51,7 @@ def rows(url: str, query: str) -> list[tuple[Any, ...]]:
 
 
 def schema(url: str) -> list[tuple[Any, ...]]:
-    """Everything of ours in the database: tables with columns, indexes, constraints, functions."""
+    """Return the schema: tables with columns, indexes, constraints, functions."""
     return rows(
         url,
         """
@@ -111,7 +111,7 @@ def can_write(url: str) -> bool:
 
 @pytest.fixture
 def server(own_postgres: OwnPostgres) -> EmbeddedPostgres:
-    """New, so that the role does not exist either."""
+    """A new server, on which the role does not exist either."""
     return own_postgres(migrated=False)
 
 
@@ -162,7 +162,7 @@ def test_down_leaves_nothing_and_up_works_again(server: EmbeddedPostgres) -> Non
 def test_a_migration_that_would_hold_up_writers_gives_up_soon(
     server: EmbeddedPostgres, tmp_path: Path
 ) -> None:
-    """Behind one that waits for a long read every write of the table would wait too."""
+    """Every write of a table would wait behind a migration that waits for a long read."""
     url = server.url("appointments")
     assert run_migrate(url).returncode == 0
     up, down = migration([], "").split("-- migrate:down")
@@ -177,7 +177,7 @@ def test_a_migration_that_would_hold_up_writers_gives_up_soon(
 
 
 def test_a_migration_of_a_table_gives_up_soon() -> None:
-    """As those do that `make migration` writes."""
+    """The migrations that `make migration` writes do so too."""
     for path in MIGRATIONS:
         up, _ = path.read_text().split("-- migrate:down")
         if re.search(r"^\s*ALTER TABLE", up, re.MULTILINE):

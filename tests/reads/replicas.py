@@ -19,7 +19,7 @@ from tests.observing import metric, until
 
 
 def ask(server: EmbeddedPostgres, query: str, *parameters: object) -> Any:
-    """The one value that a server gives."""
+    """Return the single value of a query."""
     with psycopg.connect(server.url(DATABASE), autocommit=True) as connection:
         row = connection.execute(query, parameters).fetchone()
     assert row is not None
@@ -27,7 +27,7 @@ def ask(server: EmbeddedPostgres, query: str, *parameters: object) -> Any:
 
 
 class Standby:
-    """A hot standby that can be held up."""
+    """A hot standby that can be delayed."""
 
     def __init__(self, server: EmbeddedPostgres, primary: EmbeddedPostgres) -> None:
         self.server = server
@@ -42,7 +42,7 @@ class Standby:
         return ask(self.server, query, *parameters)
 
     def pause(self) -> None:
-        """Return when it replays no further."""
+        """Pause the replay, and return when it has paused."""
         self.ask("SELECT pg_wal_replay_pause()::text")
         until(lambda: self.ask("SELECT pg_get_wal_replay_pause_state()") == "paused")
 
@@ -50,17 +50,17 @@ class Standby:
         self.ask("SELECT pg_wal_replay_resume()::text")
 
     def wait_until_received(self) -> None:
-        """Return when it has all that the primary has committed, replayed or not."""
+        """Wait until it has received all that the primary has committed."""
         end = ask(self._primary, "SELECT pg_current_wal_flush_lsn()::text")
         until(lambda: self.ask("SELECT pg_last_wal_receive_lsn() >= %s::pg_lsn", end))
 
     def catch_up(self) -> None:
-        """Return when it has replayed all that the primary has committed."""
+        """Wait until it has replayed all that the primary has committed."""
         end = ask(self._primary, "SELECT pg_current_wal_flush_lsn()::text")
         until(lambda: self.ask("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", end))
 
     def delay(self, by: str) -> None:
-        """Let it replay each commit so much later from now on."""
+        """Delay the replay of each commit from now on."""
         with psycopg.connect(self.server.url(), autocommit=True) as connection:
             connection.execute(f"ALTER SYSTEM SET recovery_min_apply_delay = '{by}'")
             connection.execute("SELECT pg_reload_conf()")
@@ -68,7 +68,7 @@ class Standby:
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
-        """Stop every process of it: connections stay open, nothing answers."""
+        """Stop all its processes: connections stay open, but nothing responds."""
         assert self.server.pid is not None
         postmaster = psutil.Process(self.server.pid)
         postmaster.suspend()  # first, so that it starts no more
@@ -130,7 +130,7 @@ class Replicated:
         )
 
     def until_asked(self, standby: Standby) -> None:
-        """Read until a standby answers: the service finds in its own time that it is there."""
+        """Read until a standby answers: the service probes it at intervals."""
         before = self.count("answered", standby)
 
         def answered() -> bool:

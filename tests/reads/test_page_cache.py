@@ -1,4 +1,4 @@
-"""Which pages the cache gives, keeps and drops, with moments from a real database."""
+"""Which pages the cache returns, keeps and evicts, with moments from a real database."""
 
 from collections.abc import AsyncIterator
 
@@ -57,7 +57,7 @@ def page(title: str = "") -> rpc.ListAppointmentsResponse:
 
 
 async def found(cache: PageCache, request: bytes, org: Organization) -> str | None:
-    """The title on the page that the cache gives, if it gives one."""
+    """Return the title on the cached page, or None."""
     cached = await cache.current(request, org.id)
     return cached.response.appointments[0].title if cached else None
 
@@ -84,7 +84,7 @@ async def test_a_page_is_given_until_its_organization_changes(
 async def test_a_page_of_an_earlier_moment_is_not_given(
     cache: PageCache, moments: Moments, org: Organization
 ) -> None:
-    """A page that was read while a write went on, and of a database that was restored."""
+    """A page read during a write, and one of a database that was restored since."""
     org.upsert("a", 0, 1)
     revision, recorded_at = before = await moments.of(org.id)
     org.upsert("b", 1, 2)
@@ -98,7 +98,7 @@ async def test_a_page_of_an_earlier_moment_is_not_given(
 async def test_a_page_is_given_for_so_long_at_most(
     cache: PageCache, moments: Moments, org: Organization, clock: Clock
 ) -> None:
-    """For changes by hand, which no revision shows."""
+    """The age limit is for direct changes in the database, which no revision shows."""
     cache.put(b"r", NEVER_WRITTEN, page("old"))
     clock.now += MAX_AGE
     assert await found(cache, b"r", org) == "old"
@@ -132,7 +132,7 @@ async def test_the_least_recently_used_are_dropped_first(
         "3",
         "4",
     ]
-    # In place of one that it has, a page takes no more room.
+    # A page that replaces another takes no additional room.
     for _ in range(5):
         cache.put(b"4", NEVER_WRITTEN, page("5"))
     assert [await found(cache, name, org) for name in (b"1", b"3", b"4")] == ["1", "3", "5"]

@@ -50,7 +50,7 @@ def start_replicated(
 
 @pytest.fixture(scope="module")
 def pair(clusters: Clusters, fork: StartProgram) -> Iterator[tuple[Program, Standby]]:
-    """A service with a standby, which tests may pause."""
+    """A service with a standby that tests may pause."""
     with ExitStack() as stack:
         primary = stack.enter_context(postgres_starts(clusters))()
         standby = _standby(stack, primary)
@@ -59,7 +59,7 @@ def pair(clusters: Clusters, fork: StartProgram) -> Iterator[tuple[Program, Stan
 
 @pytest.fixture
 def lagging(pair: tuple[Program, Standby], organization: str) -> Iterator[Replicated]:
-    """One standby, which has replayed "a" with the title "old", and not "new" and "b"."""
+    """One standby that has replayed "a" with the title "old", but not "new" and "b"."""
     service, standby = pair
     with ExitStack() as stack:
         replicated = _with_old(stack, service, [standby], organization)
@@ -86,7 +86,7 @@ def _settings(primary: EmbeddedPostgres, standbys: list[Standby]) -> dict[str, s
 def _with_old(
     stack: ExitStack, service: Program, standbys: list[Standby], organization: str
 ) -> Replicated:
-    """An organization that has "a", titled "old", everywhere; every standby answers."""
+    """An organization that has "a", titled "old", on all servers; every standby responds."""
     channel = stack.enter_context(grpc.insecure_channel(service.address))
     org = Organization(AppointmentServiceStub(channel), organization)
     org.upsert("a", 0, 1, title="old")
@@ -198,7 +198,7 @@ def test_through_rest(lagging: Replicated, start_gateway: StartProgram) -> None:
 
 
 def test_pages_of_a_list_go_on_from_one_server_to_another(lagging: Replicated) -> None:
-    """The first page's revision, as the min_revision of the next, keeps them from going back."""
+    """The first page's revision as min_revision of the next keeps the pages consistent."""
     [standby], org = lagging.standbys, lagging.org
     for minute in range(2, 5):
         org.upsert(f"c{minute}", minute, minute + 1)

@@ -1,4 +1,4 @@
-"""Watching an organization: everything after a revision, then what changes, as it changes."""
+"""Watching an organization: the changes after a revision, then every new change."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ ENTRY_BYTES = 15_000
 
 
 class Watcher:
-    """A call of WatchAppointments; it is cancelled when it is left."""
+    """A call of WatchAppointments as a context manager, which cancels it at the end."""
 
     def __init__(self, stub: AppointmentServiceStub, organization: str, after: int = 0) -> None:
         request = rpc.WatchAppointmentsRequest(organization_id=organization, after_revision=after)
@@ -79,7 +79,7 @@ def connected(service: Program) -> Iterator[AppointmentServiceStub]:
 
 
 def write_large(org: Organization, count: int) -> None:
-    """Make so many changes that no reader's buffers hold them all."""
+    """Make more changes than the buffers of a reader can hold."""
     for start in range(0, count, 50):
         request = batch_request(
             appointment(
@@ -132,7 +132,7 @@ def test_no_gap_and_no_repetition_while_many_write(
 
         def watch(number: int) -> tuple[int, list[int]]:
             until(lambda: len(load.accepted) > 300 + number * 20)
-            # At, and close to, the revision that the organization is at now.
+            # At and near the organization's current revision.
             latest = org.changes(len(load.accepted) - 1)[-1].revision
             after = latest - random.Random(number).choice([0, 0, 1, 2, 50, latest])
             with connected(service) as stub, Watcher(stub, organization, after) as watcher:
@@ -254,7 +254,7 @@ def test_a_slow_reader_holds_one_message_and_nobody_else(
                 sent = metric(service, "appointments_watched_entries_total")
                 org.upsert("live", 5000, 5001)
                 assert watcher.message().revision == count + 1
-            # What gRPC buffers between the two ends, far from all.
+            # gRPC buffers only a part of the changes.
             assert sent < 1.6 * count
             assert len(slow_watcher.entries_up_to(count + 1)) == count + 1 - seen
 
@@ -273,7 +273,7 @@ def test_sigterm_ends_streams_at_once(
         with Watcher(stub, organization) as watcher:
             watcher.message()
             if slow:
-                # It has sent what finds room, and waits.
+                # It has sent what the buffers can hold, and waits.
                 sent = -1.0
                 while sent != (sent := metric(service, "appointments_watched_entries_total")):
                     time.sleep(0.3)
@@ -381,7 +381,7 @@ async def test_one_question_for_all_and_none_when_nobody_watches(
         assert {(await one).response.revision for one in news} == {1}
         polls = [len(asked[0]) for asked in database.asked if isinstance(asked, tuple)]
         assert set(polls) == {11}
-        # The page that twenty waited for was read once.
+        # The page for which twenty watchers waited was read once.
         assert len(database.asked) == len(polls) + 1
         for watcher in (*watchers, *shared):
             await watcher.aclose()

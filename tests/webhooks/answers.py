@@ -1,4 +1,4 @@
-"""What receivers answer: all that is known to be odd, and what hypothesis makes of it."""
+"""Responses of receivers: known odd ones, and variations by hypothesis."""
 
 from typing import Any
 

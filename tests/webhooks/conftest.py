@@ -1,4 +1,4 @@
-"""A service whose webhooks may reach the tests' own receivers."""
+"""A service whose webhooks may reach the receivers of the tests."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ from tests.webhooks.hooked import QUICK, Hooked
 
 @pytest.fixture(scope="module")
 def url(create_database: CreateDatabase) -> str:
-    """A database that no other worker looks at."""
+    """A database that no other worker uses."""
     return create_database()
 
 
@@ -37,7 +37,7 @@ def programs(url: str, fork: StartProgram) -> Iterator[tuple[Program, Program]]:
 
 @pytest.fixture
 def start(start_worker: StartProgram, url: str) -> StartProgram:
-    """Start a worker of that database, which does not wait for long."""
+    """Start a worker for that database with short delays."""
     return lambda **settings: start_worker(**{"DATABASE_URL": url, **QUICK, **settings})
 
 

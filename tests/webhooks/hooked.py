@@ -1,4 +1,4 @@
-"""What the tests of webhooks share: a service, workers and an organization with a webhook."""
+"""An organization with webhooks and a receiver, for tests."""
 
 import json
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from tests.api import Organization
 from tests.receiver import LOOPBACK, Receiver
 from tests.rest_client import Client
 
-# What a worker of these tests is started with.
+# The settings of workers in these tests.
 QUICK = {
     "WEBHOOK_ALLOWED_NETWORKS": LOOPBACK,
     "WEBHOOK_TIMEOUT": "1",
@@ -21,7 +21,7 @@ QUICK = {
 
 @dataclass(slots=True)
 class Hooked:
-    """An organization whose changes go to a receiver, at a path for each webhook."""
+    """An organization whose changes are sent to a receiver, with a path per webhook."""
 
     rest: Client
     org: Organization
@@ -37,7 +37,7 @@ class Hooked:
         return created
 
     def write(self, count: int, *, first: int = 0) -> None:
-        """Make so many appointments, each a revision."""
+        """Create a number of appointments, each with a revision."""
         for number in range(first, first + count):
             self.org.upsert(f"{number}", number, number + 1)
 
@@ -49,7 +49,7 @@ class Hooked:
         return int(self.read(hook)["deliveredRevision"])
 
     def deliveries(self, hook: dict[str, Any]) -> list[dict[str, Any]]:
-        """The log, oldest first."""
+        """Return the log of deliveries, oldest first."""
         path = f"/webhooks/{hook['id']}/deliveries"
         found: list[dict[str, Any]] = self.rest.call("GET", path, pageSize=1000).json["deliveries"]
         return found[::-1]

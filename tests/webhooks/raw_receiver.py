@@ -11,7 +11,7 @@ from time import monotonic
 
 
 class End(Enum):
-    """What a receiver does once it has written its answer."""
+    """What a receiver does after its response."""
 
     KEEP = "wait for the next request"
     CLOSE = "close"
@@ -33,7 +33,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Request:
-    """The head of a request as it came, and whether its connection had had others."""
+    """The head of a request, and whether its connection was reused."""
 
     head: bytes
     at: float

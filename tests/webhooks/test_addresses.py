@@ -1,4 +1,4 @@
-"""What a webhook may reach is judged where the request itself resolves the name."""
+"""The addresses of webhooks are checked in the resolver of the request itself."""
 
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -54,7 +54,7 @@ async def send(url: str, look_up: LookUp, *allowed: str) -> Attempt:
 
 
 async def test_a_name_that_is_private_when_it_is_used_is_refused(receiver: Receiver) -> None:
-    """Public when somebody checks, loopback when the request asks: the request is the check."""
+    """A name that is public in a check and loopback in the request (DNS rebinding)."""
     look_up, asked = answering([PUBLIC], ["127.0.0.1"])
     rules = AddressRules([])
     url = f"https://rebound.example.com:{receiver.port}/"

@@ -38,7 +38,7 @@ from tests.webhooks.raw_receiver import Answer, End, RawReceiver, raw_receiver
 
 RULES = AddressRules([ip_network(LOOPBACK)])
 TIMEOUT = 1.0
-PACE = DeliverySettings(
+SETTINGS = DeliverySettings(
     slots=64,
     poll_interval=0.02,
     lease=3.0,
@@ -81,7 +81,7 @@ Log = list[LogEntry]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sending:
-    """What the duty of a worker needs, in this process."""
+    """A deliverer in this process, with all that it needs."""
 
     database: Database
     org: Organization
@@ -90,7 +90,7 @@ class Sending:
 
     @asynccontextmanager
     async def hooks(self, receiver: RawReceiver, paths: list[str]) -> AsyncIterator[dict[str, str]]:
-        """Webhooks by path, and one change that they all are behind by."""
+        """Register webhooks by path, and make one change for all of them."""
         store = WebhookStore(self.database, most=1000, secret_overlap=1.0)
         ids = {}
         for path in paths:
@@ -111,10 +111,10 @@ class Sending:
                 await store.delete(self.org.id, id)
 
     async def deliver(self, seconds: float, ids: Collection[str], *, attempts: int) -> None:
-        """Do the duty for so long, and until each webhook has had so many attempts."""
-        claims = ClaimStore(self.database, lease=PACE.lease, give_up_after=1000.0)
+        """Deliver for some seconds, and until each webhook has had a number of attempts."""
+        claims = ClaimStore(self.database, lease=SETTINGS.lease, give_up_after=1000.0)
         deliverer = Deliverer(
-            claims, ReadStore(self.database, None), RULES, self.metrics, settings=PACE
+            claims, ReadStore(self.database, None), RULES, self.metrics, settings=SETTINGS
         )
         running = asyncio.create_task(deliverer.run())
         await asyncio.wait({running}, timeout=seconds)
@@ -126,7 +126,7 @@ class Sending:
             await running
 
     def seen(self, ids: Collection[str]) -> Iterator[tuple[Log, State]]:
-        """The log and the state of webhooks."""
+        """Return the log and the state of webhooks."""
         with psycopg.connect(self.url) as connection:
             for id in ids:
                 log = connection.execute(LOG, (id,)).fetchall()
@@ -156,9 +156,9 @@ async def sending(programs: tuple[Program, Program], url: str) -> AsyncIterator[
 
 def most_requests(seconds: float) -> int:
     """Return the maximum number of requests that the backoff allows in a time."""
-    count, passed, wait = 1, 0.0, PACE.first_retry
+    count, passed, wait = 1, 0.0, SETTINGS.first_retry
     while (passed := passed + 0.5 * wait) <= seconds:
-        count, wait = count + 1, min(2 * wait, PACE.longest_retry)
+        count, wait = count + 1, min(2 * wait, SETTINGS.longest_retry)
     return count
 
 
@@ -171,7 +171,7 @@ async def check_all(sending: Sending, answers: Mapping[str, Answer]) -> dict[str
         logs = {}
         for path, (log, state) in zip(ids, sending.seen(ids.values()), strict=True):
             requests = receiver.at(path)
-            # One more only where a connection was closed that was kept from another request.
+            # One more only if a reused connection was closed.
             most = len(log) + (1 if requests and requests[0].reused else 0)
             assert len(requests) <= most, (path, len(requests), log)
             assert len(log) <= most_requests(passed), (path, log)
@@ -194,7 +194,7 @@ def check_end(path: str, log: Log, state: State) -> None:
         assert (len(log), state.disabled) == (1, True), path
     else:
         assert (state.attempts, state.disabled) == (len(log), False), path
-        wait = min(PACE.first_retry * 2 ** (len(log) - 1), PACE.longest_retry)
+        wait = min(SETTINGS.first_retry * 2 ** (len(log) - 1), SETTINGS.longest_retry)
         assert 0.5 * wait - 0.01 <= state.wait, (path, state)
 
 
@@ -231,7 +231,7 @@ async def test_any_bytes_are_judged(answers: list[Answer]) -> None:
         base = f"http://127.0.0.1:{receiver.port}"
         attempts = await asyncio.gather(*(sender.send(base + path, "{}", {}) for path in by_path))
     for path, each in zip(by_path, attempts, strict=True):
-        # On a machine that others use too, the time may be over before it is sent.
+        # On a busy machine, the time may be over before it is sent.
         assert len(receiver.at(path)) in ({0, 1} if each.result == "timeout" else {1})
         assert each.delivered == (each.http_status is not None and 200 <= each.http_status < 300)
         assert each.error.isprintable()
@@ -263,7 +263,7 @@ def test_a_date_to_wait_for_is_seconds_from_now(time: datetime, zone: tzinfo) ->
 async def test_a_kept_connection_that_was_closed_costs_one_more_request_at_first(
     sending: Sending,
 ) -> None:
-    """Once, since it may have been closed before; not with every attempt."""
+    """Only for the first attempt, since the connection may have been closed before."""
     kept = status(503, "Content-Length: 0", end=End.KEEP)
     sender = Sender(RULES, Metrics(), timeout=2.0, connections=8)
     async with raw_receiver({"/kept": kept, "/closes": Answer()}) as receiver, sender:
@@ -282,7 +282,7 @@ async def test_a_kept_connection_that_was_closed_costs_one_more_request_at_first
 
 @pytest.fixture
 def broken(sending: Sending) -> Iterator[Callable[[str, str], None]]:
-    """Change the database for the worse, and back at the end."""
+    """Break the database, and repair it at the end."""
     undone = []
 
     def change(statement: str, undo: str) -> None:
@@ -343,9 +343,9 @@ async def test_what_cannot_be_recorded_is_not_sent_again_before_the_lease_ends(
         )
         before = faults(sending)
         with capture_logs() as told:
-            await sending.deliver(PACE.lease + 1.0, ids.values(), attempts=0)
+            await sending.deliver(SETTINGS.lease + 1.0, ids.values(), attempts=0)
         first, second = receiver.at("/a")
-        assert second.at - first.at >= PACE.lease - 0.1
+        assert second.at - first.at >= SETTINGS.lease - 0.1
         assert faults(sending) == before + 2
         assert len(told) == 2
         [(log, _)] = sending.seen(ids.values())

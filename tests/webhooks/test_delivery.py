@@ -24,7 +24,7 @@ TAKEN = 'appointments_webhook_delivery_seconds_count{result="taken"}'
 
 
 def first_of_each(revisions: list[int]) -> list[int]:
-    """Repetitions aside: at least once may be twice."""
+    """Drop repetitions, which at-least-once delivery allows."""
     return list(dict.fromkeys(revisions))
 
 
@@ -231,7 +231,7 @@ def test_a_filter_passes_over_the_rest(hooked: Hooked, start: StartProgram) -> N
 
 
 def test_a_replay_while_it_is_sent_to_begins_again(hooked: Hooked, start: StartProgram) -> None:
-    """What the worker records afterwards does not undo it."""
+    """The worker's later records do not undo it."""
     reached, go_on = threading.Event(), threading.Event()
 
     async def wait_at_five(received: Received) -> web.Response:
@@ -328,7 +328,7 @@ def test_a_killed_worker_loses_nothing(hooked: Hooked, start: StartProgram) -> N
     until(lambda: hooked.reached(hook) == 200)
     revisions = hooked.receiver.revisions("/a")
     assert first_of_each(revisions) == list(range(1, 201))
-    # What was not recorded came again, and no more than that.
+    # Only the changes that were not recorded were sent again.
     assert len(revisions) - 200 <= 50 + 1
     assert came <= 200
 

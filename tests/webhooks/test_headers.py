@@ -33,7 +33,7 @@ def header(name: str, value: str | None = None) -> dict[str, str]:
 
 
 def sent(hooked: Hooked, path: str, count: int) -> dict[str, str]:
-    """The headers of the last of so many requests, by lower-case name."""
+    """Wait for a number of requests; return the headers of the last, in lower case."""
     until(lambda: len(hooked.receiver.at(path)) == count)
     received = hooked.receiver.at(path)[-1].headers
     return {name.lower(): value for name, value in received.items()}
@@ -51,7 +51,7 @@ def test_they_are_sent_as_they_are_and_as_they_are_changed(
     assert first["content-type"] == "application/json"
     assert first["user-agent"].startswith("appointments-webhooks/")
 
-    # What was read is written again with another description, one header more and one less.
+    # The webhook is updated with another description, one header added and one removed.
     hooked.replace(hook, description="x", headers=[header("authorization"), header("x-new", "1")])
     hooked.write(1, first=1)
     second = sent(hooked, "/a", 2)

@@ -47,6 +47,6 @@ def test_numbers_and_texts_are_printed_the_same(
     assert '"one":1,' in rest
     assert attributes(event) == rest
     assert attributes(body) == rest
-    # Names in order at every depth: the text of a change is the same whenever it is sent.
+    # Names are sorted at every level, so that a change always has the same text.
     names = json.dumps(json.loads(body), sort_keys=True, separators=(",", ":"))
     assert re.findall(r'"\w+":', names) == re.findall(r'"\w+":', body)

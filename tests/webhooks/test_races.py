@@ -14,7 +14,7 @@ from tests.observing import until
 from tests.receiver import Received
 from tests.webhooks.hooked import QUICK, Hooked
 
-# A request may be held for long, and what failed is not tried again within a test.
+# A request may be held for long, and a failure is not retried within a test.
 UNHURRIED = {
     **QUICK,
     "WEBHOOK_TIMEOUT": "20",
@@ -51,7 +51,7 @@ def test_what_was_sent_before_a_change_is_not_held_against_the_webhook_after_it(
     until(lambda: hooked.reached(hook) == 1)
     assert not hooked.read(hook)["disabled"]
     assert hooked.receiver.revisions("/new" if change == "url" else "/old")[-1:] == [1]
-    # The log still has the attempt that failed.
+    # The log still contains the failed attempt.
     assert [each.get("httpStatus") for each in hooked.deliveries(hook)] == [code, 200]
     assert worker.stop() == 0
 

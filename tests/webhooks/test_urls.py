@@ -1,4 +1,4 @@
-"""A webhook's URL is requested byte for byte as it was registered."""
+"""A webhook's URL is requested exactly as it was registered."""
 
 from collections.abc import AsyncIterator, Sequence
 from ipaddress import ip_network
@@ -48,7 +48,7 @@ async def look_up(host: str, port: int, family: AddressFamily) -> list[tuple[Any
 
 
 async def lines_of(receiver: RawReceiver, urls: Sequence[str]) -> list[tuple[str, str]]:
-    """The request line's target and the Host of each request, as they came."""
+    """The target and the Host of each request, as received."""
     sender = Sender(RULES, Metrics(), timeout=5.0, connections=8, look_up=look_up)
     async with sender:
         for url in urls:
@@ -68,7 +68,7 @@ async def test_a_path_and_a_query_are_requested_as_registered(receiver: RawRecei
 
 
 async def test_without_a_path_it_is_the_root(receiver: RawReceiver) -> None:
-    """RFC 9112, section 3.2.1: a request's target has a path."""
+    """RFC 9112, section 3.2.1: the target of a request has a path."""
     host = f"127.0.0.1:{receiver.port}"
     found = await lines_of(receiver, [f"http://{host}", f"http://{host}?x=a%20b&y=a+b"])
     assert found == [("/", host), ("/?x=a%20b&y=a+b", host)]
@@ -121,7 +121,7 @@ async def test_an_ipv6_literal_is_a_host() -> None:
     ],
 )
 async def test_what_cannot_be_requested_as_it_is_is_refused(url: str, fault: str) -> None:
-    """When it is registered, and when it had been registered before that was so."""
+    """When it is registered, and for URLs that were registered before the rule existed."""
     with pytest.raises(InvalidURL, match=fault.replace("?", r"\?")):
         read_url(url)
     assert fault in (RULES.url_error(url) or "")
@@ -145,7 +145,7 @@ def test_no_character_of_a_target_is_changed(text: str) -> None:
 
 @given(st.text(max_size=30))
 def test_what_is_judged_is_what_is_requested(text: str) -> None:
-    """A host reads the same again once it is written as it is requested."""
+    """Parsing a normalized host again does not change it."""
     try:
         url = read_url(f"https://{text}")
     except InvalidURL:
