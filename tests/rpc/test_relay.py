@@ -50,7 +50,7 @@ def upsert_call(organization: str, id: str, minute: int) -> pb.Call:
     return call(minute + 1, "UpsertAppointment", upsert_request(organization, id, minute))
 
 
-class TestBothDoors:
+class TestDirectAndRelayed:
     """Direct and relayed calls have the same results, logs and metrics."""
 
     @pytest.fixture

@@ -17,7 +17,6 @@ from tests.observing import metric, until
 from tests.receiver import Received, hang, status
 from tests.webhooks.hooked import Hooked
 
-FAILED = 'appointments_webhook_delivery_seconds_count{result="status"}'
 STATE = "SELECT cursor_revision, attempts, disabled, fence FROM webhooks WHERE webhook_id = %s"
 TIMED_OUT = 'appointments_webhook_delivery_seconds_count{result="timeout"}'
 TAKEN = 'appointments_webhook_delivery_seconds_count{result="taken"}'
