@@ -30,10 +30,10 @@ from service.reads.replicas import Replicas
 from service.reads.store import ReadStore
 from service.reads.watch import Watch
 from service.rpc.appointments import AppointmentServicer
+from service.rpc.channelz import serve_channelz
 from service.rpc.direct import direct_handlers
 from service.rpc.handler import CallHandler
 from service.rpc.health import set_serving, watch_readiness
-from service.rpc.introspection import serve_channelz
 from service.rpc.listening import bind
 from service.rpc.operations import OperationsServicer
 from service.rpc.reflection import with_reflection
