@@ -30,6 +30,7 @@ from runtime.program import LISTENING_FD
 
 IMPORTED = ("gateway.app", "service.server", "service.worker", "uvloop")
 MOST_BYTES = 65536
+PID_BYTES = 4
 
 
 class ForkServer:
@@ -87,7 +88,8 @@ class _Forked(subprocess.Popen[bytes]):
         self._status = status
         self._reading = threading.Lock()
         weakref.finalize(self, os.close, status)
-        self.pid = int(os.read(status, MOST_BYTES))
+        # No more than the id: a program that ends at once may have its exit code in the pipe too.
+        self.pid = int.from_bytes(os.read(status, PID_BYTES))
 
     def poll(self) -> int | None:
         try:
@@ -167,7 +169,7 @@ def main() -> None:
             end = os.pidfd_open(pid)
             running[end] = pid, status
             waiting.register(end, select.POLLIN)
-            os.write(status, str(pid).encode())
+            os.write(status, pid.to_bytes(PID_BYTES))
 
 
 def _become(
