@@ -34,6 +34,7 @@ async def _serve(settings: Settings) -> None:
             "metrics_port": listening.metrics_port,
             "service": settings.service_address,
         },
+        lambda listening: {"in_flight": listening.in_flight.count},
     )
 
 

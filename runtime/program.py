@@ -22,11 +22,13 @@ Running = TypeVar("Running")
 async def run_until_stopped(
     program: AbstractAsyncContextManager[Running],
     describe: Callable[[Running], Mapping[str, object]],
+    describe_stop: Callable[[Running], Mapping[str, object]] = lambda _: {},
 ) -> None:
     """Run a program until SIGTERM or SIGINT, and log its start and end.
 
     Entering `program` starts it, and raises an error if it cannot start; leaving stops it.
-    `describe` returns the fields of the log event `listening`, such as the ports.
+    `describe` returns the fields of the log event `listening`, such as the ports, and
+    `describe_stop` those of `stopping`.
     """
     log = lifecycle_logger()
     stop = asyncio.Event()
@@ -40,7 +42,7 @@ async def run_until_stopped(
         await asyncio.sleep(0)  # the log line is written at the end of the iteration
         _report(fields)
         await stop.wait()
-        log.info("stopping")
+        log.info("stopping", **describe_stop(running))
     log.info("stopped")
 
 

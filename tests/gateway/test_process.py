@@ -59,8 +59,11 @@ async def test_it_says_where_it_listens_and_ends_cleanly(
         "status": 200,
     }
     process.send_signal(number)
-    _, errors = await asyncio.wait_for(process.communicate(), 10)
+    output, errors = await asyncio.wait_for(process.communicate(), 10)
     assert (process.returncode, errors) == (0, b"")
+    stopping, stopped = map(json.loads, output.splitlines())
+    assert (stopping["event"], stopping["in_flight"]) == ("stopping", 0)
+    assert stopped["event"] == "stopped"
     writer.close()
 
 
