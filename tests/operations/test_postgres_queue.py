@@ -32,6 +32,18 @@ def test_nothing_is_answered_before_it_is_stored(place: Place) -> None:
         assert org.listed() == [accepted.name]
 
 
+def test_what_is_queued_is_shown_as_it_was_accepted(place: Place) -> None:
+    org = place.organization("o")
+    accepted = org.upsert("a", 0, 1)
+    assert metadata_of(accepted).appointment_id == "a"
+    assert org.get(accepted.name) == accepted
+    for seconds in (0, 0.2):
+        assert org.wait(accepted, timeout=seconds) == accepted
+    request = lro.WaitOperationRequest(name=accepted.name)
+    assert org.operations.WaitOperation(request, timeout=1.0) == accepted
+    assert list(org.page().operations) == [accepted]
+
+
 def test_a_worker_stopped_beyond_its_lease_has_no_effect_when_it_goes_on(
     place: Place, start_beside: StartProgram
 ) -> None:

@@ -32,14 +32,20 @@ def test_order_holds_with_several_workers_while_the_active_ones_are_killed(
     organization: str,
 ) -> None:
     organizations = [f"{n}-{organization}" for n in range(6)]
+    # All of its operations change one appointment: one that took effect twice would be seen.
+    changing = f"changing-{organization}"
     workers = [start_consumer(**queue.impatient) for _ in range(3)]
     names: list[str] = []
-    for part in range(3):
+
+    def submit(numbers: range) -> None:
         for org in organizations:
-            names += submit_many(client, org, range(part * 40, part * 40 + 20))
+            names.extend(submit_many(client, org, numbers))
+        names.extend(client.upsert(changing, "a", 0, n + 1, title=f"{n}") for n in numbers)
+
+    for part in range(3):
+        submit(range(part * 40, part * 40 + 20))
         with held_lock(settings["DATABASE_URL"], organizations[0]) as lock:
-            for org in organizations:
-                names += submit_many(client, org, range(part * 40 + 20, part * 40 + 40))
+            submit(range(part * 40 + 20, part * 40 + 40))
             lock.wait_for(1)
             if part < 2:  # the one that has the most of it in hand
                 active = max(workers, key=applied)
@@ -48,6 +54,9 @@ def test_order_holds_with_several_workers_while_the_active_ones_are_killed(
     client.all_ended(names)
     for org in organizations:
         check_order(client, org, 120)
+    changes = client.organization(changing).changes()
+    assert [entry.appointment.title for entry in changes] == [f"{n}" for n in range(120)]
+    client.organization(changing).check_history()
 
 
 def test_what_is_accepted_survives_when_service_and_worker_are_killed(
