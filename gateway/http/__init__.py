@@ -1,1 +1,1 @@
-"""HTTP: the server, bodies, conditional requests, and problems as answers."""
+"""HTTP: server, router, bodies, conditional requests, responses and problems."""

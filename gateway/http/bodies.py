@@ -1,4 +1,4 @@
-"""Reading request bodies within limits."""
+"""Reads request bodies, limited in size and time."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from public_json.reasons import Reason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BodyReader:
-    """Reads JSON bodies; sizes in bytes, times in seconds."""
+    """Reads JSON bodies. `max_bytes` is in bytes, `timeout` in seconds."""
 
     max_bytes: int
     timeout: float
@@ -22,12 +22,13 @@ class BodyReader:
     async def read(self, request: BaseRequest) -> bytes:
         """Read the whole body.
 
-        Raises `ProblemError`: 415 for another media type or a compressed body, 413 for
-        too much of it, counted as it comes if it is chunked, 408 if it takes too long.
+        Raises `ProblemError`: 415 for another media type or a compressed body, 413 for a body
+        that is too large, 408 if it takes too long, 400 if it is incomplete. A chunked body is
+        refused as soon as it exceeds the limit.
         """
         self._check_headers(request)
         content = request.content
-        if content.is_eof():  # it arrived with the headers, as most do
+        if content.is_eof():  # most bodies arrive with the headers
             body = content.read_nowait()
             if len(body) > self.max_bytes:
                 raise self._too_large()
@@ -36,11 +37,11 @@ class BodyReader:
             return await self._receive(content)
 
     async def refuse(self, request: BaseRequest) -> None:
-        """Raise `ProblemError` if there is a body where none has a meaning: 400.
+        """Refuse a body of a method that takes none.
 
-        Passing over it could drop what its caller meant, the organization of a cancel for
-        one. A chunked body without a byte is none, as some proxies send it; its end is
-        waited for as that of every body.
+        Ignoring the body could change what a request means: it may name the organization of a
+        cancellation. An empty chunked body, which some proxies send, is accepted once its end
+        has arrived. Raises `ProblemError`: 400, or 408 if that takes too long.
         """
         content = request.content
         if content.at_eof():
@@ -50,12 +51,12 @@ class BodyReader:
                 if not await content.readany():
                     return
         raise malformed(
-            "This method takes no body; what it is told stands in the path, the query and headers."
+            "This method takes no body; its input is in the path, the query and the headers."
         )
 
     @asynccontextmanager
     async def _arriving(self, request: BaseRequest) -> AsyncIterator[None]:
-        """Read what is still on its way, in time. Raises `ProblemError`: 408, 400."""
+        """Limit the time in which the block receives the body. Raises `ProblemError`: 408, 400."""
         await _send_continue(request)
         try:
             async with asyncio.timeout(self.timeout):
@@ -100,14 +101,14 @@ class BodyReader:
 
 
 async def _send_continue(request: BaseRequest) -> None:
-    """Tell a caller that asks first to go on, unless it has sent everything already."""
+    """Send 100 Continue if the client expects it and has not sent the whole body yet."""
     if (
         request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
         and request.version >= HttpVersion11
         and not request.content.is_eof()
     ):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer itself has not begun
+        request.writer.output_size = 0  # the response itself has not begun
 
 
 def _unsupported(detail: str, headers: dict[str, str] | None = None) -> ProblemError:

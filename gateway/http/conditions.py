@@ -1,4 +1,4 @@
-"""Conditional requests: entity tags, and what they are held against (RFC 9110, section 13)."""
+"""Conditional requests: entity tags, and how they match (RFC 9110, section 13)."""
 
 import re
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ IF_MATCH = "If-Match"
 IF_NONE_MATCH = "If-None-Match"
 
 MAX_TAGS = 8
-"""Most strong tags of a write. Each may cost a call of the service."""
+"""Maximum number of strong tags of a write. Each may need a call of the service."""
 MAX_ETAG_LENGTH = 64
-"""No appointment has a longer one."""
+"""No appointment has a longer etag."""
 
 _ELEMENT = re.compile(r'[ \t]*(?:(W/)?"([^"\x00-\x20\x7f]*)"[ \t]*)?(?:,|$)')
 
 
 @dataclass(frozen=True, slots=True)
 class EntityTags:
-    """The value of a condition: any tag at all, or those that are listed."""
+    """The value of a condition: `*` (`any`), or a list of tags."""
 
     any: bool = False
     strong: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class EntityTags:
 
 
 def read_tags(values: Sequence[str]) -> EntityTags:
-    """Read all values of a header. Raises `ValueError` in words for the caller."""
+    """Parse all values of a header. Raises `ValueError` with a message for the caller."""
     text = ",".join(values)
     if text.strip(" \t") == "*":
         return EntityTags(any=True)
@@ -53,14 +53,14 @@ def read_tags(values: Sequence[str]) -> EntityTags:
 
 
 def expected_etags(tags: EntityTags, body_etag: str) -> Sequence[str]:
-    """Give the etags of which a write expects one to be stored, `*` for any.
+    """Return the etags of which a write expects one to be stored; `*` means any.
 
-    `body_etag` is the one that the body expects, if any. Raises `ProblemError`: 412 if
-    none of the tags can ever match, 400 if there are too many.
+    `body_etag` is the etag that the body expects, or empty. Raises `ProblemError`: 412 if no
+    tag can ever match, 400 if there are too many tags.
     """
     if tags.any:
         return [body_etag or "*"]
-    # Whatever else is an entity tag, the service never gave it out.
+    # Other tags are valid, but never the etag of an appointment.
     possible = [
         tag
         for tag in tags.strong
@@ -75,7 +75,7 @@ def expected_etags(tags: EntityTags, body_etag: str) -> Sequence[str]:
     if tags.weak:
         raise refusal(
             Reason.ETAG_MISMATCH,
-            "A weak entity tag (W/) never matches in If-Match; write the etag of the"
+            "A weak entity tag (W/) never matches in If-Match; send the etag of the"
             " appointment's body in double quotes instead.",
         )
-    raise refusal(Reason.ETAG_MISMATCH, "No appointment ever has such an etag.")
+    raise refusal(Reason.ETAG_MISMATCH, "No appointment can have this etag.")

@@ -1,4 +1,4 @@
-"""A request that is being handled, and what is known about it so far."""
+"""The context of a request."""
 
 from dataclasses import dataclass, field
 
@@ -11,25 +11,25 @@ from gateway.http.conditions import EntityTags
 class RequestContext:
     """A request that is being handled.
 
-    Whoever handles it fills in the fields; the log line of the request has most of them.
+    The code that handles it fills in the fields. Most of them are logged with the request.
     """
 
     request: BaseRequest
     request_id: str
     query: str = ""
-    """As it was sent, percent-encoded."""
+    """The query string as received, percent-encoded."""
     variables: dict[str, str] = field(default_factory=dict)
-    """Of the path, percent-encoded."""
+    """The variables of the path, percent-encoded."""
     if_match: EntityTags | None = None
-    """Of reads, and of writes that accept the header."""
+    """Set for reads, and for writes that accept the header."""
     if_none_match: EntityTags | None = None
-    """Of reads."""
+    """Set for reads."""
     method: str = "unknown"
-    """The name of the RPC or the path of a page, for logs and metrics; never what was sent."""
+    """The name of the RPC or the path of a page, for logs and metrics. Never taken from input."""
     organization: str | None = None
     code: str | None = None
     outcome: str | None = None
     stream_status: int | None = None
-    """The status of a response that is being streamed, once its headers are sent."""
+    """The status of a streamed response, once its headers are sent."""
     events: int | None = None
-    """How many events such a response has had so far."""
+    """Number of events sent in a streamed response."""

@@ -1,4 +1,4 @@
-"""Handling of a request: endpoint, errors as problems, headers, log line and metrics."""
+"""Handles requests: endpoint, errors as problems, headers, log line and metrics."""
 
 import os
 import re
@@ -97,27 +97,27 @@ class HttpHandler:
         path, _, context.query = target.partition("#")[0].partition("?")
         found = self._router.find(path)
         if found is None:
-            raise refusal(Reason.ROUTE_NOT_FOUND, self._nothing_at(path))
+            raise refusal(Reason.ROUTE_NOT_FOUND, self._no_route_detail(path))
         endpoints, context.variables = found
         endpoint = endpoints.get(request.method)
         if endpoint is None:
             allowed = ", ".join(sorted(endpoints))
             raise refusal(
-                Reason.METHOD_NOT_ALLOWED, f"This path takes {allowed}.", {hdrs.ALLOW: allowed}
+                Reason.METHOD_NOT_ALLOWED, f"This path supports {allowed}.", {hdrs.ALLOW: allowed}
             )
         context.method = endpoint.name
         if not endpoint.takes_body:
             await self._bodies.refuse(request)
         return await endpoint(context)
 
-    def _nothing_at(self, path: str) -> str:
+    def _no_route_detail(self, path: str) -> str:
         if path.endswith("/") and self._router.find(path.rstrip("/")) is not None:
-            return "There is nothing at this path, but without the slash at its end there is."
-        return f"There is nothing at this path; {DOCS_PATH} shows what there is."
+            return "There is no route with this path; remove the slash at its end."
+        return f"There is no route with this path; {DOCS_PATH} lists all routes."
 
     def _record(self, context: RequestContext, status: int, seconds: float) -> None:
         self._metrics.observe(context.method, status, seconds)
-        facts = {
+        fields = {
             "request_id": context.request_id,
             "organization": context.organization,
             "method": context.method,
@@ -129,7 +129,7 @@ class HttpHandler:
             "duration_ms": round(seconds * 1000, 3),
         }
         self._log.info(
-            "request", **{name: fact for name, fact in facts.items() if fact is not None}
+            "request", **{name: value for name, value in fields.items() if value is not None}
         )
 
 

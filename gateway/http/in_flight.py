@@ -1,15 +1,13 @@
-"""What is under way at the same time, and how much of it may be."""
+"""Limits the number of requests in flight."""
 
 from gateway.http.problems import refusal
 from public_json.reasons import Reason
 
 
 class InFlight:
-    """Counts what is under way. One beyond the limit raises `ProblemError`: 429."""
+    """Counts the blocks being executed. Beyond the limit, raises `ProblemError`: 429."""
 
-    def __init__(
-        self, limit: int, detail: str = "Too many requests are in flight already."
-    ) -> None:
+    def __init__(self, limit: int, detail: str = "Too many requests are in flight.") -> None:
         self._limit = limit
         self._detail = detail
         self.count = 0

@@ -1,4 +1,4 @@
-"""Problem bodies (RFC 9457), and how a gRPC status becomes one."""
+"""Problem bodies (RFC 9457), and their conversion from gRPC statuses."""
 
 import math
 import re
@@ -19,42 +19,42 @@ from public_json.rendering import MessageRenderer, camel_case
 MEDIA_TYPE = "application/problem+json"
 
 MAX_ERRORS = 100
-"""Most faults that one answer lists, so that a hostile body cannot multiply itself."""
+"""Maximum number of errors in one response, so that it stays small for a hostile body."""
 MAX_FIELD_PATH = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """How a gRPC status is said when it carries no reason of the service's own."""
+    """The reason and detail of a gRPC status that has no reason of the service."""
 
     reason: Reason
     detail: str
 
 
-# A reason of the service's own decides alone. What the service says in words is passed on
-# only with one, and never for the statuses of INTERNAL.
+# A reason of the service takes precedence. The status message is disclosed only with a reason,
+# and for the statuses of `_INTERNAL` only with OPERATION_FAILED.
 _INTERNAL = Fallback(Reason.INTERNAL, "Something failed on our side.")
 _FALLBACKS: Mapping[StatusCode, Fallback] = {
     StatusCode.CANCELLED: Fallback(
         Reason.SERVICE_UNAVAILABLE,
-        "The service ended the call; whether a write was stored is not known, the same"
-        " request may be sent again.",
+        "The service ended the call; a write may or may not have happened. The same request"
+        " may be sent again.",
     ),
     StatusCode.UNKNOWN: _INTERNAL,
     StatusCode.INVALID_ARGUMENT: Fallback(Reason.INVALID_ARGUMENT, "The request is not valid."),
     StatusCode.DEADLINE_EXCEEDED: Fallback(
         Reason.DEADLINE_EXCEEDED,
-        "The service did not answer in time; whether a write was stored is not known, the"
-        " same request may be sent again.",
+        "The service did not respond in time; a write may or may not have happened. The same"
+        " request may be sent again.",
     ),
-    StatusCode.NOT_FOUND: Fallback(Reason.NOT_FOUND, "There is no such thing."),
-    StatusCode.ALREADY_EXISTS: Fallback(Reason.ALREADY_EXISTS, "It exists already."),
+    StatusCode.NOT_FOUND: Fallback(Reason.NOT_FOUND, "The requested object does not exist."),
+    StatusCode.ALREADY_EXISTS: Fallback(Reason.ALREADY_EXISTS, "The object already exists."),
     StatusCode.PERMISSION_DENIED: Fallback(Reason.PERMISSION_DENIED, "This is not allowed."),
-    StatusCode.RESOURCE_EXHAUSTED: Fallback(Reason.OVERLOADED, "Too much is waiting already."),
+    StatusCode.RESOURCE_EXHAUSTED: Fallback(Reason.OVERLOADED, "Too many requests are waiting."),
     StatusCode.FAILED_PRECONDITION: Fallback(
-        Reason.FAILED_PRECONDITION, "The request does not fit the state."
+        Reason.FAILED_PRECONDITION, "The state does not allow the request."
     ),
-    StatusCode.ABORTED: Fallback(Reason.ABORTED, "Another write came between."),
+    StatusCode.ABORTED: Fallback(Reason.ABORTED, "Another write interfered."),
     StatusCode.OUT_OF_RANGE: Fallback(Reason.OUT_OF_RANGE, "The request is out of range."),
     StatusCode.UNIMPLEMENTED: Fallback(
         Reason.UNIMPLEMENTED, "The service does not have this method."
@@ -62,11 +62,11 @@ _FALLBACKS: Mapping[StatusCode, Fallback] = {
     StatusCode.INTERNAL: _INTERNAL,
     StatusCode.UNAVAILABLE: Fallback(
         Reason.SERVICE_UNAVAILABLE,
-        "The service cannot be reached; whether a write was stored is not known, the same"
-        " request may be sent again.",
+        "The service cannot be reached; a write may or may not have happened. The same request"
+        " may be sent again.",
     ),
     StatusCode.DATA_LOSS: _INTERNAL,
-    StatusCode.UNAUTHENTICATED: Fallback(Reason.UNAUTHENTICATED, "Credentials are needed."),
+    StatusCode.UNAUTHENTICATED: Fallback(Reason.UNAUTHENTICATED, "Credentials are required."),
 }
 _KNOWN: Mapping[str, Reason] = {reason.value: reason for reason in Reason}
 _ERROR_INFO = ErrorInfo.DESCRIPTOR.full_name
@@ -78,23 +78,23 @@ _STATUS_CODES: Mapping[int, StatusCode] = {code.value[0]: code for code in Statu
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One fault of a request: where, as the caller wrote it, and what must be otherwise."""
+    """One error of a request: `field` as the caller wrote it, `detail` says what to change."""
 
     field: str
     detail: str
 
 
 Errors = list[FieldError]
-"""Where readers put the faults they find."""
+"""The list to which readers append the errors they find."""
 
 
 NewerReason = NewType("NewerReason", str)
-"""A reason that only a service newer than this gateway gives: passed on as it is."""
+"""A reason that this gateway does not know, from a newer service: passed on unchanged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """An error as the caller is told of it; `retry_after` is in seconds."""
+    """An error as the caller sees it. `retry_after` is in seconds."""
 
     status: HTTPStatus
     code: Reason | NewerReason
@@ -104,7 +104,7 @@ class Problem:
     retry_after: int | None = None
 
     def body(self, request_id: str | None = None) -> dict[str, Any]:
-        """Give the JSON object of RFC 9457, with this API's further members."""
+        """Return the JSON object of RFC 9457, with the extension members of this API."""
         body: dict[str, Any] = {
             "type": "about:blank",
             "title": self.status.phrase,
@@ -124,7 +124,7 @@ class Problem:
 
 
 class ProblemError(Exception):
-    """Ends the handling of a request with this problem as its answer."""
+    """Ends the handling of a request: the response is this problem, with these headers."""
 
     def __init__(self, problem: Problem, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(problem.detail)
@@ -139,7 +139,7 @@ def refusal(
     *,
     errors: Sequence[FieldError] = (),
 ) -> ProblemError:
-    """Refuse a request for a reason, which decides the status; `headers` go with the answer."""
+    """Return the error of a refused request. The reason determines the status."""
     problem = Problem(
         status=reason.http,
         code=reason,
@@ -151,7 +151,7 @@ def refusal(
 
 
 def invalid_fields(errors: Sequence[FieldError]) -> ProblemError:
-    """Refuse a request for all its faults at once."""
+    """Return the error of a request with invalid fields, all of which it lists."""
     return refusal(Reason.INVALID_FIELD, _summary(errors), errors=tuple(errors))
 
 
@@ -162,22 +162,23 @@ def _summary(errors: Sequence[FieldError]) -> str:
 
 
 def malformed(detail: str) -> ProblemError:
-    """Refuse a request that cannot be read at all."""
+    """Return the error of a request that cannot be parsed."""
     return refusal(Reason.MALFORMED_REQUEST, detail)
 
 
 def internal() -> Problem:
-    """Answer for an unknown error: it says nothing of the cause."""
+    """Return the problem of an unexpected error, which does not disclose the cause."""
     return refusal(_INTERNAL.reason, _INTERNAL.detail).problem
 
 
 class StatusReader:
-    """Reads `google.rpc.Status` into problems.
+    """Converts `google.rpc.Status` to problems.
 
-    A fault of a field that REST callers send as the body itself is named without that
-    field: `appointment.start` is their `start`. In an answer that holds a status, as a
-    batch's does, it is named as if the one write had come alone, too; and a write that is
-    submitted as one that is made at once.
+    Paths of invalid fields are converted to those of REST. A field that is the body itself in
+    REST is left out: `appointment.start` becomes `start`. The field of a write in
+    `SubmitAppointmentRequest` is left out too, so that an asynchronous write has the same
+    errors as a synchronous one. Statuses inside a response, such as those of a batch, are
+    converted as if the write had been sent alone.
     """
 
     def __init__(self, body_fields: frozenset[str]) -> None:
@@ -188,11 +189,11 @@ class StatusReader:
         ).render
 
     def of_status(self, status: Status, names: Mapping[str, str] | None = None) -> Problem:
-        """Read a status with its details; unknown details are passed over.
+        """Convert a status with its details; unknown details are ignored.
 
-        `names` gives the fields that the caller gave by another name. The message is passed
-        on only if the service gave a reason with it: otherwise it may be gRPC's own, with
-        addresses and internals.
+        `names` maps field paths to the names under which the caller sent them, where these
+        differ. The message is passed on only if the service gave a reason: otherwise gRPC may
+        have generated it, with addresses and other internals.
         """
         code = _STATUS_CODES.get(status.code, StatusCode.UNKNOWN)
         fallback = _FALLBACKS.get(code, _INTERNAL)
@@ -229,7 +230,7 @@ class StatusReader:
         if retry_after is None and http in TEMPORARY:
             retry_after = RETRY_DELAY
         if errors:
-            detail = _summary(errors)  # the service's own words have the proto's paths
+            detail = _summary(errors)  # the service's message has the paths of the proto
         else:
             detail = status.message if reason and status.message else fallback.detail
         return Problem(
@@ -242,7 +243,7 @@ class StatusReader:
         )
 
     def render(self, status: Status) -> dict[str, Any]:
-        """Give the problem object of a status inside an answer."""
+        """Return the problem object of a status inside a response."""
         return self.of_status(status).body()
 
     def _rest_path(self, proto_path: str) -> str:

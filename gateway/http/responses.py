@@ -1,4 +1,4 @@
-"""HTTP answers: JSON with the headers that every answer has."""
+"""HTTP responses: JSON, problems, and the headers of every response."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ REQUEST_ID = "X-Request-Id"
 
 
 def json_response(status: int, body: bytes, headers: Mapping[str, str]) -> Response:
-    """Answer with JSON text."""
+    """Return a response with this JSON text."""
     return Response(
         status=status,
         body=body,
@@ -22,15 +22,15 @@ def json_response(status: int, body: bytes, headers: Mapping[str, str]) -> Respo
 
 
 def sign(response: StreamResponse, context: RequestContext) -> None:
-    """Add the headers that every answer has."""
+    """Add the headers of every response."""
     response.headers[REQUEST_ID] = context.request_id
-    response.headers[hdrs.SERVER] = "appointments"  # aiohttp would tell its version
+    response.headers[hdrs.SERVER] = "appointments"  # aiohttp would disclose its version
 
 
 def problem_response(
     context: RequestContext, problem: Problem, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Answer with a problem. `Connection: close` among the headers closes the connection."""
+    """Return the response of a problem. The header `Connection: close` closes the connection."""
     context.code = problem.code
     response = Response(
         status=problem.status,

@@ -1,4 +1,4 @@
-"""Finds the endpoint of a path, and decodes parts of URLs."""
+"""Finds the endpoints of a path, and decodes parts of URLs."""
 
 import re
 from typing import Generic, TypeVar
@@ -13,9 +13,9 @@ _BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 class Router(Generic[Endpoint]):
     """Finds the endpoints of a path.
 
-    A path is matched as it was sent, before anything in it is decoded. So an id may contain
-    every character if it is percent-encoded: `/a%3Acancel` is an id that ends in `:cancel`,
-    `/a:cancel` is the verb. aiohttp's router keeps `%2F`, but decodes the rest before it matches.
+    A path is matched before it is decoded. So an id may contain any percent-encoded character:
+    `/a%3Acancel` has an id that ends in `:cancel`, `/a:cancel` has the verb. aiohttp's router
+    decodes everything but `%2F` before it matches.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Router(Generic[Endpoint]):
         self._templates: list[tuple[re.Pattern[str], dict[str, Endpoint]]] = []
 
     def add(self, http_method: str, template: str, endpoint: Endpoint) -> None:
-        """Answer a method of a path; a GET route answers HEAD too."""
+        """Add the endpoint of a method and path. A GET endpoint also handles HEAD."""
         methods = self._methods_of(template)
         if http_method in methods:
             raise ValueError(f"{http_method} {template} has an endpoint already")
@@ -32,20 +32,20 @@ class Router(Generic[Endpoint]):
             methods["HEAD"] = endpoint
 
     def find(self, raw_path: str) -> tuple[dict[str, Endpoint], dict[str, str]] | None:
-        """Give a path's endpoints by method, and its variables, still encoded."""
+        """Return the endpoints of a path by method, and its variables, still encoded."""
         methods = self._fixed.get(raw_path)
         if methods is not None:
             return methods, {}
-        for pattern, of_template in self._templates:
+        for pattern, endpoints in self._templates:
             match = pattern.fullmatch(raw_path)
             if match:
-                return of_template, match.groupdict()
+                return endpoints, match.groupdict()
         return None
 
     def _methods_of(self, template: str) -> dict[str, Endpoint]:
         if "{" not in template:
             return self._fixed.setdefault(template, {})
-        # Splitting at the variables leaves literals and names by turns.
+        # The parts alternate between literals and names of variables.
         parts = _VARIABLE.split(template)
         source = "".join(
             f"(?P<{part}>[^/]+)" if index % 2 else re.escape(part)
@@ -56,15 +56,15 @@ class Router(Generic[Endpoint]):
                 return known
         methods: dict[str, Endpoint] = {}
         self._templates.append((re.compile(source), methods))
-        # What a variable would take as well, such as a verb behind it, is tried before it.
+        # A verb after a variable would also match as part of it, so longer patterns come first.
         self._templates.sort(key=lambda each: -len(each[0].pattern))
         return methods
 
 
 def decode_percent(text: str) -> str:
-    """Decode a part of a URL, strictly.
+    """Decode a part of a URL.
 
-    Raises `ValueError` in words for the caller if an escape is broken or the result is
+    Raises `ValueError` with a message for the caller if an escape is invalid or the result is
     not UTF-8.
     """
     if _BAD_ESCAPE.search(text):

@@ -1,4 +1,4 @@
-"""Event streams that are open: how many may be, how each is sent, and how it ends."""
+"""Open event streams: their limit, how they are sent, and how they end."""
 
 import asyncio
 import random
@@ -16,21 +16,20 @@ from gateway.http.responses import sign
 
 MEDIA_TYPE = "text/event-stream"
 FINAL_READ_TIMEOUT = 1.0
-"""Seconds that a caller has to take the rest of a stream that ends."""
+"""Seconds that a client has to read the rest of a stream that ends."""
 
 CHUNK_BYTES = 16 * 1024
-"""Handed over at a time, each once the one before has found room."""
+"""Data is written in chunks of this size, each after the previous one fits into the buffers."""
 SOCKET_BUFFER_BYTES = 64 * 1024
-"""The kernel keeps up to twice as much of what its reader has not taken; it would keep some
-megabytes by itself."""
+"""The kernel buffers up to twice as much unread data; its default is some megabytes."""
 
-# Milliseconds, at random between: those who lose their stream together come back apart.
+# Milliseconds, chosen at random: clients that lose their streams at once reconnect spread out.
 _RECONNECT_DELAY = (1_000, 3_000)
 _LONG_RECONNECT_DELAY = (5_000, 15_000)
 
 
 class End(StrEnum):
-    """Why a stream ended, as logs and metrics have it."""
+    """Why a stream ended, for logs and metrics."""
 
     CALLER_GONE = "caller_gone"
     SLOW_READER = "slow_reader"
@@ -49,15 +48,15 @@ _END_COMMENTS = {
 
 
 class SlowReaderError(Exception):
-    """A reader has taken nothing for too long."""
+    """A client has read nothing for too long."""
 
 
 class TooManyStreamsError(Exception):
-    """As many streams are open as may be."""
+    """The maximum number of streams is open."""
 
 
 class Streams:
-    """The streams that are open, up to a limit."""
+    """The open streams, limited in number."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -70,7 +69,10 @@ class Streams:
 
     @contextmanager
     def slot(self, end: asyncio.Timeout) -> Iterator[None]:
-        """Take one, for a stream that this timeout ends. Raises `TooManyStreamsError`."""
+        """Occupy a slot during the block. `close` makes the timeout `end` expire.
+
+        Raises `TooManyStreamsError`.
+        """
         if len(self._ends) >= self._limit:
             raise TooManyStreamsError
         self._ends.add(end)
@@ -82,17 +84,17 @@ class Streams:
             self._ends.discard(end)
 
     def close(self) -> None:
-        """End every stream at once, those that begin later too."""
+        """End all streams, including those that begin later."""
         self._closed = True
         for end in self._ends:
             end.reschedule(0)
 
 
 class EventStream:
-    """One stream on its way to its reader (WHATWG HTML, section 9.2).
+    """One stream of server-sent events (WHATWG HTML, section 9.2).
 
-    What the reader does not take stays in buffers of some 200 KB. Then sending waits, for
-    `reader_timeout` seconds at most.
+    Some 200 KB of unread data are buffered. Then sending waits, for at most `reader_timeout`
+    seconds.
     """
 
     def __init__(self, context: RequestContext, *, reader_timeout: float) -> None:
@@ -101,7 +103,7 @@ class EventStream:
                 hdrs.CONTENT_TYPE: MEDIA_TYPE,
                 hdrs.CACHE_CONTROL: "no-store",
                 hdrs.VARY: hdrs.ACCEPT,
-                "X-Accel-Buffering": "no",  # a proxy would hold events back
+                "X-Accel-Buffering": "no",  # else a proxy buffers events
             }
         )
         sign(self.response, context)
@@ -111,7 +113,7 @@ class EventStream:
         self._sending = False
 
     async def begin(self, reconnect_delay: tuple[int, int] = _RECONNECT_DELAY) -> None:
-        """Send the headers and, but for HEAD, when to come back, unless that was done."""
+        """Send the headers and, except for HEAD, the reconnect delay, unless already sent."""
         context = self._context
         if context.stream_status is not None:
             return
@@ -126,13 +128,13 @@ class EventStream:
             connection = transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         await self.response.prepare(context.request)
-        retry = random.randint(*reconnect_delay)  # noqa: S311  # spreads load, keeps no secret
+        retry = random.randint(*reconnect_delay)  # noqa: S311  # not for security
         await self.send(b"retry: %d\n\n" % retry)
 
     async def send(self, data: bytes) -> None:
-        """Send what has begun; return once most of it has found room.
+        """Send data; return once most of it is buffered.
 
-        Raises `SlowReaderError`, and `ConnectionError` if the reader has gone.
+        Raises `SlowReaderError`, and `ConnectionError` if the client has disconnected.
         """
         self._sending = True
         for start in range(0, len(data), CHUNK_BYTES):
@@ -145,11 +147,11 @@ class EventStream:
         self._sending = False
 
     async def finish(self, end: End) -> None:
-        """End the stream and say why in a comment; what was not sent is given up.
+        """End the stream with a comment that gives the reason. Unsent data is dropped.
 
-        The reader has a second to take the rest, a slow one as long as it had before. Then
-        the connection is closed without a proper end. An `EventSource` comes back after
-        the one and the other, and passes over an event that is not whole.
+        The client has a second to read the rest, or `reader_timeout` if it was too slow. Then
+        the connection is aborted. An `EventSource` reconnects in either case, and ignores an
+        incomplete event.
         """
         self.ended = True
         if end is End.CALLER_GONE:
@@ -162,7 +164,7 @@ class EventStream:
                 await self.begin(
                     _LONG_RECONNECT_DELAY if end is End.OVERLOADED else _RECONNECT_DELAY
                 )
-                # A comment would make an event that is not whole look so.
+                # A comment would complete an event that was sent in part.
                 if request.method != hdrs.METH_HEAD and not self._sending:
                     await self.response.write(_END_COMMENTS.get(end, b""))
                 await self.response.write_eof()

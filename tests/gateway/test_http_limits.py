@@ -57,7 +57,7 @@ async def test_a_slash_at_the_end_is_named(rest: Gateway, path: str) -> None:
     for method in ("GET", "POST"):
         answer = await rest.send(method, f"{path}/?a=b")
         assert (answer.status, answer.json["code"]) == (404, "ROUTE_NOT_FOUND")
-        assert "without the slash" in answer.json["detail"]
+        assert "remove the slash" in answer.json["detail"]
 
 
 @pytest.mark.parametrize(
