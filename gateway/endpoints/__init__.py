@@ -1,1 +1,1 @@
-"""What answers each route."""
+"""The endpoints of all routes and pages."""

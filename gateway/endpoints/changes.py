@@ -1,7 +1,7 @@
-"""Server-sent events (WHATWG HTML, section 9.2): what changes, as it changes.
+"""Server-sent events (WHATWG HTML, section 9.2) of changes to appointments.
 
-An `EventSource` gives up for ever on any status but 200, and comes back after the end of a
-stream. So what passes by itself is not refused: the stream begins, and waits.
+An `EventSource` reconnects after the end of a stream, but gives up on any status except 200. So
+a temporary error does not refuse the request: the stream begins, and waits.
 """
 
 import asyncio
@@ -51,9 +51,9 @@ _EVENTS = {number: name.lower() for name, number in HistoryEntry.Change.items()}
 
 
 class ChangesEndpoint:
-    """Answers with a page, or with the stream of what the page lists if that is accepted.
+    """Returns a page of changes, or a stream of them if the request accepts events.
 
-    A reader of the stream that takes nothing for `reader_timeout` seconds is cut off.
+    A stream ends if its client reads nothing for `reader_timeout` seconds.
     """
 
     takes_body = False
@@ -85,31 +85,31 @@ class ChangesEndpoint:
         self._log = structlog.get_logger()
 
     async def __call__(self, context: RequestContext) -> StreamResponse:
-        """Answer. Raises `ProblemError` for every refusal, before a stream begins."""
+        """Respond. Raises `ProblemError` for every error before a stream has begun."""
         last_event_id = _last_event_id(context.request)
         if accepts_events(context.request):
             return await self._stream(context, last_event_id)
-        answer = await self._page(context)
-        answer.headers[hdrs.VARY] = hdrs.ACCEPT
-        return answer
+        response = await self._page(context)
+        response.headers[hdrs.VARY] = hdrs.ACCEPT
+        return response
 
     async def _stream(self, context: RequestContext, last_event_id: int | None) -> StreamResponse:
         context.method = self._stream_name
         metadata = metadata_of(context)
-        asked: Any = self._input.read(context, b"")
-        context.organization = self._organization_of(asked)
+        request: Any = self._input.read(context, b"")
+        context.organization = self._organization_of(request)
         resumes = last_event_id is not None
         if resumes:
-            asked.after_revision = last_event_id
+            request.after_revision = last_event_id
         stream = EventStream(context, reader_timeout=self._reader_timeout)
         try:
             async with asyncio.timeout(None) as stopping:
                 with self._streams.slot(stopping):
                     try:
-                        end = await self._send(stream, context, asked, metadata, resumes=resumes)
+                        end = await self._send(stream, context, request, metadata, resumes=resumes)
                     except SlowReaderError:
                         end = End.SLOW_READER
-                    # It keeps its place until the rest has been read.
+                    # The stream keeps its slot until the client has read the rest.
                     await self._end(stream, context, end)
         except TimeoutError:
             await self._end(stream, context, End.STOPPING)
@@ -121,7 +121,7 @@ class ChangesEndpoint:
             await self._end(stream, context, End.CALLER_GONE)
             raise
         except CallError as error:
-            # What the service says of the revision is said of where it was given.
+            # An error in the revision is reported for the header that contained it.
             names = {"after_revision": LAST_EVENT_ID} if resumes else {}
             raise ProblemError(
                 self._statuses.of_status(error.status, names),
@@ -133,18 +133,18 @@ class ChangesEndpoint:
         self,
         stream: EventStream,
         context: RequestContext,
-        asked: WatchAppointmentsRequest,
+        request: WatchAppointmentsRequest,
         metadata: Metadata,
         *,
         resumes: bool,
     ) -> End | None:
-        """Send events until there are no more to come, or the headers alone for HEAD: None.
+        """Send events, and return why they end; for HEAD, send only the headers and return None.
 
-        `resumes` tells that the revision to go on after was the organization's once. Raises
-        `CallError` if the service refuses before the stream has begun.
+        `resumes` is true if the stream continues after an event that the client has received.
+        Raises `CallError` if the service refuses the call before the stream has begun.
         """
         while True:
-            messages = self._watch.follow(asked, metadata, request_id=context.request_id)
+            messages = self._watch.follow(request, metadata, request_id=context.request_id)
             try:
                 async with aclosing(messages):
                     async for message in messages:
@@ -159,7 +159,7 @@ class ChangesEndpoint:
                         resumes = resumes or message is not None
             except CallError as error:
                 latest = error.organization_revision
-                if not resumes or latest is None or latest >= asked.after_revision:
+                if not resumes or latest is None or latest >= request.after_revision:
                     if context.stream_status is None:
                         raise
                     self._log.warning(
@@ -171,10 +171,10 @@ class ChangesEndpoint:
                     return End.REFUSED
             else:
                 return End.SERVICE_UNAVAILABLE
-            # What was sent is beyond the latest: the database was set back in time.
+            # The client has seen later revisions than the latest: the database was restored.
             await stream.begin()
             await stream.send(b'id: 0\nevent: reset\ndata: {"revision":"%d"}\n\n' % latest)
-            asked.after_revision = 0
+            request.after_revision = 0
 
     async def _end(self, stream: EventStream, context: RequestContext, end: End | None) -> None:
         if end is None or stream.ended:
@@ -193,7 +193,7 @@ class ChangesEndpoint:
 
 
 def accepts_events(request: BaseRequest) -> bool:
-    """Tell whether a caller names events, and JSON not before them (RFC 9110, 12.5.1)."""
+    """Return whether a client accepts events and does not prefer JSON (RFC 9110, 12.5.1)."""
     accepted: dict[str, float] = {}
     for part in ",".join(request.headers.getall(hdrs.ACCEPT, ())).lower().split(","):
         media_type, *parameters = (piece.strip() for piece in part.split(";"))

@@ -1,4 +1,4 @@
-"""Operations: where writes stand that were accepted now and are applied soon."""
+"""Operations: the state of asynchronous writes."""
 
 import re
 from collections.abc import Mapping
@@ -47,18 +47,18 @@ LIST_OPERATIONS = "/google.longrunning.Operations/ListOperations"
 WAIT_OPERATION = "/google.longrunning.Operations/WaitOperation"
 
 MAX_WAIT = 20.0
-"""Longest that the end of an operation is waited for, in seconds."""
+"""Maximum wait for the end of an operation, in seconds."""
 
 NO_STORE: Mapping[str, str] = {hdrs.CACHE_CONTROL: "no-store"}
 
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# The service would name another field: the operation's name, which is made here.
+# Checked here because the service would report it for the operation's name instead.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s?")
 
 
 class OperationResponses:
-    """Renders operations: proto3 JSON, but an error is a problem as everywhere."""
+    """Renders operations as proto3 JSON, with errors as problems."""
 
     def __init__(self, statuses: StatusReader) -> None:
         self.statuses = statuses
@@ -71,12 +71,12 @@ class OperationResponses:
         self._operation = MessageRenderer(Operation.DESCRIPTOR, special).render
 
     def one(self, operation: Operation, status: HTTPStatus, headers: Mapping[str, str]) -> Response:
-        """Answer with an operation."""
+        """Return the response of an operation."""
         body = orjson.dumps(self._operation(operation))
         return json_response(status, body, {**NO_STORE, **headers})
 
     def page(self, page: ListOperationsResponse, headers: Mapping[str, str]) -> Response:
-        """Answer with a page of operations."""
+        """Return the response of a page of operations."""
         body = {
             "operations": [self._operation(operation) for operation in page.operations],
             "nextPageToken": page.next_page_token,
@@ -89,7 +89,7 @@ class OperationResponses:
 
 
 class OperationEndpoint:
-    """Answers `GET /api/operations/{id}`, at once or when the operation is done."""
+    """Handles `GET /api/operations/{id}`: reads an operation, or waits until it is done."""
 
     name = "GetOperation"
     takes_body = False
@@ -133,7 +133,7 @@ class OperationEndpoint:
 
 
 class OperationsEndpoint:
-    """Answers `GET /api/operations`, the latest first."""
+    """Handles `GET /api/operations`: lists operations, the latest first."""
 
     name = "ListOperations"
     takes_body = False
@@ -183,7 +183,9 @@ def _read_organization(value: str, path: str, errors: Errors) -> str:
 def _read_wait(value: str, path: str, errors: Errors) -> float:
     match = _SECONDS.fullmatch(value)
     if match is None or float(match[1]) > MAX_WAIT:
-        errors.append(FieldError(path, f"must be seconds up to {MAX_WAIT:g}, such as 10s"))
+        errors.append(
+            FieldError(path, f"must be a number of seconds, at most {MAX_WAIT:g}, such as 10s")
+        )
         return 0
     return float(match[1])
 
@@ -202,13 +204,13 @@ def _parent(organization_id: str) -> str:
 
 
 def wait_request(name: str, seconds: float) -> WaitOperationRequest:
-    """Ask for an operation once it is done, or after some seconds."""
+    """Return a request that waits `seconds` until an operation is done."""
     request = WaitOperationRequest(name=name)
     request.timeout.FromNanoseconds(int(seconds * 1e9))
     return request
 
 
 def operation_location(name: str) -> str:
-    """Give the reference under which an operation is read, from its name."""
+    """Return the URL of an operation, relative to the host, from its name."""
     _, organization, _, operation_id = name.split("/")
     return resource_location(OPERATIONS_PATH, operation_id, unquote(organization))

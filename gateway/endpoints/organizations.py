@@ -1,4 +1,4 @@
-"""Which organization a request is for, and where what it has is found."""
+"""The organization of a request, and the URLs of what it owns."""
 
 import re
 from collections.abc import Callable
@@ -14,7 +14,7 @@ _UNRESERVED = re.compile("[A-Za-z0-9_.~-]*")
 
 
 def organization_reader(input_type: Descriptor) -> Callable[[Any], str | None]:
-    """Give what reads the organization that a request is for, for the log; the service decides."""
+    """Return a function that reads the organization of a request, for logs and connections."""
     fields = input_type.fields_by_name
     for name in ("appointment", "webhook"):
         if name in fields:
@@ -33,8 +33,8 @@ def _organization_of(message: Any) -> str:  # noqa: ANN401  any message with an 
 
 
 def resource_location(path: str, id: str, organization_id: str) -> str:
-    """Give the reference under which what an organization has is read."""
-    # Dots need no encoding, but a segment of dots alone would be taken for a step up.
+    """Return the URL of an object of an organization, relative to the host."""
+    # Dots are unreserved, but clients resolve the segments `.` and `..` (RFC 3986, section 5.2.4).
     identifier = _encoded(id)
     if identifier in {".", ".."}:
         identifier = identifier.replace(".", "%2E")

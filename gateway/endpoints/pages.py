@@ -1,4 +1,4 @@
-"""Pages that need no call: health, the OpenAPI document, its viewer."""
+"""Pages that are no RPC: health, the OpenAPI document and its viewer."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -17,13 +17,13 @@ from gateway.http.responses import json_response
 from public_json.reasons import Reason
 
 READY_TIMEOUT = 1.0
-"""Seconds within which the service must say that it serves."""
+"""Seconds within which the service must report that it is serving."""
 
 _NO_STORE: Mapping[str, str] = {hdrs.CACHE_CONTROL: "no-store"}
 
 
 class LivenessEndpoint:
-    """Answers 200 as long as this process answers at all."""
+    """Always responds with 200."""
 
     name = "/healthz"
     takes_body = False
@@ -33,7 +33,7 @@ class LivenessEndpoint:
 
 
 class ReadinessEndpoint:
-    """Answers 200 if the service says that it serves, else 503."""
+    """Responds with 200 if the service reports that it is serving, else with 503."""
 
     name = "/readyz"
     takes_body = False
@@ -49,7 +49,7 @@ class ReadinessEndpoint:
         except aio.AioRpcError as error:
             raise _not_ready("The service cannot be reached.") from error
         if answer.status != serving:
-            raise _not_ready("The service does not serve at the moment.")
+            raise _not_ready("The service is not serving at the moment.")
         return json_response(HTTPStatus.OK, b'{"status":"ready"}', _NO_STORE)
 
 
@@ -58,7 +58,7 @@ def _not_ready(detail: str) -> ProblemError:
 
 
 class Page:
-    """Answers the same bytes every time."""
+    """Responds with constant content."""
 
     takes_body = False
 
@@ -75,8 +75,8 @@ class Page:
 
 DOCUMENT_PATH = "/api/openapi.json"
 
-# Everything the viewer loads comes from here. Its bundle sets style attributes and
-# carries its icons as data.
+# The viewer loads everything from the gateway. Its bundle sets style attributes and contains
+# its icons as `data:` URLs.
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -97,12 +97,12 @@ _VIEWER_FILES = (
 
 
 def document_page(document: Mapping[str, object]) -> Page:
-    """Serve the OpenAPI document."""
+    """Return the page of the OpenAPI document."""
     return Page(DOCUMENT_PATH, orjson.dumps(document), "application/json")
 
 
 def viewer_pages() -> dict[str, Page]:
-    """Give the viewer's pages by path; they need nothing from elsewhere."""
+    """Return the pages of the viewer by path. They load nothing from other hosts."""
     static = resources.files("gateway") / "static"
     pages = {DOCS_PATH: "docs.html"}
     pages.update({f"{DOCS_PATH}/{file.rpartition('/')[2]}": file for file in _VIEWER_FILES})

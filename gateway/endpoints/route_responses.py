@@ -1,4 +1,4 @@
-"""Answers of a route: the service's replies as JSON, with the headers that belong to them."""
+"""Responses of a route: replies of the service as JSON, with their headers."""
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -26,7 +26,7 @@ OUTCOME = "Appointment-Outcome"
 ETAG = "ETag"
 
 CACHED_RESPONSES = 512
-"""Of each route that reads; with their JSON at most some ten megabytes each."""
+"""Per route that reads. With their JSON, they use at most some ten megabytes per route."""
 MAX_CACHED_BYTES = 8 * 1024
 
 _COMMON_HEADERS: Mapping[str, str] = {hdrs.CACHE_CONTROL: "private, no-cache"}
@@ -35,10 +35,10 @@ _OUTCOMES = {number: name for name, number in Outcome.items()}
 
 
 class RouteResponses:
-    """Renders the answers of one route."""
+    """Renders the responses of one route."""
 
     def __init__(self, route: Route, location: str | None, special: Mapping[str, Render]) -> None:
-        """Prepare the route; `location` is the path under which its writes are read, if any."""
+        """Prepare a route. `location` is the path where results of its writes are read, if any."""
         output = route.rpc.output_type
         resource = route.response_message
         self._response_body = route.response_body
@@ -47,12 +47,12 @@ class RouteResponses:
         self._has_outcome = "outcome" in output.fields_by_name
         self._location = location
         self._read_response: Callable[[bytes], Any] = GetMessageClass(output).FromString
-        # What is read again and again is often the same.
+        # Repeated reads often return the same reply.
         self._reads = route.http_method == hdrs.METH_GET
         self._render_cached = lru_cache(CACHED_RESPONSES)(self._render_response)
 
     def of_reply(self, context: RequestContext, message: Message, reply: Reply) -> Response:
-        """Render the service's reply to a message. Raises `ProblemError`: 412."""
+        """Return the response for the service's reply to a message. Raises `ProblemError`: 412."""
         headers = {**_COMMON_HEADERS, **revision_header(reply.organization_revision)}
         if not self._has_outcome and self._location is None:
             if self._reads and len(reply.response) <= MAX_CACHED_BYTES:
@@ -65,7 +65,7 @@ class RouteResponses:
             return json_response(HTTPStatus.OK, body, headers)
         response = self._read_response(reply.response)
         resource = self._resource_of(response)
-        if not self._has_outcome:  # nothing but a creation stores without one
+        if not self._has_outcome:  # only creations have a location but no outcome
             headers[hdrs.LOCATION] = resource_location(
                 self._location or "", resource.id, resource.organization_id
             )
@@ -82,7 +82,7 @@ class RouteResponses:
         headers: dict[str, str],
         dry_run: bool = False,
     ) -> Response:
-        """Answer a write that was made, or that would have been."""
+        """Return the response of a write, or of a dry run."""
         headers[OUTCOME] = context.outcome = _OUTCOMES[outcome]
         created = outcome == Outcome.CREATED and not dry_run
         if self._location is not None and not dry_run:
@@ -100,7 +100,7 @@ class RouteResponses:
         return self._body(self._resource_of(self._read_response(encoded)))
 
     def _body(self, resource: Any) -> tuple[bytes, dict[str, str]]:  # noqa: ANN401
-        """Give the body, and the headers that belong to it."""
+        """Return the body, and the headers that depend on it."""
         etag = resource.etag if self._has_etag else ""
         return orjson.dumps(self._render(resource)), {ETAG: f'"{etag}"'} if etag else {}
 
@@ -111,7 +111,7 @@ def _is_not_modified(context: RequestContext, headers: Mapping[str, str]) -> boo
     if context.if_match is not None and not context.if_match.match_strongly(etag):
         raise refusal(
             Reason.ETAG_MISMATCH,
-            "the appointment has another etag than those in If-Match",
+            "the appointment has none of the etags in If-Match",
             {name: headers[name] for name in (REVISION, ETAG)},
         )
     return context.if_none_match is not None and context.if_none_match.match_weakly(etag)

@@ -1,4 +1,4 @@
-"""The endpoint of an RPC: one HTTP request becomes one call of the service."""
+"""The endpoint of an RPC: converts an HTTP request to a call of the service."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,21 +26,21 @@ from public_json.rendering import Render
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallDependencies:
-    """What all endpoints share; sizes are in bytes."""
+    """What all endpoints share. The limits are separate."""
 
     service: ServiceCaller
     bodies: BodyReader
-    # Apart from the calls, so that callers who send slowly do not keep others out.
+    # Bodies being received. Slow senders do not use up the limit of calls.
     receiving: InFlight
     in_flight: InFlight
-    # Apart from both, since it takes long: for the end of operations.
+    # Requests that wait for operations, which takes long.
     waiting: InFlight
     operations: OperationResponses
     special: Mapping[str, Render]
 
 
 class CallEndpoint:
-    """Answers the requests of one route."""
+    """Handles the requests of one route."""
 
     def __init__(
         self,
@@ -49,8 +49,8 @@ class CallEndpoint:
         location: str | None,
         batch: Route | None,
     ) -> None:
-        """Prepare the route; `location` is the path under which its writes are read, if any,
-        `batch` the route that takes several of them.
+        """Prepare a route. `location` is the path where the results of its writes are read,
+        `batch` the route for a batch of them, if any.
         """
         self.name = route.name
         self._rpc_path = route.rpc_path
@@ -74,7 +74,7 @@ class CallEndpoint:
         )
 
     async def __call__(self, context: RequestContext) -> Response:
-        """Make the call and render its answer. Raises `ProblemError` for every refusal."""
+        """Make the call and render its response. Raises `ProblemError` for every error."""
         body = b""
         if self.takes_body:
             with self._dependencies.receiving:
@@ -86,15 +86,15 @@ class CallEndpoint:
             etags = self._expected(context, message)
             if submission is not None:
                 preferences = read_preferences(context.request)
-            # Of several etags only the answer to a write at once tells which to try next.
+            # With several etags, only the result of a synchronous write shows which to try next.
             if submission is None or not preferences.respond_async or len(etags) > 1:
                 reply = await self._call(context, message, etags)
                 return self._responses.of_reply(context, message, reply)
             operation = await submission.submit(context, message)
-        return await submission.answer(context, operation, preferences)
+        return await submission.respond(context, operation, preferences)
 
     def _expected(self, context: RequestContext, message: Any) -> Sequence[str]:  # noqa: ANN401
-        """Give the etags of which a write expects one, and put the first into its message."""
+        """Return the etags of which a write expects one, and set the first one in its message."""
         if context.if_match is None or self._reads:
             return ()
         body_etag = message.appointment.etag if self.takes_body else ""
@@ -108,19 +108,19 @@ class CallEndpoint:
         message: Any,  # noqa: ANN401  messages of any type
         etags: Sequence[str],
     ) -> Reply:
-        """Call the service, once for each etag until one is the stored one.
+        """Call the service with each etag until one matches the stored etag.
 
-        Each call is decided by itself, and none but the last writes anything.
+        The calls are independent; only the last one can write.
         """
         service = self._dependencies.service
         try:
-            for further in etags[1:]:
+            for next_etag in etags[1:]:
                 try:
                     return await service.call(self._rpc_path, message, context)
                 except ProblemError as error:
                     if error.problem.code != Reason.ETAG_MISMATCH:
                         raise
-                message.etag = further
+                message.etag = next_etag
             return await service.call(self._rpc_path, message, context)
         except ProblemError as error:
             if context.if_match is None or error.problem.code != Reason.APPOINTMENT_NOT_FOUND:

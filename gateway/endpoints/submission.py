@@ -1,4 +1,4 @@
-"""Writes that are accepted now and applied soon: `Prefer: respond-async`."""
+"""Asynchronous writes: `Prefer: respond-async`."""
 
 import re
 from dataclasses import dataclass
@@ -31,11 +31,11 @@ PREFERENCE_APPLIED = "Preference-Applied"
 
 SUBMIT = "/appointments.v1.AppointmentService/SubmitAppointment"
 
-# RFC 7240, section 2: a preference is a token, with a value perhaps, parameters behind it.
+# RFC 7240, section 2: a preference is a token with an optional value, then parameters.
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _SETTING = rf"({_WORD})(?:[ \t]*=[ \t]*({_WORD}|{_QUOTED}))?"
-# Up to the next comma outside quotes; what is no preference there is passed over.
+# Up to the next comma outside quotes. Invalid preferences and parameters are ignored.
 _ELEMENT = re.compile(
     rf"[ \t]*(?:{_SETTING}(?=[ \t]*(?:[;,]|$)))?(?:{_QUOTED}|[^\",]|\".*)*(?:,|$)"
 )
@@ -44,14 +44,14 @@ _ESCAPED = re.compile(r"\\(.)")
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """What a caller would like (RFC 7240). `wait` is in seconds; what is not known is ignored."""
+    """The preferences of a caller (RFC 7240). `wait` is in seconds. Others are ignored."""
 
     respond_async: bool
     wait: float
 
 
 def read_preferences(request: BaseRequest) -> Preferences:
-    """Read the `Prefer` headers of a request; of a repeated preference the first counts."""
+    """Parse the `Prefer` headers of a request. The first of repeated preferences counts."""
     preferences: dict[str, str] = {}
     for header in request.headers.getall(PREFER, ()):
         for name, value in _ELEMENT.findall(header):
@@ -69,7 +69,7 @@ def _unquoted(word: str) -> str:
 
 
 def submission_kind(request: Descriptor) -> str | None:
-    """Tell as what a request can be submitted, if it can: the field of SubmitAppointment."""
+    """Return the field of `SubmitAppointmentRequest` for a type of request, or None."""
     for field in SubmitAppointmentRequest.DESCRIPTOR.fields:
         if field.message_type is request:
             return field.name
@@ -77,7 +77,7 @@ def submission_kind(request: Descriptor) -> str | None:
 
 
 class Submission:
-    """Submits the writes of a route instead of making them at once."""
+    """Submits the writes of a route as asynchronous writes."""
 
     def __init__(
         self,
@@ -94,19 +94,20 @@ class Submission:
         self._waiting = waiting
 
     async def submit(self, context: RequestContext, request: Message) -> Operation:
-        """Submit. Raises `ProblemError` for what is not accepted, or not known to be."""
+        """Submit a write. Raises `ProblemError` if it was not accepted, or this is unknown."""
         submission = SubmitAppointmentRequest()
         getattr(submission, self._kind).CopyFrom(request)
         reply = await self._service.call(SUBMIT, submission, context)
         return Operation.FromString(reply.response)
 
-    async def answer(
+    async def respond(
         self, context: RequestContext, operation: Operation, preferences: Preferences
     ) -> Response:
-        """Wait for the end as long as the caller likes to, and answer.
+        """Wait for the result as long as the caller prefers, then respond.
 
-        The answer is 202 unless the end is known: what goes wrong in waiting, or too many
-        others that wait, does not undo that it was accepted.
+        The status is 202 unless the result is known: an error while waiting, or too many
+        waiting requests, do not affect the accepted write. Raises `ProblemError` if the write
+        failed.
         """
         headers: dict[str, str] = {}
         if preferences.wait:

@@ -1,8 +1,7 @@
-"""A connection to the service: its one stream carries the calls of many requests.
+"""Calls the service over one stream per connection, which many requests share.
 
-While a message is being written, further calls wait; when it is, all that wait go as
-the next one. There is no timer: alone, a call goes at once; under load, messages grow by
-themselves.
+While a message is being written, further calls wait. Then all waiting calls are sent as the
+next message. There is no timer: a single call is sent at once, and messages grow under load.
 """
 
 import asyncio
@@ -19,9 +18,9 @@ from gateway.upstream.metadata import Metadata
 from runtime.backoff import log_unexpected
 
 MAX_MESSAGE_BYTES = 1024 * 1024
-"""A message with more than one call stays below it."""
+"""Maximum size of a message with more than one call."""
 ENVELOPE_BYTES = 256
-"""Room in a message for what comes with the request of a call, apart from its metadata."""
+"""Maximum size of the other fields of a call, without its request and metadata."""
 
 
 class CallError(Exception):
@@ -34,7 +33,7 @@ class CallError(Exception):
 
 
 class MessageTooLargeError(Exception):
-    """A call with its request is larger than a message of the service may be."""
+    """A call is larger than the service accepts."""
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(f"more than {max_bytes} bytes")
@@ -42,16 +41,16 @@ class MessageTooLargeError(Exception):
 
 
 class Reply(NamedTuple):
-    """A response, serialized, and the organization's revision if the service gave one."""
+    """A serialized response, and the organization's revision if the service sent it."""
 
     response: bytes
     organization_revision: int | None
 
 
 class Relay:
-    """Calls the service. The stream is opened by the first call, and again after it ended.
+    """Calls the service. The first call opens the stream, as does the first after its end.
 
-    `timeout` (seconds) is how long the answer to a call is waited for.
+    `timeout` (seconds) limits the wait for the answer to a call.
     """
 
     def __init__(
@@ -69,10 +68,10 @@ class Relay:
     ) -> Reply:
         """Call a method by its path.
 
-        The answer may take `wait` seconds longer than usual. If nobody waits for it any
-        more, or it does not come in time, the call is cancelled. Raises `CallError`: what
-        the service answered, DEADLINE_EXCEEDED, or UNAVAILABLE if the stream broke. Raises
-        `MessageTooLargeError` for more than a message can hold, before anything is sent.
+        `wait` seconds are added to the timeout. The call is cancelled when the timeout expires
+        or the awaiting task is cancelled. Raises `CallError`: the status of the service,
+        DEADLINE_EXCEEDED, or UNAVAILABLE if the stream broke. Raises `MessageTooLargeError`
+        before anything is sent.
         """
         size = ENVELOPE_BYTES + len(request)
         for key, value in metadata:
@@ -98,7 +97,7 @@ class Relay:
         raise CallError(answer.error, revision)
 
     async def close(self) -> None:
-        """End the streams; calls without an answer are cancelled."""
+        """End the streams. Unanswered calls fail with UNAVAILABLE."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -109,12 +108,12 @@ class _Unsent(NamedTuple):
     request: bytes
     metadata: Metadata
     size: int
-    """At most, in bytes."""
+    """An upper bound, in bytes."""
     timeout: float
 
 
 class _Stream:
-    """A stream, the calls that wait to be sent on it, and those that wait for an answer."""
+    """A stream, with its unsent and unanswered calls."""
 
     def __init__(
         self,
@@ -123,7 +122,7 @@ class _Stream:
         errors: Counter,
     ) -> None:
         self.open = True
-        """Whether it takes further calls."""
+        """Whether it accepts further calls."""
         self._stream = stream
         self._max_message_bytes = max_message_bytes
         self._errors = errors
@@ -145,7 +144,7 @@ class _Stream:
             return await answer
         finally:
             deadline.cancel()
-            # Nobody waits for it any more.
+            # The timeout expired or the awaiting task was cancelled.
             if (
                 self._unanswered.pop(number, None) is not None
                 and self._unsent.pop(number, None) is None
@@ -154,9 +153,9 @@ class _Stream:
                 self._wake.set()
 
     async def run(self) -> None:
-        """Send calls and receive answers until the stream ends, one way or the other.
+        """Send calls and receive answers until the stream ends.
 
-        An unexpected error of either ends it.
+        An unexpected error in sending or receiving also ends it.
         """
         writer = asyncio.create_task(self._write())
         try:
@@ -168,7 +167,7 @@ class _Stream:
                 error=error.details(),
                 calls=len(self._unanswered),
             )
-        except Exception as error:  # noqa: BLE001  the next call opens another
+        except Exception as error:  # noqa: BLE001  the next call opens a new stream
             log_unexpected("relay calls", error, self._errors)
         finally:
             self.open = False
@@ -198,8 +197,8 @@ class _Stream:
                     await self._stream.write(self._next_message())
             await self._stream.done_writing()
         except (aio.AioRpcError, asyncio.InvalidStateError):
-            return  # the stream has ended; reading tells how
-        except Exception as error:  # noqa: BLE001  the next call opens another
+            return  # the stream has ended; `_read` raises the error
+        except Exception as error:  # noqa: BLE001  the next call opens a new stream
             log_unexpected("relay calls", error, self._errors)
             self._stream.cancel()
         finally:
