@@ -67,7 +67,7 @@ schema: .venv/running ## Write migrations/schema.sql from the migrations
 	@$(BIN)/python -m local.schema dump
 
 test: .venv/installed ## Run the whole test suite (five minutes)
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 test-fast: .venv/installed ## Run the tests that need no programs of their own (a minute)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --fast
