@@ -1,6 +1,6 @@
 """`python -m service`: run the gRPC service until SIGTERM or SIGINT.
 
-`python -m service worker`: run a worker, which does what callers do not wait for.
+`python -m service worker`: run a worker, which does the work in the background.
 """
 
 import sys
@@ -23,7 +23,7 @@ USAGE = "usage: python -m service [worker]"
 
 
 def main() -> None:
-    """Run; what keeps it from starting is one line on standard error and exit code 1."""
+    """Run the program. If it cannot start, print one line to stderr and exit with code 1."""
     arguments = sys.argv[1:]
     if arguments not in ([], ["worker"]):
         sys.exit(USAGE)

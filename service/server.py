@@ -1,4 +1,4 @@
-"""The wiring: settings in, a running server out, and its orderly end."""
+"""Builds the gRPC server from the settings, runs it, and shuts it down gracefully."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -51,17 +51,18 @@ APPOINTMENTS = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentS
 WEBHOOKS = webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"]
 RELAY = relay_pb2.DESCRIPTOR.services_by_name["RelayService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
-# A gateway's calls move from one address to the next more often than connections end.
-STREAMS_OF_A_CONNECTION = 6
-# Seconds that streams go on with a connection that takes no more calls.
-OLD_STREAM_TIME = 3600
-# Seconds that the last answers have to leave.
-LEAVING_TIME = 0.5
+# Relay streams are replaced this many times as often as connections, so that a gateway's calls
+# move to new addresses sooner.
+STREAMS_PER_CONNECTION = 6
+# Seconds for which streams continue on a connection that accepts no new calls.
+OLD_CONNECTION_GRACE = 3600
+# Seconds between checks for running calls during shutdown; the last responses are sent meanwhile.
+STOP_CHECK_INTERVAL = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """Where the server listens; None for what is switched off."""
+    """The ports that the server listens on, None if switched off."""
 
     grpc: int
     metrics: int | None
@@ -70,11 +71,11 @@ class Ports:
 
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[Ports]:
-    """Run the gRPC server with everything behind it.
+    """Run the gRPC server while the block runs. Yields its ports.
 
-    On leaving, it turns unready, ends the streams and the waiting, finishes the calls that
-    it has accepted (up to the grace), then the writes whose callers have gone, then closes
-    its connections.
+    At the end the server reports that it is not serving, ends streams and waits for operations,
+    finishes accepted calls within the grace period, then writes whose callers have
+    disconnected, and closes its connections.
 
     Raises SchemaOutdated, DatabaseUnfit, psycopg.Error or CannotListen if it cannot start.
     """
@@ -101,7 +102,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             settings.database_url,
             name="write",
             connections=settings.write_connections,
-            # The committer has one call in flight for each connection at most, the accepter one.
+            # The committer has at most one call per connection in flight, the accepter one.
             max_waiting=settings.write_connections,
             timeouts=settings.timeouts,
             replica=False,
@@ -154,7 +155,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             send_timeout=settings.watch_patience,
         )
         relay = RelayServicer(
-            calls.handle, metrics, stream_age=settings.grpc_connection_age / STREAMS_OF_A_CONNECTION
+            calls.handle, metrics, stream_age=settings.grpc_connection_age / STREAMS_PER_CONNECTION
         )
         health_servicer = health.aio.HealthServicer()
         server = _server(settings)
@@ -174,11 +175,10 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         )
         port = bind(server, settings.grpc_host, settings.grpc_port, settings="GRPC_HOST, GRPC_PORT")
 
-        in_need = [*services, RELAY]
-        await set_serving(
-            health_servicer, in_need, serving=False
-        )  # until the database has answered
-        await set_serving(health_servicer, others.keys() - in_need, serving=True)
+        database_services = [*services, RELAY]
+        # Until the database has responded.
+        await set_serving(health_servicer, database_services, serving=False)
+        await set_serving(health_servicer, others.keys() - database_services, serving=True)
         for database in (writes, reads, replicas):
             await stack.enter_async_context(database)
         stack.push_async_callback(committer.drain)
@@ -194,7 +194,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
                 "watch readiness",
                 partial(
                     watch_readiness,
-                    in_need,
+                    database_services,
                     health_servicer,
                     reads,
                     probe_timeout=settings.connection_timeout,
@@ -216,7 +216,7 @@ def _services(
     reads: Database,
     replicas: Replicas,
 ) -> dict[ServiceDescriptor, object]:
-    """Make the servicers of all services that callers know."""
+    """Return the servicers of the API's services."""
     store = ReadStore(reads, replicas)
     return {
         APPOINTMENTS: AppointmentServicer(
@@ -237,7 +237,7 @@ def _services(
             results,
             timeout=settings.request_timeout,
         ),
-        # Rare and short, so they share the connections of the reads, not the committer's.
+        # Calls about webhooks are rare and short. They use the connections of the reads.
         WEBHOOKS: WebhookServicer(
             WebhookStore(
                 reads,
@@ -253,23 +253,23 @@ def _server(settings: Settings) -> grpc.aio.Server:
     return grpc.aio.server(
         options=[
             *SERVER_OPTIONS,
-            # On a port in use it must fail to start, not share it silently.
+            # If the port is in use, fail to start instead of sharing it.
             ("grpc.so_reuseport", 0),
-            # Then its caller makes another, to whatever process or address there is by then;
-            # calls under way are finished on the old one.
+            # After this age the caller opens a new connection, perhaps to another process or
+            # address. Running calls are finished on the old one.
             ("grpc.max_connection_age_ms", int(settings.grpc_connection_age * 1000)),
-            ("grpc.max_connection_age_grace_ms", int(OLD_STREAM_TIME * 1000)),
+            ("grpc.max_connection_age_grace_ms", int(OLD_CONNECTION_GRACE * 1000)),
             ("grpc.max_receive_message_length", settings.max_message_bytes),
-            # Beyond a thousand calls that wait to be taken gRPC would cancel some without a
-            # word; they are to be refused by us, as overload.
+            # By default gRPC cancels calls beyond 1,000 pending ones without a reason. The
+            # service refuses them as Overloaded instead.
             ("grpc.server.max_pending_requests", 100_000),
             ("grpc.server.max_pending_requests_hard_limit", 100_000),
-            # Callers ping every 10 seconds at most, as gRPC's libraries see to, and on
-            # connections without a call too: half of that leaves room for jitter.
+            # gRPC's libraries let callers ping every 10 seconds at most, also on connections
+            # without a call. Half of that leaves room for jitter.
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1),
-            # A caller whose machine or network is gone closes nothing, and its watchers
-            # would keep their places for two hours.
+            # Detects a caller whose machine or network has failed. Otherwise its watchers would
+            # count towards the limit for two hours.
             ("grpc.keepalive_time_ms", 15_000),
             ("grpc.http2.ping_timeout_ms", 10_000),  # not keepalive_timeout_ms
             ("grpc.http2.max_pings_without_data", 0),
@@ -293,14 +293,14 @@ def _operation_queue(
 
 
 async def _stop(server: grpc.aio.Server, calls: CallHandler, grace: float) -> None:
-    """Finish all calls, up to the grace (seconds).
+    """Stop the server after all calls are finished, within `grace` (seconds).
 
-    Streams have been ended, but one whose caller reads nothing could not be told: such
-    are not waited for once all else is done, and its answers had their time to leave.
+    A stream cannot end if its caller reads nothing. Such streams are cancelled when no other
+    call has been running for one STOP_CHECK_INTERVAL, in which the last responses are sent.
     """
     stopping = asyncio.create_task(server.stop(grace))
     was_busy = True
-    while not (await asyncio.wait({stopping}, timeout=LEAVING_TIME))[0]:
+    while not (await asyncio.wait({stopping}, timeout=STOP_CHECK_INTERVAL))[0]:
         busy = calls.under_way > 0
         if not busy and not was_busy:
             await server.stop(None)

@@ -1,4 +1,4 @@
-"""A worker: what is done behind the answers, by any number of processes side by side."""
+"""A worker runs the background tasks. Any number of worker processes can run at a time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,13 +26,13 @@ from service.webhooks.claims import ClaimStore
 from service.webhooks.delivery import LOOP as WEBHOOK_LOOP
 from service.webhooks.delivery import Deliverer, DeliverySettings
 
-# Runs until it is cancelled, and leaves things in order then.
-Duty = Callable[[], Awaitable[None]]
+# Runs until it is cancelled, then finishes or releases what it has begun.
+BackgroundTask = Callable[[], Awaitable[None]]
 
 
 @asynccontextmanager
 async def working(settings: Settings) -> AsyncIterator[int | None]:
-    """Do every duty as long as the block runs; gives the port of the metrics.
+    """Run all background tasks while the block runs. Yields the port of the metrics, if any.
 
     Raises SchemaOutdated, DatabaseUnfit, psycopg.Error or CannotListen if it cannot start.
     """
@@ -59,22 +59,24 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
                 metrics=metrics,
             )
         )
-        duties = _duties(settings, database, metrics)
+        background = _postgres_tasks(settings, database, metrics)
         if settings.amqp_url is not None:
-            duties |= _rabbitmq_duties(settings, settings.amqp_url, database, metrics, stack)
+            background |= _rabbitmq_tasks(settings, settings.amqp_url, database, metrics, stack)
         tasks = [
-            asyncio.create_task(run_forever(name, duty, metrics.unexpected_errors))
-            for name, duty in duties.items()
+            asyncio.create_task(run_forever(name, run, metrics.unexpected_errors))
+            for name, run in background.items()
         ]
-        stack.push_async_callback(_end, tasks)
+        stack.push_async_callback(_cancel, tasks)
         yield port
 
 
-def _duties(settings: Settings, database: Database, metrics: Metrics) -> dict[str, Duty]:
+def _postgres_tasks(
+    settings: Settings, database: Database, metrics: Metrics
+) -> dict[str, BackgroundTask]:
     operations = PostgresQueueWorker(
         database,
         metrics,
-        # One connection is left to the other duties.
+        # One connection is left for the other tasks.
         concurrency=settings.worker_connections - 1,
         max_organizations=settings.max_call_organizations,
         max_batch=settings.max_batch_writes,
@@ -117,9 +119,9 @@ def _duties(settings: Settings, database: Database, metrics: Metrics) -> dict[st
     }
 
 
-def _rabbitmq_duties(
+def _rabbitmq_tasks(
     settings: Settings, url: str, database: Database, metrics: Metrics, stack: AsyncExitStack
-) -> dict[str, Duty]:
+) -> dict[str, BackgroundTask]:
     broker = Broker(
         url,
         name="appointments-events",
@@ -127,7 +129,7 @@ def _rabbitmq_duties(
         declare=declare_exchange,
     )
     stack.push_async_callback(broker.close)
-    duties: dict[str, Duty] = {
+    tasks: dict[str, BackgroundTask] = {
         "publish events": EventPublisher(
             EventStore(database),
             broker,
@@ -137,17 +139,17 @@ def _rabbitmq_duties(
         ).run
     }
     if settings.operation_queue == "rabbitmq":
-        duties[RABBITMQ_LOOP] = RabbitMQQueueWorker(
+        tasks[RABBITMQ_LOOP] = RabbitMQQueueWorker(
             url,
             database,
             metrics,
             max_batch=settings.max_batch_writes,
             timeout=settings.amqp_timeout,
         ).run
-    return duties
+    return tasks
 
 
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
