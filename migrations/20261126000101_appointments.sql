@@ -3,17 +3,17 @@
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM schema_migrations WHERE version < '20261126000101') THEN
-        RAISE EXCEPTION 'former migrations made this database: CHANGELOG.md says how to go on';
+        RAISE EXCEPTION 'the database has migrations of an old version: see CHANGELOG.md';
     END IF;
 END
 $$;
 
--- Equality on text beside a range in one GiST index. It is a trusted extension: the owner of
--- the database may create it.
+-- For equality on text and overlap of ranges in one GiST index. The extension is trusted: the
+-- owner of the database may create it.
 CREATE EXTENSION IF NOT EXISTS btree_gist;
 
--- The role that the service works as. It cannot log in: it is granted to the user of
--- DATABASE_URL. Roles belong to the whole server, so another database may have made it.
+-- The role of the service. It cannot log in; it is granted to the user of DATABASE_URL. Roles
+-- are shared by all databases of a server, so it may exist already.
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'appointments_service') THEN
@@ -28,26 +28,26 @@ DO $$
 BEGIN
     GRANT appointments_service TO CURRENT_USER;
 EXCEPTION WHEN insufficient_privilege THEN
-    -- Another user made the role; the user of DATABASE_URL may be a member of it already.
+    -- Another user created the role. The user of DATABASE_URL may already be a member.
     RAISE WARNING 'for %, an administrator must: GRANT appointments_service TO ...', CURRENT_USER;
 END
 $$;
 
--- Somebody else's function in this schema might be taken for one of PostgreSQL's. New
--- databases have it so since PostgreSQL 15, older ones do not.
+-- A function that another user creates in this schema could be called instead of a built-in
+-- one. This is the default for databases created by PostgreSQL 15 or later.
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO appointments_service;
 GRANT SELECT ON schema_migrations TO appointments_service;
 
--- Ids are compared by their bytes (COLLATE "C"): the same everywhere, and no upgrade of
--- the operating system's collations can break the indexes that refuse overlaps.
+-- Ids are compared as bytes (COLLATE "C"). The order is the same on every system, and an upgrade
+-- of the operating system's collations cannot corrupt the indexes that refuse overlaps.
 
--- The clock of each organization.
+-- The latest revision of each organization.
 CREATE TABLE organizations (
     organization_id text COLLATE "C" NOT NULL,
-    -- The latest change; counts from 1 without gaps.
+    -- The number of the latest change, from 1 without gaps.
     revision bigint NOT NULL,
-    -- When that was recorded; never decreases, even if the server's clock does.
+    -- When it was recorded. Never decreases, even if the server's clock is set back.
     recorded_at timestamptz NOT NULL,
     CONSTRAINT organizations_pkey PRIMARY KEY (organization_id),
     CONSTRAINT organizations_revision_positive CHECK (revision > 0)
@@ -60,24 +60,24 @@ CREATE TABLE appointments (
     start_time timestamptz NOT NULL,
     end_time timestamptz NOT NULL,
     title text NOT NULL,
-    -- json, not jsonb: the text is kept as it was written, and huge exponents stay short.
+    -- json, not jsonb: the text is kept, and numbers with large exponents are not expanded.
     attributes json NOT NULL,
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
-    -- Whether updated_at is the caller's (then it guards against stale writes) or the
-    -- time of the commit.
+    -- Whether the caller sent updated_at. Writes with an older one are stale then. Otherwise it
+    -- is the time of recording.
     updated_at_given boolean NOT NULL,
     state text NOT NULL,
     version integer NOT NULL,
     revision bigint NOT NULL,
-    -- The updated_at that the cancel of a cancelled appointment came with, if any: it guards
-    -- against stale writes as that of the content does, and is never older.
+    -- The updated_at of the cancel, if the caller sent one. Writes with an older one are stale.
+    -- It is never before the caller's updated_at of the content.
     cancel_updated_at timestamptz,
     CONSTRAINT appointments_pkey PRIMARY KEY (organization_id, appointment_id),
     CONSTRAINT appointments_start_before_end CHECK (start_time < end_time),
     CONSTRAINT appointments_state_known CHECK (state IN ('ACTIVE', 'CANCELLED')),
     CONSTRAINT appointments_version_positive CHECK (version > 0),
-    -- apply_writes checks first; this holds for hand-written SQL too.
+    -- apply_writes checks for overlaps first. The constraint also applies to hand-written SQL.
     CONSTRAINT appointments_no_overlap EXCLUDE USING gist (
         organization_id WITH =,
         resource_id WITH =,
@@ -85,21 +85,21 @@ CREATE TABLE appointments (
     ) WHERE (state = 'ACTIVE')
 );
 
--- The nearest neighbours of a new range, and lists of one resource.
+-- For finding overlaps with a new range, and for lists of one resource.
 CREATE INDEX appointments_by_resource ON appointments (organization_id, resource_id, start_time)
 WHERE state = 'ACTIVE';
 
--- Lists of a whole organization, by start then id.
+-- For lists of an organization, ordered by start and id.
 CREATE INDEX appointments_by_start ON appointments (organization_id, start_time, appointment_id);
 
--- Cancelled appointments that were running at a time; active ones are found through the
--- index of the exclusion constraint.
+-- For lists of cancelled appointments that overlap a range. Active ones are found by the index
+-- of the exclusion constraint.
 CREATE INDEX appointments_cancelled_range ON appointments
 USING gist (organization_id, tstzrange(start_time, end_time))
 WHERE state = 'CANCELLED';
 
--- Every change, with the appointment as it was after it: audit trail, change feed and reads
--- of the past in one table. The service's role may only read it.
+-- Every change, with the appointment as it was after the change. Used as audit trail and change
+-- feed, and for reads at an earlier revision. The service's role can only read it.
 CREATE TABLE appointment_history (
     organization_id text COLLATE "C" NOT NULL,
     revision bigint NOT NULL,
@@ -107,7 +107,7 @@ CREATE TABLE appointment_history (
     recorded_at timestamptz NOT NULL,
     actor text NOT NULL,
     idempotency_key text COLLATE "C",
-    -- Distinguishes a repeated write from a different one under the same key.
+    -- Distinguishes a repeated write from a different write with the same key.
     idempotency_digest bytea,
     appointment_id text COLLATE "C" NOT NULL,
     resource_id text COLLATE "C" NOT NULL,
@@ -132,26 +132,25 @@ CREATE UNIQUE INDEX appointment_history_idempotency_key
 ON appointment_history (organization_id, idempotency_key)
 WHERE idempotency_key IS NOT NULL;
 
--- Writes with an idempotency key that changed nothing, UNCHANGED or STALE. Those that changed
--- something have their key in the history. A key is in at most one of the two, and is kept
--- for ever.
+-- Writes with an idempotency key that changed nothing (UNCHANGED, STALE). The keys of other
+-- writes are in the history. A key is in at most one of the two tables and is never deleted.
 CREATE TABLE unchanged_writes (
     organization_id text COLLATE "C" NOT NULL,
     idempotency_key text COLLATE "C" NOT NULL,
     idempotency_digest bytea NOT NULL,
     outcome text NOT NULL,
-    -- The entry of the history that has the appointment as the answer showed it.
+    -- The history entry that has the appointment as returned to the caller.
     revision bigint NOT NULL,
     CONSTRAINT unchanged_writes_pkey PRIMARY KEY (organization_id, idempotency_key),
     CONSTRAINT unchanged_writes_outcome_known CHECK (outcome IN ('UNCHANGED', 'STALE'))
 );
 
--- The role writes by calling functions only.
+-- The role writes only by calling functions.
 GRANT SELECT ON organizations, appointments, appointment_history TO appointments_service;
 
 -- migrate:down
 
--- The role stays: another database of the server may use it.
+-- The role is not dropped: another database of the server may use it.
 REVOKE ALL ON SCHEMA public FROM appointments_service;
 REVOKE ALL ON schema_migrations FROM appointments_service;
 DROP TABLE unchanged_writes;

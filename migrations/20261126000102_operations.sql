@@ -1,33 +1,33 @@
 -- migrate:up
 
--- Operations that were accepted and are not applied yet. Those of one organization are
--- applied in the order of their sequence. It is given when an operation is accepted, so one
--- that was answered before another was sent has the lower one, and is seen no later.
+-- Accepted operations that are not applied yet. The operations of an organization are applied in
+-- the order of their sequence, which is assigned when they are accepted. If an operation was
+-- confirmed before another was sent, it has the lower sequence and is visible first.
 CREATE TABLE queued_operations (
     organization_id text COLLATE "C" NOT NULL,
     sequence bigint GENERATED ALWAYS AS IDENTITY NOT NULL,
     operation_id uuid NOT NULL,
     accepted_at timestamptz NOT NULL,
-    -- An element of apply_writes' writes.
+    -- An element of the parameter of apply_writes.
     write json NOT NULL,
     CONSTRAINT queued_operations_pkey PRIMARY KEY (organization_id, sequence),
     CONSTRAINT queued_operations_by_id UNIQUE (organization_id, operation_id)
 )
--- Rows come and go; dead ones slow down the search for the next.
+-- Rows are soon deleted. Dead rows slow down the search for the next operation.
 WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
 
--- For finding the oldest of all. An expression, so that no look into one organization is
--- planned along it.
+-- For finding the oldest operations. An expression, so that the planner does not use the index
+-- for a query about one organization.
 CREATE INDEX queued_operations_by_sequence ON queued_operations ((sequence + 0));
 
--- Applied rows stay in the table and its indexes as long as any session has an older snapshot,
--- such as a backup or a long report, and vacuum cannot help. So that the search for queued
--- operations does not pass all of them, it begins at a sequence below which nothing is queued
--- and nothing ever will be.
+-- Vacuum cannot remove deleted rows while any session has an older snapshot, such as a backup or
+-- a long report. So that a search for queued operations does not scan them, it starts at a
+-- sequence below which nothing is queued or will be.
 CREATE TABLE operation_queue_start (
     the_only boolean NOT NULL DEFAULT true,
     first_sequence bigint NOT NULL,
-    -- Every transaction that was given a sequence up to this one began before that one.
+    -- Every transaction with rows up to settling_sequence has a lower id than
+    -- settling_transaction.
     settling_sequence bigint NOT NULL,
     settling_transaction xid8 NOT NULL,
     CONSTRAINT operation_queue_start_pkey PRIMARY KEY (the_only),
@@ -36,7 +36,7 @@ CREATE TABLE operation_queue_start (
 INSERT INTO operation_queue_start (first_sequence, settling_sequence, settling_transaction)
 VALUES (0, 0, pg_current_xact_id());
 
--- Finished operations, kept for a time. Written in the transaction that applied them.
+-- Finished operations, kept for a limited time. Inserted by the transaction that applies them.
 CREATE TABLE operations (
     organization_id text COLLATE "C" NOT NULL,
     operation_id uuid NOT NULL,
@@ -46,10 +46,10 @@ CREATE TABLE operations (
     -- An outcome of apply_writes, or FAILED.
     outcome text NOT NULL,
     organization_revision bigint NOT NULL,
-    -- The entry of the history that has the appointment after it; NULL if it was refused.
+    -- The history entry of the resulting appointment; NULL if the operation was refused.
     revision bigint,
     conflicts json,
-    -- Of a FAILED operation: the database's error, and what was to be written.
+    -- For a FAILED operation: the error of the database, and the write.
     failure text,
     write json,
     CONSTRAINT operations_pkey PRIMARY KEY (organization_id, operation_id)
@@ -58,27 +58,27 @@ CREATE TABLE operations (
 -- For the purge.
 CREATE INDEX operations_by_end ON operations (finished_at);
 
--- For finding those that were refused, or FAILED, among all the others.
+-- For lists of operations that were refused or FAILED.
 CREATE INDEX operations_refused ON operations (organization_id, operation_id)
 WHERE revision IS NULL;
 
--- Who may apply an organization's queued operations: the holder of the latest fence.
+-- Leases on organizations. Only the worker with the latest fence may apply queued operations.
 CREATE TABLE operation_leases (
     organization_id text COLLATE "C" NOT NULL,
     fence bigint NOT NULL,
     leased_until timestamptz NOT NULL,
-    -- Calls that ended without an answer since operations were last applied. From the first
-    -- on, the organization's operations are applied one at a time, in calls of its own, so
-    -- that others do not suffer from them.
+    -- Calls without a response since operations were last applied. If it is not 0, the
+    -- organization's operations are applied one at a time in separate calls, so that they do not
+    -- affect other organizations.
     attempts integer NOT NULL,
     CONSTRAINT operation_leases_pkey PRIMARY KEY (organization_id)
 );
 
--- To accept, and to list.
+-- For accepting and listing operations.
 GRANT SELECT, INSERT ON queued_operations TO appointments_service;
--- To list, and to delete what has been kept for long enough.
+-- For listing operations, and deleting expired ones.
 GRANT SELECT, DELETE ON operations TO appointments_service;
--- To give leases back.
+-- For releasing leases.
 GRANT SELECT, UPDATE (leased_until, attempts) ON operation_leases TO appointments_service;
 
 -- migrate:down

@@ -1,35 +1,33 @@
 -- migrate:up
 
--- Where changes of an organization are sent, and how far. The history is the queue: what
--- comes after the cursor is to be sent.
+-- Webhooks and their progress. The history is the queue: changes after the cursor are sent.
 CREATE TABLE webhooks (
     organization_id text COLLATE "C" NOT NULL,
     webhook_id text COLLATE "C" NOT NULL,
     url text NOT NULL,
     description text NOT NULL,
-    -- Kinds of changes to send; empty for all.
+    -- The kinds of changes to send; empty for all.
     changes text [] NOT NULL,
     secret text NOT NULL,
-    -- Newest first, and until when each of them signs.
+    -- Newest first, with the time until which each signs.
     old_secrets text [] NOT NULL DEFAULT '{}',
     old_secrets_until timestamptz [] NOT NULL DEFAULT '{}',
     disabled boolean NOT NULL,
     disabled_reason text NOT NULL DEFAULT '',
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
-    -- Everything up to this revision was delivered, or skipped.
+    -- Every change up to this revision was delivered or skipped.
     cursor_revision bigint NOT NULL,
-    -- How often sending the next change has failed, and since when.
+    -- The number of failed attempts to send the next change, and the time of the first.
     attempts integer NOT NULL DEFAULT 0,
     failing_since timestamptz,
-    -- Not before this; of those that are due, the one that has waited longest is the first.
+    -- Nothing is sent before this time. The webhook with the earliest time is served first.
     next_attempt_at timestamptz NOT NULL,
-    -- A worker has the webhook until then, and writes to it only while the fence is the one
-    -- that it took it with.
+    -- The lease of a worker. It updates the row only if the fence has not changed since.
     leased_until timestamptz NOT NULL DEFAULT '-infinity',
     fence bigint NOT NULL DEFAULT 0,
-    -- Headers of the caller's own, sent with every change. Only the worker that sends them
-    -- reads their values, as it reads the secrets.
+    -- The caller's own headers, sent with every change. Like secrets, their values are read only
+    -- by workers.
     header_names text [] NOT NULL DEFAULT '{}',
     header_values text [] NOT NULL DEFAULT '{}',
     CONSTRAINT webhooks_pkey PRIMARY KEY (organization_id, webhook_id),
@@ -42,15 +40,15 @@ CREATE TABLE webhooks (
     CHECK (cardinality(header_names) = cardinality(header_values))
 );
 
--- What is due. Failing ones have an index of their own, so that they do not delay the others,
--- however many they are.
+-- For finding due webhooks. Failing ones have a separate index, so that they do not delay the
+-- others, however many there are.
 CREATE INDEX webhooks_due ON webhooks (next_attempt_at)
 WHERE NOT disabled AND attempts = 0;
 
 CREATE INDEX webhooks_failing ON webhooks (next_attempt_at)
 WHERE NOT disabled AND attempts > 0;
 
--- Every attempt, for a limited time; those of a deleted webhook stay until then too.
+-- Every attempt, kept for a limited time, also after the webhook is deleted.
 CREATE TABLE webhook_deliveries (
     organization_id text COLLATE "C" NOT NULL,
     webhook_id text COLLATE "C" NOT NULL,
@@ -59,16 +57,16 @@ CREATE TABLE webhook_deliveries (
     attempt integer NOT NULL,
     attempted_at timestamptz NOT NULL,
     duration_ms integer NOT NULL,
-    -- NULL if no answer came.
+    -- NULL if there was no response.
     http_status integer,
-    -- Empty if it was delivered.
+    -- Empty if the change was delivered.
     error text NOT NULL,
     CONSTRAINT webhook_deliveries_pkey PRIMARY KEY (organization_id, webhook_id, delivery_id)
 );
 
 CREATE INDEX webhook_deliveries_by_time ON webhook_deliveries (attempted_at);
 
--- The role does not see secrets and values of headers, and creates webhooks by a function.
+-- The role cannot read secrets and header values, and creates webhooks by a function.
 GRANT
 SELECT (
     organization_id, webhook_id, url, description, changes, header_names, disabled,

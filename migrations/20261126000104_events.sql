@@ -1,17 +1,17 @@
 -- migrate:up
 
--- How far each consumer of the changes has got, by organization.
+-- The progress of each consumer of changes, by organization.
 CREATE TABLE event_cursors (
     organization_id text COLLATE "C" NOT NULL,
     consumer text COLLATE "C" NOT NULL,
-    -- Every change up to this one is known to be published.
+    -- Every change up to this revision is published.
     revision bigint NOT NULL,
     CONSTRAINT event_cursors_pkey PRIMARY KEY (organization_id, consumer),
     CONSTRAINT event_cursors_revision_positive CHECK (revision > 0)
 );
 
--- Which worker serves a consumer: the one whose fence is stored. Another may take over
--- with the next fence when the lease has ended.
+-- Leases on consumers. Only the worker with the stored fence publishes. When the lease has
+-- expired, another worker can take it over with the next fence.
 CREATE TABLE event_publishers (
     consumer text COLLATE "C" NOT NULL,
     fence bigint NOT NULL,

@@ -4,8 +4,9 @@
 
 -- Writes
 
--- The key of an organization's advisory lock, which every write holds. The seed separates
--- these keys from other uses of 64-bit advisory locks. No SET clause: it is inlined.
+-- Return the key of an organization's advisory lock, which every write holds. The seed
+-- separates these keys from other uses of 64-bit advisory locks. It has no SET clause, which
+-- would prevent inlining.
 CREATE FUNCTION organization_lock_key(p_organization_id text)
 RETURNS bigint
 LANGUAGE sql
@@ -16,9 +17,9 @@ RETURN hashtextextended(p_organization_id, 7236001);
 REVOKE ALL ON FUNCTION organization_lock_key FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION organization_lock_key TO appointments_service;
 
--- Return the active appointments of a resource that intersect a range, except one id: a JSON
--- array by start, at most 21. It relies on active ranges not overlapping: apart from those
--- that start inside the range, only the last one that starts before it can reach into it.
+-- Return the active appointments of a resource that overlap a range, except p_except_id, as a
+-- JSON array of at most 21, ordered by start. Active ranges of a resource do not overlap, so of
+-- the appointments that start before the range only the last one can overlap it.
 CREATE FUNCTION overlapping_appointments(
     p_organization_id text,
     p_resource_id text,
@@ -75,26 +76,26 @@ $$;
 REVOKE ALL ON FUNCTION overlapping_appointments FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION overlapping_appointments TO appointments_service;
 
--- Apply a batch of writes of one organization, in order, each seeing those before it, and
--- return one row for each write. There is no other way to change an appointment.
+-- Apply a batch of writes of one organization, in order, and return one row for each write.
+-- Each write sees those before it. There is no other way to change an appointment.
 --
--- The organization's advisory lock is taken first and held to the end of the transaction.
--- Every statement after it has its own snapshot, so it sees everything that earlier holders
--- committed. That is true in READ COMMITTED only: any other isolation level is refused.
+-- The function first takes the organization's advisory lock, which is held to the end of the
+-- transaction. Every later statement has a new snapshot, so it sees everything that earlier
+-- holders committed. This is true in READ COMMITTED only: other isolation levels are refused.
 --
 -- writes: a JSON array of objects with the columns of the record below. The caller has
 -- validated the fields. An expected_revision of 0 means any stored revision. The updated_at
 -- of a cancel is stored as cancel_updated_at.
 --
--- outcome: what the write did (CREATED, UPDATED, UNCHANGED, STALE, CANCELLED), or why it was
--- refused (APPOINTMENT_NOT_FOUND, APPOINTMENT_EXISTS, ETAG_MISMATCH, IDEMPOTENCY_KEY_REUSED,
--- TIME_RANGE_CONFLICT). conflicts: of the last one, a JSON array of at most 21.
--- appointment: as stored after a write that was not refused. A write that repeats an earlier
--- one under the same idempotency key gets the earlier outcome and appointment; columns that
--- the history lacks are NULL then.
+-- outcome: the effect of the write (CREATED, UPDATED, UNCHANGED, STALE, CANCELLED), or the
+-- reason of its refusal (APPOINTMENT_NOT_FOUND, APPOINTMENT_EXISTS, ETAG_MISMATCH,
+-- IDEMPOTENCY_KEY_REUSED, TIME_RANGE_CONFLICT). conflicts: for TIME_RANGE_CONFLICT, a JSON array
+-- of at most 21. appointment: the stored row after a write that was not refused. A write that
+-- repeats an earlier one with the same idempotency key gets the earlier outcome and
+-- appointment; columns that the history does not have are NULL then.
 --
--- An overlap that this function does not see (hand-written SQL in an open transaction)
--- ends the whole call with the exclusion constraint's error.
+-- If the function does not see an overlap (with hand-written SQL in an open transaction), the
+-- whole call fails with the exclusion constraint's error.
 CREATE FUNCTION apply_writes(p_organization_id text, p_writes json)
 RETURNS TABLE (
     outcome text,
@@ -129,7 +130,8 @@ DECLARE
     keyed appointment_history%ROWTYPE;
     unchanged unchanged_writes%ROWTYPE;
     stored appointments%ROWTYPE;
-    -- The caller's own time of what is stored, a cancel included; NULL if it gave none.
+    -- The latest updated_at that callers sent for the stored appointment, including that of a
+    -- cancel; NULL if they sent none. A write with an older one is stale.
     v_guard timestamptz;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -196,7 +198,7 @@ BEGIN
             END IF;
             IF FOUND THEN
                 IF keyed.idempotency_digest = decode(w.idempotency_digest, 'hex') THEN
-                    -- By the names of the columns; retries are rare enough for this to be slow.
+                    -- Copies columns by name. It is slow, but such retries are rare.
                     stored := json_populate_record(NULL::appointments, row_to_json(keyed));
                     RETURN QUERY SELECT keyed.change, v_revision, v_lock_wait, NULL::json, stored;
                     CONTINUE;
@@ -205,7 +207,8 @@ BEGIN
             END IF;
         END IF;
 
-        -- In the order of the primary key: an equality looks as cheap along another index.
+        -- The order makes the planner use the primary key. With an equality, another index can
+        -- have the same estimated cost.
         SELECT a.* INTO stored
         FROM appointments a
         WHERE a.organization_id = p_organization_id AND a.appointment_id BETWEEN w.id AND w.id
@@ -230,7 +233,7 @@ BEGIN
         ELSIF w.kind = 'CANCEL' THEN
             IF stored.state = 'CANCELLED' THEN
                 v_outcome := 'UNCHANGED';
-                -- Nothing visible changes, but an update made between the two cancels is stale.
+                -- Nothing visible changes, but updates older than this cancel are stale now.
                 IF coalesce(w.updated_at > v_guard, w.updated_at IS NOT NULL) THEN
                     stored.cancel_updated_at := w.updated_at;
                     v_store := NOT w.validate_only;
@@ -246,10 +249,9 @@ BEGIN
             AND (w.updated_at IS NULL OR w.updated_at = stored.updated_at) THEN
             v_outcome := 'UNCHANGED';
         ELSE
-            -- Active ranges of a resource never overlap, so of all that start before the
-            -- new end only the last can reach into the new range.
-            -- The row comparison leaves the planner one index that has this order; the row
-            -- that it finds may be the last of another resource.
+            -- Active ranges of a resource never overlap, so of those that start before the new
+            -- end only the last one can overlap the new range. With the row comparison only one
+            -- index has this order. The row found may belong to another resource.
             SELECT a.resource_id, a.end_time INTO neighbour
             FROM appointments a
             WHERE a.organization_id = p_organization_id
@@ -287,7 +289,7 @@ BEGIN
                 stored.state := 'ACTIVE';
             END IF;
             stored.version := coalesce(stored.version, 0) + 1;
-            -- Only what is written gets a revision, and with it an etag.
+            -- A validated write that is not stored has no revision, and therefore no etag.
             stored.revision := CASE WHEN w.validate_only THEN 0 ELSE v_revision + 1 END;
 
             v_changed := NOT w.validate_only;
@@ -295,7 +297,7 @@ BEGIN
         END IF;
 
         IF v_store THEN
-            -- The conflict is looked up by the primary key, whatever else looks cheap.
+            -- ON CONFLICT always uses the primary key.
             INSERT INTO appointments (
                 organization_id, appointment_id, resource_id, start_time, end_time, title,
                 attributes, created_at, updated_at, updated_at_given, cancel_updated_at,
@@ -360,15 +362,15 @@ $$;
 REVOKE ALL ON FUNCTION apply_writes FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION apply_writes TO appointments_service;
 
--- Apply the batches of several organizations, each by apply_writes, in one transaction, so
--- that many small organizations share a round trip and a commit.
+-- Apply the batches of several organizations by apply_writes, in one transaction, so that they
+-- share a round trip and a commit.
 --
 -- batches: a JSON array of {"organization_id", "writes"}, each organization once. The rows
 -- are those of apply_writes, one for each write, in the order of the batches.
 --
--- It does not wait for locks that others hold: an organization whose lock is taken is left
--- out, with one row whose outcome is BUSY in place of its rows. Any other wait (for rows
--- locked by hand) ends the whole call after a moment with lock_not_available; the caller then
+-- It does not wait for an organization's lock that another session holds: that batch is
+-- skipped, with one row whose outcome is BUSY. Any other lock wait (for rows locked by
+-- hand-written SQL) fails the whole call after 50 ms with lock_not_available; the caller then
 -- applies the batches one by one.
 CREATE FUNCTION apply_batches(p_batches json)
 RETURNS TABLE (
@@ -391,7 +393,7 @@ BEGIN
     FOR batch IN
         SELECT * FROM json_to_recordset(p_batches) AS r (organization_id text, writes json)
     LOOP
-        -- apply_writes takes the same lock, which this transaction then holds already.
+        -- apply_writes takes the same lock again, which the transaction already holds.
         IF pg_try_advisory_xact_lock(organization_lock_key(batch.organization_id)) THEN
             RETURN QUERY SELECT * FROM apply_writes(batch.organization_id, batch.writes);
         ELSE
@@ -425,7 +427,7 @@ BEGIN
     high := coalesce(high, 0);
     WHILE low < high LOOP
         middle := (low + high + 1) / 2;
-        -- In the order of the primary key: an equality looks as cheap along another index.
+        -- The order makes the planner use the primary key, as in apply_writes.
         IF (
             SELECT h.recorded_at <= p_time
             FROM appointment_history h
@@ -446,8 +448,8 @@ GRANT EXECUTE ON FUNCTION revision_at TO appointments_service;
 
 -- Operations
 
--- Give the transaction an id before a row gets its sequence: advance_operation_queue relies
--- on it.
+-- Assign the transaction's id before its rows get their sequences. advance_operation_queue
+-- relies on this order.
 CREATE FUNCTION number_transaction()
 RETURNS trigger
 LANGUAGE plpgsql
@@ -463,8 +465,8 @@ REVOKE ALL ON FUNCTION number_transaction FROM PUBLIC;
 CREATE OR REPLACE TRIGGER queued_operations_numbered BEFORE INSERT ON queued_operations
 FOR EACH STATEMENT EXECUTE FUNCTION number_transaction();
 
--- Return where to begin to look for queued operations: none with a lower sequence is queued,
--- or will be by a transaction that is still open.
+-- Return the sequence at which a search for queued operations starts. No operation with a lower
+-- one is queued, or can become visible when an open transaction commits.
 CREATE FUNCTION first_queued_sequence()
 RETURNS bigint
 LANGUAGE sql
@@ -477,12 +479,12 @@ $$;
 
 REVOKE ALL ON FUNCTION first_queued_sequence FROM PUBLIC;
 
--- Move the beginning of the queue past what is done, and return it. It moves at most once in
--- a thousand operations, since each move leaves a dead row.
+-- Move the start of the queue past applied operations, and return it. It moves at most once per
+-- thousand operations, since each move leaves a dead row.
 --
--- Everything up to a sequence is visible, or was rolled back, once all transactions have ended
--- that began before the sequence was read. So the beginning stays while an older transaction
--- that writes is open; one that only reads does not hold it.
+-- All rows up to a sequence are visible or rolled back when every transaction that began before
+-- the sequence was read has ended. So the start does not move while an older writing
+-- transaction is open. Read-only transactions do not delay it.
 CREATE FUNCTION advance_operation_queue()
 RETURNS bigint
 LANGUAGE plpgsql
@@ -499,13 +501,13 @@ DECLARE
     v_last bigint;
     v_first bigint;
 BEGIN
-    -- In this order: the last sequence is not lower than the beginning that is read.
+    -- In this order, so that the last sequence is not lower than the start.
     SELECT * INTO v_start FROM operation_queue_start;
     SELECT CASE WHEN s.is_called THEN s.last_value ELSE s.last_value - 1 END INTO v_last
     FROM queued_operations_sequence_seq s;
     v_first := coalesce(v_start.first_sequence, 0);
-    -- A transaction that has an id already may have a lower one than a transaction that was
-    -- given a sequence.
+    -- If this transaction already has an id, the id may be lower than that of a transaction with
+    -- a sequence up to v_last, so it cannot be used as settling_transaction.
     IF v_last BETWEEN v_first - 1 AND v_first + c_step
         OR v_start IS NULL
         OR pg_current_xact_id_if_assigned() IS NOT NULL
@@ -514,11 +516,11 @@ BEGIN
     END IF;
 
     IF v_last < v_first THEN
-        -- The sequence was set back.
+        -- The sequence was reset.
         v_first := 0;
     ELSIF v_start.settling_transaction >= pg_snapshot_xmin(pg_current_snapshot()) THEN
-        -- Not settled yet; unless the id is from another server, from which the database was
-        -- copied by a dump.
+        -- Older transactions may be open. An id in the future is from another server: the
+        -- database was restored from a dump.
         IF v_start.settling_transaction < pg_snapshot_xmax(pg_current_snapshot()) THEN
             RETURN v_first;
         END IF;
@@ -538,7 +540,7 @@ BEGIN
     PERFORM FROM operation_queue_start s
     WHERE s.settling_transaction = v_start.settling_transaction
     FOR UPDATE SKIP LOCKED;
-    -- Otherwise another session moves it, or has done so.
+    -- Otherwise another session is moving it or has moved it.
     IF FOUND THEN
         UPDATE operation_queue_start
         SET first_sequence = v_first,
@@ -551,7 +553,7 @@ $$;
 
 REVOKE ALL ON FUNCTION advance_operation_queue FROM PUBLIC;
 
--- Count the queued operations, up to p_most.
+-- Return the number of queued operations, at most p_most.
 CREATE FUNCTION count_queued_operations(p_most integer)
 RETURNS bigint
 LANGUAGE sql
@@ -586,7 +588,7 @@ SET enable_sort = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    -- In the order of the column, whatever the collation of the database is.
+    -- The collation of the column, whatever that of the database is.
     v_next text COLLATE "C" := p_after;
     v_left integer := p_most;
     v_round boolean := false;
@@ -611,7 +613,7 @@ BEGIN
         FROM operation_leases l
         WHERE l.organization_id = v_next;
         IF NOT FOUND THEN
-            -- Two sessions that insert rows of several organizations would wait for each other.
+            -- Two sessions that insert rows of several organizations could deadlock.
             CONTINUE WHEN NOT pg_try_advisory_xact_lock(hashtextextended(v_next, 7236002));
             RETURN QUERY
             INSERT INTO operation_leases AS l (organization_id, fence, leased_until, attempts)
@@ -644,8 +646,9 @@ $$;
 REVOKE ALL ON FUNCTION lease_operations FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION lease_operations TO appointments_service;
 
--- Store that an operation cannot be applied: because the range is taken by a row that
--- apply_writes does not see (hand-written SQL in an open transaction), or as FAILED.
+-- Store that an operation cannot be applied: as FAILED with p_failure, or, if that is NULL, as
+-- TIME_RANGE_CONFLICT with a row that apply_writes does not see (of hand-written SQL in an open
+-- transaction).
 CREATE FUNCTION refuse_operation(
     p_organization_id text,
     p_operation_id uuid,
@@ -682,15 +685,14 @@ $$;
 REVOKE ALL ON FUNCTION refuse_operation FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION refuse_operation TO appointments_service;
 
--- Apply operations of one organization by apply_writes, in order, and store their results, in
--- one transaction. Operations that are finished already are skipped, so the same ones may be
--- passed again.
+-- Apply operations of one organization by apply_writes, in order, and store their results in
+-- the same transaction. Finished operations are skipped, so operations may be passed again.
 --
 -- operations: a JSON array of {"operation_id", "accepted_at", "write"}.
 --
--- If an operation makes the database refuse the whole call, that operation is finished with
--- the error, and the others are applied. Errors that the operation does not cause (locks,
--- resources, missing privileges, a server that stops) end the call: nothing is written then.
+-- If an operation causes an error, it is finished with that error and the others are applied.
+-- Errors that no operation causes (locks, resources, missing privileges, a shutdown of the
+-- server) fail the whole call, and nothing is written.
 CREATE FUNCTION apply_operations(p_organization_id text, p_operations json)
 RETURNS void
 LANGUAGE plpgsql
@@ -706,7 +708,7 @@ DECLARE
     v_constraint text;
     n integer;
 BEGIN
-    -- Before looking for finished operations: another session may be applying the same ones.
+    -- Before the query for finished operations: another session may be applying the same ones.
     PERFORM pg_advisory_xact_lock(organization_lock_key(p_organization_id));
 
     SELECT
@@ -776,13 +778,13 @@ GRANT EXECUTE ON FUNCTION apply_operations TO appointments_service;
 -- leases: a JSON array of {"organization_id", "fence", "only_one"}; with only_one, the call
 -- applies only the first operation of the organization.
 --
--- status: DONE (nothing is queued, the lease is given back), MORE (the lease is extended),
--- BUSY (another session has the organization's lock; not for a single lease, which waits for
--- the lock), LOST (another worker has the lease). delay: seconds since the oldest of the
--- applied operations was accepted.
+-- status: DONE (nothing is queued, the lease is released), MORE (the lease is extended), BUSY
+-- (another session holds the organization's lock; a call for a single lease waits for the lock
+-- instead), LOST (another worker has the lease). delay: seconds since the oldest of the applied
+-- operations was accepted.
 --
--- A call for several leases does not wait for locks that another session holds, of whatever
--- kind, longer than a moment: the call ends, and nothing is written.
+-- A call for several leases waits at most 50 ms for any other lock. It then fails, and nothing
+-- is written.
 CREATE FUNCTION apply_queued_operations(p_leases json, p_most integer, p_lease interval)
 RETURNS TABLE (organization_id text, status text, applied integer, delay double precision)
 LANGUAGE plpgsql
@@ -794,7 +796,7 @@ AS $$
 #variable_conflict use_column
 DECLARE
     v_leases constant integer := json_array_length(p_leases);
-    -- Rows are never updated, so their places stay valid.
+    -- Rows are never updated, so their ctids stay valid.
     v_places tid[];
     v_operations json;
     v_oldest timestamptz;
@@ -843,7 +845,8 @@ BEGIN
         ) AS o;
         IF v_places IS NOT NULL THEN
             PERFORM apply_operations(lease.organization_id, v_operations);
-            -- By keys, an index of the organization would look as cheap, and read all its rows.
+            -- By ctid. By key, the planner could choose an index scan of all the organization's
+            -- rows, whose estimated cost can be the same.
             DELETE FROM queued_operations q
             WHERE q.ctid = ANY (v_places);
             applied := cardinality(v_places);
@@ -867,8 +870,8 @@ $$;
 REVOKE ALL ON FUNCTION apply_queued_operations FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION apply_queued_operations TO appointments_service;
 
--- Finish the first queued operation of a leased organization as FAILED, because every call
--- for it ended without an answer, and return its id.
+-- Finish the first queued operation of a leased organization as FAILED, because no call for it
+-- got a response. Return its id, or NULL if the lease is lost or nothing is queued.
 CREATE FUNCTION give_up_operation(p_organization_id text, p_fence bigint, p_failure text)
 RETURNS uuid
 LANGUAGE plpgsql
@@ -909,9 +912,9 @@ GRANT EXECUTE ON FUNCTION give_up_operation TO appointments_service;
 
 -- Webhooks
 
--- Store a webhook that begins after a revision, by default the organization's latest, unless
--- the organization has p_most webhooks already. Calls for one organization wait for each
--- other, so that the limit holds.
+-- Store a webhook that starts after a revision, by default the organization's latest, unless
+-- the organization already has p_most webhooks. Calls for one organization are serialized by a
+-- lock, so that the limit is never exceeded.
 --
 -- outcome: CREATED, LIMIT_REACHED, or BEYOND for a revision that does not exist yet.
 CREATE FUNCTION create_webhook(
@@ -936,7 +939,7 @@ AS $$
 DECLARE
     v_revision bigint;
 BEGIN
-    -- Not the lock of the writes: another seed.
+    -- With another seed than the lock of the writes.
     PERFORM pg_advisory_xact_lock(hashtextextended(p_organization_id, 7236006));
 
     SELECT coalesce(max(o.revision), 0) INTO v_revision
@@ -964,12 +967,12 @@ $$;
 REVOKE ALL ON FUNCTION create_webhook FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION create_webhook TO appointments_service;
 
--- Replace what a caller sets of a webhook. A header whose value is NULL keeps the value that
--- is stored under its name, compared without case. A change that waits for its next attempt
--- is sent at once: the URL may be another.
+-- Replace the columns of a webhook that a caller sets. A header whose value is NULL keeps the
+-- value that is stored for its name, compared case-insensitively. A change that waits for its
+-- next attempt is sent at once, as the URL may be new.
 --
--- Returns no row if there is no such webhook. Otherwise the number of the first header, from
--- 1, that has no stored value to keep, and nothing is replaced; or NULL.
+-- Returns no row if there is no such webhook. Otherwise returns NULL, or the position (from 1)
+-- of the first header that has no stored value to keep; nothing is replaced then.
 CREATE FUNCTION replace_webhook(
     p_organization_id text,
     p_webhook_id text,
@@ -1029,8 +1032,8 @@ $$;
 REVOKE ALL ON FUNCTION replace_webhook FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION replace_webhook TO appointments_service;
 
--- Give a webhook another secret; the one before it signs for p_overlap more seconds. Old
--- secrets beyond the fourth end at once: each makes every request longer. Returns whether the
+-- Store a new secret. The previous one also signs for p_overlap more seconds. Only the latest
+-- four old secrets are kept, since each adds a signature to every request. Returns whether the
 -- webhook exists.
 CREATE FUNCTION rotate_webhook_secret(
     p_organization_id text, p_webhook_id text, p_secret text, p_overlap double precision
@@ -1058,8 +1061,8 @@ REVOKE ALL ON FUNCTION rotate_webhook_secret FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION rotate_webhook_secret TO appointments_service;
 
 -- Return the secrets that sign, and the values of the caller's own headers. The service's role
--- reads them by this function only, for the webhook that it is about to send to; the table
--- does not show them. Volatile, so that it sees the row as the calling statement has left it.
+-- can read them only by this function, as it has no privilege on these columns. Volatile, so
+-- that it sees the row as changed by the calling statement.
 CREATE FUNCTION webhook_secrets(p_organization_id text, p_webhook_id text)
 RETURNS TABLE (live_secrets text [], header_values text [])
 LANGUAGE sql
@@ -1081,7 +1084,7 @@ $$;
 REVOKE ALL ON FUNCTION webhook_secrets FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION webhook_secrets TO appointments_service;
 
--- A function whose owner has no rights on the tables would make every call of it fail.
+-- Every call of a function fails if its owner has no privileges on the tables.
 DO $$
 DECLARE
     v_apart text;

@@ -1,11 +1,11 @@
--- Prepares a database that the former migrations made, up to 20261126000070, for those that
--- stand here now. Stop all programs, run it once as the user that migrates, then migrate:
+-- Prepares a database with the old migrations, up to 20261126000070, for the current ones. Stop
+-- all programs, run it once as the user who applies migrations, then apply the migrations:
 --
 --     psql --set ON_ERROR_STOP=1 --file migrations/from_20261126000070.sql "$DATABASE_URL"
 --     make migrate
 --
--- The tables keep their rows: they are as the first four migrations make them, so these are
--- marked as applied. The functions are dropped; the fifth migration creates them.
+-- The tables are those of the first four migrations, so these are marked as applied. No rows are
+-- lost. The functions are dropped; the fifth migration creates them.
 BEGIN;
 SET LOCAL search_path = public;
 
@@ -20,11 +20,11 @@ BEGIN
         '20261126000060 20261126000061 20261126000062 20261126000070' THEN
         RAISE EXCEPTION 'the database is not at 20261126000070; applied are: %', v_applied;
     END IF;
-    -- Their digests would need the version too, see below.
+    -- The digests of queued operations would need a version too, see below.
     IF EXISTS (
         SELECT FROM queued_operations q WHERE q.write ->> 'idempotency_key' IS NOT NULL
     ) THEN
-        RAISE EXCEPTION 'operations with an idempotency key are queued: let a worker apply them';
+        RAISE EXCEPTION 'operations with an idempotency key are queued: let workers apply them';
     END IF;
 END
 $$;
@@ -51,7 +51,8 @@ DROP FUNCTION webhook_secrets;
 
 ALTER TABLE webhooks VALIDATE CONSTRAINT webhooks_headers_have_values;
 
--- Digests begin with their version, 1. One without it would differ from that of the same write.
+-- Add the version, 1, to digests, which now begin with it. Without it a repeated write would not
+-- be recognized.
 UPDATE appointment_history SET idempotency_digest = '\x01'::bytea || idempotency_digest
 WHERE octet_length(idempotency_digest) = 32;
 UPDATE unchanged_writes SET idempotency_digest = '\x01'::bytea || idempotency_digest
