@@ -1,1 +1,1 @@
-"""The whole on this machine: PostgreSQL, RabbitMQ, service, worker and gateway."""
+"""Runs everything on this machine: PostgreSQL, RabbitMQ, service, worker and gateway."""

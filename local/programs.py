@@ -1,4 +1,4 @@
-"""Our programs as child processes, for `make run`, the demo and the tests."""
+"""Runs the project's programs as child processes, for `make run`, the demo and the tests."""
 
 import json
 import os
@@ -18,15 +18,15 @@ from runtime.program import LISTENING_FD
 ROOT = Path(__file__).resolve().parent.parent
 
 START_TIMEOUT = 60.0
-# Seconds in which lines gather: to be woken for each would take half the processors' time.
-READING_INTERVAL = 0.05
-# Bytes for what comes until they are read: a program that finds no room answers nobody.
+# Seconds between reads of a pipe. Waking up for each line would take half of the CPU time.
+READ_INTERVAL = 0.05
+# Bytes. Enough for the output of one interval: a program blocks while its pipe is full.
 PIPE_SIZE = 512 * 1024
 STOP_TIMEOUT = 30.0
 
 
 class StartError(Exception):
-    """Something did not start; the message is the one line that the user needs."""
+    """Something did not start. The message is one line for the user."""
 
 
 def die_with_parent(
@@ -42,15 +42,15 @@ def die_with_parent(
 
 
 class Program:
-    """`python -m service`, say, and the log lines it has written.
+    """A program, such as `python -m service`, and its output.
 
-    It runs in a session of its own, so a Ctrl-C at the terminal reaches only this
-    process, which decides what stops first. Give it a whole environment: nothing is
-    inherited, so that a test does not depend on the developer's shell.
+    It runs in its own session, so that Ctrl-C at the terminal reaches only this process, which
+    decides the order of stopping. `environment` is complete: nothing is inherited, so that tests
+    do not depend on the developer's shell.
 
-    `stdout` is as for Popen. By default log lines are read and kept here; with None the program
-    writes to this process's standard output, with a descriptor to that. What it writes to
-    standard error is always kept, and passed to `on_errors` as it comes.
+    `stdout` is that of Popen. By default, log lines are read and kept. With None the program
+    writes to this process's standard output. Lines on standard error are always kept and passed
+    to `on_errors` as they arrive. `on_exit` is called after the end, in another thread.
     """
 
     def __init__(
@@ -103,33 +103,33 @@ class Program:
 
     @property
     def port(self) -> int:
-        """The port it serves."""
+        """The port of its API. Raises StartError before it listens."""
         return int(self._listened()["port"])
 
     @property
     def metrics_port(self) -> int:
-        """The port of its metrics; 0 if it serves none."""
+        """The port of its metrics, 0 if it has none. Raises StartError before it listens."""
         return int(self._listened()["metrics_port"] or 0)
 
     @property
     def address(self) -> str:
-        """What a gRPC channel takes."""
+        """The target of a gRPC channel."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def url(self) -> str:
-        """What an HTTP client takes."""
+        """The base URL for an HTTP client."""
         return f"http://127.0.0.1:{self.port}"
 
     def log_lines(self) -> list[str]:
-        """Everything it has written to stdout and stderr so far."""
+        """Return all lines that it has written to stdout and stderr so far."""
         with self._changed:
             return list(self._lines)
 
     def wait_for_event(
         self, wanted: Callable[[dict[str, Any]], bool], *, within: float = 10.0
     ) -> dict[str, Any]:
-        """The first logged event that is wanted, waited for. TimeoutError if none comes."""
+        """Wait for a log event that is `wanted`, and return the first one. Raises TimeoutError."""
         found: dict[str, Any] | None = None
         seen = 0
 
@@ -149,7 +149,7 @@ class Program:
         return found
 
     def wait_until_listening(self, within: float = START_TIMEOUT) -> Self:
-        """Return when it serves; StartError with its own last words if it ends instead."""
+        """Wait until it listens. Raises StartError, with its last error, if it ends instead."""
         with self._report as report:
             ready, _, _ = select.select([report], [], [], within)
             fields = report.read() if ready else b""
@@ -158,22 +158,22 @@ class Program:
             raise StartError(f"{self.name} was not ready within {within:g} s")
         if not fields:
             self._reap()
-            raise StartError(f"{self.name} did not start: {self.last_words()}")
+            raise StartError(f"{self.name} did not start: {self.exit_summary()}")
         self._listening = json.loads(fields)
         return self
 
-    def last_words(self) -> str:
-        """One line on how it ended: its last line on stderr, if any, and its exit code."""
+    def exit_summary(self) -> str:
+        """Return the last line on stderr, if any, and the exit code, in one line."""
         with self._changed:
-            words = next((line.strip() for line in reversed(self._errors) if line.strip()), "")
+            message = next((line.strip() for line in reversed(self._errors) if line.strip()), "")
         code = self.process.returncode
         end = f"exit code {code}"
         if code is not None and code < 0:
             end = f"killed by {signal.Signals(-code).name}"
-        return f"{words} ({end})".strip()
+        return f"{message} ({end})".strip()
 
     def stop(self, within: float = STOP_TIMEOUT) -> int:
-        """Ask it to end (SIGTERM), insist (SIGKILL) if it does not, return its exit code."""
+        """Stop it with SIGTERM, after `within` seconds with SIGKILL. Returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -183,7 +183,7 @@ class Program:
         return self._reap()
 
     def kill(self) -> int:
-        """End it at once (SIGKILL)."""
+        """Kill it with SIGKILL. Returns the exit code."""
         if self.process.poll() is None:
             self.process.kill()
         return self._reap()
@@ -201,13 +201,13 @@ class Program:
         return self._listening
 
     def _read(self) -> None:
-        """Both pipes to their end, stderr in a thread beside, then the exit code."""
-        beside = threading.Thread(
+        """Read both pipes to their end, stderr in another thread, then wait for the exit."""
+        errors = threading.Thread(
             target=self._read_pipe, args=(self.process.stderr, self._add_errors), daemon=True
         )
-        beside.start()
+        errors.start()
         self._read_pipe(self.process.stdout, self._add)
-        beside.join()
+        errors.join()
         self.process.wait()
         with self._changed:
             self._ended = True
@@ -215,13 +215,13 @@ class Program:
         self._on_exit(self)
 
     def _read_pipe(self, pipe: IO[bytes] | None, add: Callable[[list[str]], None]) -> None:
-        """Take what has come together. The pipe has room for what comes meanwhile."""
+        """Read a pipe at intervals, and add complete lines."""
         rest = b""
         while pipe and (data := os.read(pipe.fileno(), 65536)):
-            whole, newline, rest = (rest + data).rpartition(b"\n")
+            lines, newline, rest = (rest + data).rpartition(b"\n")
             if newline:
-                add(whole.decode(errors="replace").split("\n"))
-            time.sleep(READING_INTERVAL)
+                add(lines.decode(errors="replace").split("\n"))
+            time.sleep(READ_INTERVAL)
         if rest:
             add([rest.decode(errors="replace")])
 

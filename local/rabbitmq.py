@@ -1,7 +1,7 @@
-"""A RabbitMQ node of our own, where `rabbitmq-server` is installed.
+"""A separate RabbitMQ node, if `rabbitmq-server` is installed.
 
-It shares nothing with a node that runs on the machine anyway: it has its own name, ports,
-cookie, data, settings and plugins, and its own epmd, Erlang's directory of nodes.
+It shares nothing with another node on the machine: it has its own name, ports, cookie, data,
+settings and plugins, and its own epmd, Erlang's port mapper.
 """
 
 import os
@@ -16,7 +16,7 @@ from typing import Self
 
 from local.programs import START_TIMEOUT, STOP_TIMEOUT, StartError, die_with_parent
 
-# What keeps a small machine from blocking publishers; the rest is as RabbitMQ has it.
+# The low disk limit keeps RabbitMQ from blocking publishers on a small machine.
 CONFIGURATION = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 log.console = true
@@ -28,10 +28,10 @@ PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 
 
 def server_script() -> Path | None:
-    """The script that starts a node; None if RabbitMQ is not installed.
+    """Return the script that starts a node, None if RabbitMQ is not installed.
 
-    The one in the path of Debian's packages is a wrapper, which changes the user and the
-    directory; the script itself is beside it.
+    In Debian's packages, the script in the PATH is a wrapper, which changes the user and the
+    directory. The script itself is in the same directory as the wrapper's target.
     """
     path = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin{os.pathsep}/usr/local/sbin"
     found = shutil.which("rabbitmq-server", path=path)
@@ -49,10 +49,10 @@ def _installed_script() -> Path:
 
 
 class RabbitMQ:
-    """A node on a directory, reachable through loopback only.
+    """A node with its data in a directory. It listens on loopback only.
 
-    It can be started, stopped and killed again and again, and keeps its data, ports and
-    URL. It stops when this process dies.
+    It can be started, stopped and killed repeatedly, and keeps its data, ports and URL. It stops
+    when this process dies.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -71,18 +71,18 @@ class RabbitMQ:
 
     @property
     def url(self) -> str:
-        """What AMQP clients take."""
+        """The URL of the default virtual host."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
     @property
     def pid(self) -> int:
-        """The process of the Erlang machine, while it runs."""
+        """The process id of the Erlang VM. Raises StartError if it does not run."""
         if self._process is None:
             raise StartError("RabbitMQ is not running")
         return self._process.pid
 
     def start(self) -> None:
-        """Return when it takes connections. StartError if it does not."""
+        """Start the node and wait until it accepts connections. Raises StartError."""
         if self._process is not None:
             return
         script = _installed_script()
@@ -95,7 +95,7 @@ class RabbitMQ:
             raise
 
     def add_virtual_host(self, name: str) -> str:
-        """Make a virtual host, whose queues nobody else sees; return its URL."""
+        """Add a virtual host, which has its own queues and exchanges. Returns its URL."""
         everything = ", ".join(['<<".*">>'] * 3)
         self._evaluate(
             f'rabbit_vhost:add(<<"{name}">>, <<"tests">>), rabbit_auth_backend_internal:'
@@ -104,11 +104,11 @@ class RabbitMQ:
         return f"{self.url}{name}"
 
     def flush_declarations(self) -> None:
-        """Have what was declared on the disk, where RabbitMQ writes it some time afterwards."""
+        """Write declarations to disk now. RabbitMQ would write them some time later."""
         self._evaluate("mnesia:sync_log().")
 
     def _evaluate(self, expression: str) -> None:
-        """Run an expression of Erlang in the node. StartError if it fails."""
+        """Evaluate an Erlang expression in the node. Raises StartError if it fails."""
         done = subprocess.run(
             [str(_installed_script().with_name("rabbitmqctl")), "eval", expression],
             cwd="/",
@@ -118,10 +118,10 @@ class RabbitMQ:
             check=False,
         )
         if done.returncode != 0:
-            raise StartError(f"RabbitMQ does not do it: {(done.stderr or done.stdout)[-500:]}")
+            raise StartError(f"rabbitmqctl failed: {(done.stderr or done.stdout)[-500:]}")
 
     def stop(self) -> None:
-        """Disconnect every client and stop, in order."""
+        """Disconnect all clients and stop gracefully."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -136,10 +136,10 @@ class RabbitMQ:
             self._epmd = None
 
     def kill(self) -> None:
-        """End it at once (SIGKILL): a crash. Confirmed messages are still there afterwards.
+        """Kill the node with SIGKILL, as in a crash. Confirmed messages survive.
 
-        But for those in a quorum queue that was declared less than three seconds before:
-        RabbitMQ writes the names of such queues with that delay.
+        Messages in a quorum queue that was declared in the last three seconds are lost, as
+        RabbitMQ writes the names of such queues to disk with that delay.
         """
         if self._process is not None:
             self._process.kill()
@@ -156,7 +156,7 @@ class RabbitMQ:
         return {
             "PATH": os.environ.get("PATH", os.defpath),
             "LANG": "C.UTF-8",
-            # Erlang makes its cookie there.
+            # Erlang creates its cookie there.
             "HOME": str(self.directory),
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
@@ -174,12 +174,12 @@ class RabbitMQ:
         }
 
     def _start_epmd(self) -> None:
-        """Start the directory of nodes in the foreground; Erlang's own would outlive us."""
+        """Start epmd as a child process. The one that Erlang starts would outlive this process."""
         if self._epmd is not None:
             return
         epmd = shutil.which("epmd")
         if epmd is None:
-            raise StartError("epmd is not in the PATH: Erlang, which RabbitMQ needs, has it")
+            raise StartError("epmd is not in the PATH: it is part of Erlang, which RabbitMQ needs")
         command = [epmd, "-address", "127.0.0.1", "-port", str(self._epmd_port)]
         self._epmd = subprocess.Popen(
             die_with_parent(command, signal_number=signal.SIGKILL),
@@ -189,9 +189,9 @@ class RabbitMQ:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        give_up = time.monotonic() + START_TIMEOUT
-        while not _answers(self._epmd_port, b""):
-            if self._epmd.poll() is not None or time.monotonic() > give_up:
+        deadline = time.monotonic() + START_TIMEOUT
+        while not _responds(self._epmd_port, b""):
+            if self._epmd.poll() is not None or time.monotonic() > deadline:
                 raise StartError("epmd did not start")
             time.sleep(0.02)
 
@@ -206,16 +206,16 @@ class RabbitMQ:
                 stderr=log,
                 start_new_session=True,
             )
-        give_up = time.monotonic() + START_TIMEOUT
-        while not _answers(self.port, PROTOCOL_HEADER):
-            if self._process.poll() is not None or time.monotonic() > give_up:
-                words = self._log.read_text(errors="replace").strip()[-2000:]
-                raise StartError(f"RabbitMQ did not start: {words or 'no output'}")
+        deadline = time.monotonic() + START_TIMEOUT
+        while not _responds(self.port, PROTOCOL_HEADER):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                output = self._log.read_text(errors="replace").strip()[-2000:]
+                raise StartError(f"RabbitMQ did not start: {output or 'no output'}")
             time.sleep(0.05)
 
 
-def _answers(port: int, greeting: bytes) -> bool:
-    """Tell whether somebody listens there, and has a word for the greeting, if there is one."""
+def _responds(port: int, greeting: bytes) -> bool:
+    """Return whether a server listens on the port and responds to the greeting, if any."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
             if not greeting:
@@ -227,7 +227,7 @@ def _answers(port: int, greeting: bytes) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago, all different."""
+    """Return different ports that are free. Other programs may still take them."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     try:
         return [each.getsockname()[1] for each in sockets]

@@ -1,8 +1,8 @@
-"""`make run`: the whole service on this machine, until Ctrl-C.
+"""`make run`: runs everything on this machine until Ctrl-C.
 
-The data stays in `.data/postgres` (RUN_DATA_DIR) and is there again the next time; with
-DATABASE_URL that server is used instead. The settings of both programs are taken from
-the environment (GRPC_PORT, GATEWAY_PORT, LOG_LEVEL, ...).
+The data is kept in `.data/postgres` (RUN_DATA_DIR) for the next time. If DATABASE_URL is set,
+that server is used instead. All programs take their settings from the environment (GRPC_PORT,
+GATEWAY_PORT, LOG_LEVEL, ...).
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from local.programs import ROOT, Program, StartError
 from local.stack import Stack, running
 from runtime.settings import faults
 
-# There is no authentication, so what is tried out is not shown to the network.
+# There is no authentication, so the programs listen on loopback by default.
 ON_LOOPBACK = {"GRPC_HOST": "127.0.0.1", "GATEWAY_HOST": "127.0.0.1"}
 
 
@@ -33,12 +33,12 @@ def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
     ended: queue.SimpleQueue[Program] = queue.SimpleQueue()
 
-    wrong = mistakes()
-    if wrong:
-        print(f"make run: {'; '.join(wrong)}", file=sys.stderr)
+    errors = setting_errors()
+    if errors:
+        print(f"make run: {'; '.join(errors)}", file=sys.stderr)
         return 1
-    for name, meant in misspelt(os.environ):
-        console.print(f"{name} is no setting: is {meant} meant?", style="yellow")
+    for name, similar in misspelled(os.environ):
+        console.print(f"{name} is not a setting: did you mean {similar}?", style="yellow")
     postgres = None
     if not os.environ.get("DATABASE_URL"):
         postgres = EmbeddedPostgres(Path(os.environ.get("RUN_DATA_DIR") or ROOT / ".data/postgres"))
@@ -60,7 +60,7 @@ def main() -> int:
         try:
             console.print("stopped", style="dim")
         except OSError:
-            # The terminal is closed. What its buffer still holds must not fail at exit.
+            # The terminal is closed. Flushing its buffer at exit must not fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except StartError as error:
@@ -71,37 +71,37 @@ def main() -> int:
 
 def _fail_when_one_ends(ended: queue.SimpleQueue[Program]) -> Never:
     program = ended.get()
-    raise StartError(f"{program.name} ended by itself: {program.last_words()}")
+    raise StartError(f"{program.name} ended unexpectedly: {program.exit_summary()}")
 
 
-def mistakes() -> list[str]:
-    """What the programs would say of their settings in the environment, each once."""
-    said: dict[str, None] = {}
-    # Of the embedded server's database the URL is not known yet.
+def setting_errors() -> list[str]:
+    """Return the errors of both programs' settings in the environment, without duplicates."""
+    errors: dict[str, None] = {}
+    # The URL of the embedded server's database is not known yet.
     url = os.environ.get("DATABASE_URL") or "postgresql://"
     try:
         service.settings.Settings(database_url=url)
     except ValidationError as error:
-        said |= dict.fromkeys(faults(error))
+        errors |= dict.fromkeys(faults(error))
     try:
         gateway.settings.Settings()
     except ValidationError as error:
-        said |= dict.fromkeys(faults(error))
-    return list(said)
+        errors |= dict.fromkeys(faults(error))
+    return list(errors)
 
 
-def misspelt(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Variables that are no settings but nearly named as one, each with that one."""
+def misspelled(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield variables whose names are similar to that of a setting, with that setting."""
     models = (service.settings.Settings, gateway.settings.Settings)
     names = {name.upper() for model in models for name in model.model_fields}
     for name in environment:
-        if name not in names and (near := get_close_matches(name, names, n=1, cutoff=0.9)):
-            yield name, near[0]
+        if name not in names and (similar := get_close_matches(name, names, n=1, cutoff=0.9)):
+            yield name, similar[0]
 
 
 @contextlib.contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """The first SIGINT, SIGTERM or SIGHUP ends the block; later ones do not disturb its end."""
+    """Raise KeyboardInterrupt at the first SIGINT, SIGTERM or SIGHUP. Later ones are ignored."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def stop(*_: object) -> None:
@@ -115,13 +115,13 @@ def stopping_on_signals() -> Iterator[None]:
 
 
 def show_errors(name: str, lines: list[str]) -> None:
-    """Print what a program writes to standard error; where nothing can be printed it is lost."""
+    """Print lines that a program wrote to standard error. Errors of printing are ignored."""
     with contextlib.suppress(OSError):
         print("\n".join(f"{name} {line}" for line in lines), flush=True)
 
 
 def welcome(stack: Stack) -> str:
-    """Where everything is, and two commands to try."""
+    """Return the addresses of everything, and two commands to try."""
     rest, grpc = f"http://localhost:{stack.gateway.port}", f"localhost:{stack.service.port}"
     url = '"$DATABASE_URL"' if os.environ.get("DATABASE_URL") else f"'{stack.database_url}'"
     body = '{"id":"1","start":"2030-01-01 10:00","end":"2030-01-01 10:30","title":"First"}'

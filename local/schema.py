@@ -1,9 +1,10 @@
-"""`python -m local.schema dump` and `... migration NAME`: the files that show the schema.
+"""`python -m local.schema dump` and `... migration NAME`: keep the schema files up to date.
 
-`migrations/functions.sql` is edited by hand; `migration` writes the migration that brings the
-functions of a migrated database to it. `migrations/schema.sql` (tables, indexes, constraints,
-privileges) is only to be read; `dump` writes it from a migrated database. Both start a server
-of their own. tests/postgres/test_schema.py compares both files with a migrated database.
+`migrations/functions.sql` is edited by hand. `migration` writes the migration that replaces the
+functions of a migrated database with those of this file. `migrations/schema.sql` (tables,
+indexes, constraints, privileges) is for reading only. `dump` writes it from a migrated database.
+Both commands start their own server. tests/postgres/test_schema.py compares both files with a
+migrated database.
 """
 
 import re
@@ -27,18 +28,18 @@ FUNCTIONS = MIGRATIONS / "functions.sql"
 SCHEMA = MIGRATIONS / "schema.sql"
 
 SCHEMA_HEAD = """\
--- The tables, indexes, constraints and privileges as the migrations leave them, to be read.
--- `make schema` writes this file; the migrations say why things are as they are.
+-- The tables, indexes, constraints and privileges after all migrations, for reading only.
+-- `make schema` writes this file. Comments are in the migrations.
 """
 
-# A function in functions.sql: its comment, and everything up to the next one.
+# The start of a function in functions.sql: its comment and CREATE FUNCTION.
 _BLOCK = re.compile(r"^(?:--.*\n)*CREATE FUNCTION (\w+)", re.MULTILINE)
 _HEADING = re.compile(r"(?:\n\n(?:--.*\n?)+)$")
 
-# Statements that stand below each other in schema.sql.
+# Statements that follow each other without an empty line in schema.sql.
 _LISTED = "(?:GRANT|CREATE INDEX|CREATE UNIQUE INDEX)"
 
-# Functions of ours, not those of extensions.
+# All functions except those of extensions.
 _FUNCTIONS = """
     SELECT
         p.oid::regprocedure::text, p.proname,
@@ -65,7 +66,7 @@ _FUNCTIONS = """
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function as the catalogs have it. `identity` is its name and argument types."""
+    """A function as read from the catalogs. `identity` is its name and argument types."""
 
     identity: str
     name: str
@@ -90,30 +91,30 @@ class Function:
         return f"DROP FUNCTION {self.identity};"
 
     def kept(self) -> tuple[object, ...]:
-        """Return what CREATE OR REPLACE cannot change."""
+        """Return the properties that CREATE OR REPLACE keeps or cannot change."""
         return self.signature, self.public, self.granted_to
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What functions.sql changes: functions by their identity, from and to, None for absent."""
+    """A function before and after a change of functions.sql, None if it does not exist."""
 
     before: Function | None
     after: Function | None
 
     @property
     def replaces(self) -> bool:
-        """Whether CREATE OR REPLACE does it: it changes no signature and takes no privilege."""
+        """Whether CREATE OR REPLACE suffices, as signature and privileges do not change."""
         if self.before is None or self.after is None:
             return False
         return self.before.kept() == self.after.kept()
 
 
 def differences(url: str, wanted: str) -> list[Difference]:
-    """Compare the functions of a migrated database, which stays as it is, with functions.sql."""
+    """Compare a migrated database with functions.sql. The database is not changed."""
     with psycopg.connect(url) as connection:
         have = _read(connection)
-        # A migration may be about to add the column that a function reads.
+        # A function may read a column that the new migration will add.
         connection.execute("SET LOCAL check_function_bodies = off")
         for function in have.values():
             connection.execute(f"DROP FUNCTION {function.identity} CASCADE".encode())
@@ -132,7 +133,7 @@ def _read(connection: psycopg.Connection) -> dict[str, Function]:
 
 
 def _blocks(text: str) -> dict[str, str]:
-    """Split functions.sql by the names of the functions, in its order, with their comments."""
+    """Return the text of each function in functions.sql, with its comment, by name."""
     found = list(_BLOCK.finditer(text))
     ends = [match.start() for match in found[1:]] + [len(text)]
     return {
@@ -142,7 +143,7 @@ def _blocks(text: str) -> dict[str, str]:
 
 
 def migration(changes: list[Difference], wanted: str) -> str:
-    """Return the text of a migration that makes the changes of functions.sql, and its way back."""
+    """Return the text of a migration that makes the changes, and of the way back."""
     up: list[str] = []
     down: list[str] = []
     for change in changes:
@@ -159,7 +160,7 @@ def migration(changes: list[Difference], wanted: str) -> str:
             up.append(block)
     down += [change.before.create() for change in changes if change.before]
     head = (
-        "-- Other sessions wait behind a lock that is waited for: better to fail, and be run again."
+        "-- Other sessions queue behind a waiting lock request. Fail instead; run it again then."
         "\nSET LOCAL lock_timeout = '2s';"
     )
     return "\n\n".join(["-- migrate:up", head, *up, "-- migrate:down", head, *down]) + "\n"
@@ -177,7 +178,7 @@ def dump(url: str) -> str:
         left_out = re.compile(" (FUNCTION|TRIGGER|COMMENT) ")
         listing.write_text("".join(entry for entry in entries if not left_out.search(entry)))
         text = _output(*restore, f"--use-list={listing}", "--file=-")
-    # Settings of the session and comments; what remains is any version's SQL.
+    # Remove session settings and comments, which differ between versions of pg_dump.
     text = re.sub(r"^(?:--|SET |SELECT pg_catalog|\\).*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"\n{3,}", "\n\n", text).strip()
     text = re.sub(rf"^({_LISTED}.*)\n\n(?={_LISTED})", r"\1\n", text, flags=re.MULTILINE)
@@ -201,7 +202,7 @@ def _migrated_database() -> Iterator[str]:
 
 @click.group()
 def main() -> None:
-    """Keep the migrations and the files that show the schema together."""
+    """Keep the migrations and the schema files consistent."""
 
 
 @main.command("dump")
@@ -214,7 +215,7 @@ def _dump() -> None:
 @main.command("migration")
 @click.argument("name")
 def _migration(name: str) -> None:
-    """Write the migration that brings a database to migrations/functions.sql."""
+    """Write the migration that brings a database to the state of migrations/functions.sql."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         sys.exit("NAME: small letters, digits and underscores, such as NAME=add_location")
     wanted = FUNCTIONS.read_text()
@@ -225,7 +226,7 @@ def _migration(name: str) -> None:
     path.write_text(migration(changes, wanted))
     click.echo(
         f"{path.relative_to(ROOT)} changes {len(changes)} functions. Now:\n"
-        "- add what changes tables, before the functions, and its way back\n"
+        "- add changes of tables, before the functions, and the way back\n"
         f'- set NEEDED_MIGRATION = "{version}" in service/postgres/schema.py\n'
         "- make schema"
     )

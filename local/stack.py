@@ -1,4 +1,4 @@
-"""PostgreSQL, the service, a worker and the gateway together, on this machine."""
+"""Runs PostgreSQL, the service, a worker and the gateway together on this machine."""
 
 import os
 import subprocess
@@ -16,10 +16,10 @@ from runtime.listening import CannotListen, bracketed, listen_on, listening_sock
 DATABASE = "appointments"
 
 EVERY_HOST = "0.0.0.0"  # noqa: S104
-# Where what listens everywhere is reached from here.
+# Addresses to connect to a program that listens on all interfaces.
 LOOPBACK = {"": "127.0.0.1", EVERY_HOST: "127.0.0.1", "::": "127.0.0.1", "[::]": "127.0.0.1"}
 
-# Settings for programs that must not get in anybody's way.
+# Settings for programs that must not conflict with others: loopback and any free port.
 ANY_PORT = {
     "GRPC_HOST": "127.0.0.1",
     "GRPC_PORT": "0",
@@ -30,13 +30,13 @@ ANY_PORT = {
     "WORKER_METRICS_PORT": "0",
 }
 
-# What a child process gets from the shell besides its settings.
+# Variables that a child process inherits besides its settings.
 _PASSED_ON = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """What runs, once all of it is ready."""
+    """The running programs, all of them ready."""
 
     database_url: str
     service: Program
@@ -54,11 +54,13 @@ def running(
     on_errors: Callable[[str, list[str]], None] = lambda _name, _lines: None,
     on_exit: Callable[[Program], None] = lambda _: None,
 ) -> Iterator[Stack]:
-    """Start everything, and stop it in the opposite order when the block ends.
+    """Start everything, and stop it in reverse order when the block ends.
 
-    Without `postgres` the server of `settings["DATABASE_URL"]` is used. The programs' log
-    lines go to `stdout`, as for Popen, what they write to standard error to `on_errors`.
-    StartError, with nothing left running, if any part does not start or does not stop cleanly.
+    Without `postgres`, the server of `settings["DATABASE_URL"]` is used. `stdout`, `on_errors` and
+    `on_exit` are those of Program; `on_errors` also gets the program's name.
+
+    Raises StartError if a part does not start or does not stop cleanly. Nothing is left running
+    then.
     """
     environment = {**base_environment(), **settings}
     check_ports(environment)
@@ -105,12 +107,12 @@ def running(
 
 
 def base_environment() -> dict[str, str]:
-    """What every child process gets, whatever else the shell has set."""
+    """Return the variables that every child process inherits."""
     return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
 
 
 def check_ports(environment: Mapping[str, str]) -> None:
-    """StartError if one of the ports is taken, before anything has been started."""
+    """Raise StartError if a port is in use. Call it before anything is started."""
     for host_name, port_name, default in (
         ("GRPC_HOST", "GRPC_PORT", "50051"),
         ("GATEWAY_HOST", "GATEWAY_PORT", "3000"),
@@ -119,7 +121,7 @@ def check_ports(environment: Mapping[str, str]) -> None:
         ("GRPC_HOST", "WORKER_METRICS_PORT", "9466"),
     ):
         text = environment.get(port_name, default)
-        if not text:  # not served at all, or not allowed: for the program to say
+        if not text:  # switched off, or refused by the program
             continue
         if not text.isdecimal() or int(text) > 65535:
             raise StartError(f"{port_name} is not a port: {text}")
@@ -134,20 +136,20 @@ def check_ports(environment: Mapping[str, str]) -> None:
 
 
 def _listen(address: str, port: int) -> tuple[None, int]:
-    """Listen and stop at once; OSError if it cannot be done."""
+    """Listen on a port for a moment. Raises OSError."""
     listening_socket(address, port).close()
     return None, port
 
 
 def _stop(program: Program) -> None:
-    ended_before = program.process.poll() is not None
+    had_ended = program.process.poll() is not None
     code = program.stop()
-    if code != 0 and not ended_before:
-        raise StartError(f"{program.name} did not stop cleanly: {program.last_words()}")
+    if code != 0 and not had_ended:
+        raise StartError(f"{program.name} did not stop cleanly: {program.exit_summary()}")
 
 
 def _owner(port: int) -> str:
-    """Who listens there, as far as we may see it."""
+    """Return " by process PID" if the process that listens on a port is visible, else ""."""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.status != psutil.CONN_LISTEN or not connection.laddr:

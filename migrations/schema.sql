@@ -1,5 +1,5 @@
--- The tables, indexes, constraints and privileges as the migrations leave them, to be read.
--- `make schema` writes this file; the migrations say why things are as they are.
+-- The tables, indexes, constraints and privileges after all migrations, for reading only.
+-- `make schema` writes this file. Comments are in the migrations.
 
 CREATE EXTENSION IF NOT EXISTS btree_gist WITH SCHEMA public;
 

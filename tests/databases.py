@@ -19,8 +19,8 @@ from local.stack import DATABASE
 class _SmallPostgres(EmbeddedPostgres):
     """A server with a small data directory, which is fast to copy."""
 
-    def _filling(self) -> list[str]:
-        return [*super()._filling(), "--wal-segsize", "1"]
+    def _initialization(self) -> list[str]:
+        return [*super()._initialization(), "--wal-segsize", "1"]
 
 
 class Clusters:

@@ -146,8 +146,8 @@ async def test_it_answers_and_stops_in_order_and_finds_its_data_again(
 
 def test_the_printed_commands_work_and_a_misspelt_setting_is_named(start_run: StartRun) -> None:
     run = start_run(prepared=True, GATEWAY_PRT="3001", GATEWAYS="2").wait_until_ready()
-    named = "GATEWAY_PRT is no setting: is GATEWAY_PORT meant?\n"
-    assert run.output.count("is no setting") == run.output.count(named) == 1
+    named = "GATEWAY_PRT is not a setting: did you mean GATEWAY_PORT?\n"
+    assert run.output.count("is not a setting") == run.output.count(named) == 1
     commands = run.output.split("Try:\n")[1].split("\n\n")[0].splitlines()
     assert [command.split()[0] for command in commands] == [
         "curl",
@@ -323,7 +323,7 @@ def test_a_program_that_ends_stops_everything(start_run: StartRun, name: str) ->
     victim.kill()
     code, errors = run.end()
     assert code == 1
-    assert re.fullmatch(rf"make run: {name} ended by itself: \(killed by SIGKILL\)\n", errors)
+    assert re.fullmatch(rf"make run: {name} ended unexpectedly: \(killed by SIGKILL\)\n", errors)
     assert not any(process.is_running() for process in processes)
 
 
