@@ -31,7 +31,7 @@ from gateway.endpoints.rpc import CallDependencies, CallEndpoint
 from gateway.http.bodies import BodyReader
 from gateway.http.handler import Endpoint, HttpHandler
 from gateway.http.in_flight import InFlight
-from gateway.http.problems import StatusReader
+from gateway.http.problems import StatusConverter
 from gateway.http.router import Router
 from gateway.http.server import HttpServer, Timeouts
 from gateway.http.streams import Streams
@@ -40,7 +40,7 @@ from gateway.openapi.document import openapi_document
 from gateway.settings import Settings
 from gateway.transcoding.routes import batch_of, location_template, routes_of
 from gateway.upstream.channels import open_channel
-from gateway.upstream.client import ServiceCaller
+from gateway.upstream.client import ServiceClient
 from gateway.upstream.relay import Relay
 from gateway.upstream.watch import Watch
 from runtime.listening import listen_on, listening_socket, serve_metrics
@@ -69,10 +69,10 @@ def build_router(
 ) -> Router[Endpoint]:
     """Create the endpoints of all routes and pages."""
     routes = routes_of(*SERVICES)
-    statuses = StatusReader(
+    statuses = StatusConverter(
         frozenset(route.body for route in routes if route.body not in {"", "*"})
     )
-    service = ServiceCaller(relays, statuses)
+    service = ServiceClient(relays, statuses)
     operations = OperationResponses(statuses)
     shared = CallDependencies(
         service=service,
@@ -137,7 +137,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
     async with AsyncExitStack() as closing:
         in_flight = InFlight(settings.gateway_max_in_flight)
         waiting = InFlight(
-            settings.gateway_max_in_flight, "Too many requests wait for operations already."
+            settings.gateway_max_in_flight, "Too many requests are waiting for operations."
         )
         streams = Streams(settings.gateway_max_streams)
         metrics = Metrics(lambda: in_flight.count + waiting.count, lambda: streams.count)
@@ -194,8 +194,8 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
             _socket,
             settings="GATEWAY_HOST, GATEWAY_PORT",
         )
-        for each in sockets:
-            await SockSite(runner, each, backlog=_CONNECTION_BACKLOG).start()
+        for listening in sockets:
+            await SockSite(runner, listening, backlog=_CONNECTION_BACKLOG).start()
         yield Listening(port=port, metrics_port=metrics_port, in_flight=in_flight)
 
 

@@ -18,7 +18,7 @@ class Settings(ProgramSettings):
     service_address: str = "localhost:50051"
     """Host and port, or a gRPC target name such as `dns:///service:50051`."""
     service_connections: Count = 1
-    """Set it to the number of addresses of the service: a connection uses one at a time."""
+    """Set it to the number of addresses of the service: each connection uses one at a time."""
     gateway_metrics_port: Port | None = 9465
     """If empty, no metrics are served."""
     gateway_timeout: Seconds = 10

@@ -1,1 +1,1 @@
-"""What callers read: messages as JSON (REST, streams, webhooks, RabbitMQ), reasons of errors."""
+"""The public JSON format: messages (REST, event streams, webhooks, RabbitMQ), error reasons."""

@@ -1,7 +1,7 @@
-"""Every reason for which a request is refused: its gRPC code, HTTP status and meaning.
+"""The reasons for refusing requests, with their gRPC codes, HTTP statuses and meanings.
 
-Both programs use this table. The service's errors take their gRPC code from it, the gateway's
-answers their HTTP status, and the OpenAPI document `code` and the error responses of each route.
+The errors of the service take their gRPC codes from this table, and the gateway its HTTP
+statuses. The OpenAPI document takes from it the values of `code` and the error responses.
 """
 
 from enum import Enum, StrEnum, auto
@@ -17,11 +17,11 @@ TEMPORARY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILA
 """The statuses after which the same request may succeed later. They come with `RETRY_DELAY`."""
 
 RETRY_DELAY = 1
-"""In seconds, for `RetryInfo` and `Retry-After`."""
+"""The delay in `RetryInfo` and `Retry-After`, in seconds."""
 
 
 class Requests(Enum):
-    """Which requests can be refused for a reason: the OpenAPI document lists its status there."""
+    """The requests for whose operations the OpenAPI document lists the status of a reason."""
 
     ANY = auto()
     WITH_BODY = auto()
@@ -30,7 +30,7 @@ class Requests(Enum):
     CONDITIONAL = auto()
     WITH_KEY = auto()
     NONE = auto()
-    """None that the document describes. It lists them under `default`."""
+    """No request that the document describes; it has `default` responses for these."""
 
 
 class Reason(StrEnum):
@@ -53,7 +53,7 @@ class Reason(StrEnum):
         requests: Requests,
         meaning: str,
     ) -> Self:
-        """Make a reason, which is a string too."""
+        """Return a reason whose string value is `code`."""
         reason = str.__new__(cls, code)
         reason._value_ = code
         reason.grpc = grpc

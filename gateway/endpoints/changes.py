@@ -23,10 +23,10 @@ from appointments.v1.appointment_service_pb2 import (
 from gateway.endpoints.organizations import organization_reader
 from gateway.endpoints.rpc import CallEndpoint
 from gateway.http.context import RequestContext
-from gateway.http.problems import FieldError, ProblemError, StatusReader, invalid_fields
+from gateway.http.problems import FieldError, ProblemError, StatusConverter, invalid_fields
 from gateway.http.streams import (
     MEDIA_TYPE,
-    End,
+    EndReason,
     EventStream,
     SlowReaderError,
     Streams,
@@ -63,7 +63,7 @@ class ChangesEndpoint:
         route: Route,
         page: CallEndpoint,
         watch: Watch,
-        statuses: StatusReader,
+        statuses: StatusConverter,
         *,
         streams: Streams,
         metrics: Metrics,
@@ -108,17 +108,17 @@ class ChangesEndpoint:
                     try:
                         end = await self._send(stream, context, request, metadata, resumes=resumes)
                     except SlowReaderError:
-                        end = End.SLOW_READER
+                        end = EndReason.SLOW_READER
                     # The stream keeps its slot until the client has read the rest.
                     await self._end(stream, context, end)
         except TimeoutError:
-            await self._end(stream, context, End.STOPPING)
+            await self._end(stream, context, EndReason.STOPPING)
         except TooManyStreamsError:
-            await self._end(stream, context, End.OVERLOADED)
+            await self._end(stream, context, EndReason.OVERLOADED)
         except ConnectionError:
-            await self._end(stream, context, End.CALLER_GONE)
+            await self._end(stream, context, EndReason.CALLER_GONE)
         except asyncio.CancelledError:
-            await self._end(stream, context, End.CALLER_GONE)
+            await self._end(stream, context, EndReason.CALLER_GONE)
             raise
         except CallError as error:
             # An error in the revision is reported for the header that contained it.
@@ -137,7 +137,7 @@ class ChangesEndpoint:
         metadata: Metadata,
         *,
         resumes: bool,
-    ) -> End | None:
+    ) -> EndReason | None:
         """Send events, and return why they end; for HEAD, send only the headers and return None.
 
         `resumes` is true if the stream continues after an event that the client has received.
@@ -168,19 +168,21 @@ class ChangesEndpoint:
                         code=error.status.code,
                         error=error.status.message,
                     )
-                    return End.REFUSED
+                    return EndReason.REFUSED
             else:
-                return End.SERVICE_UNAVAILABLE
+                return EndReason.SERVICE_UNAVAILABLE
             # The client has seen later revisions than the latest: the database was restored.
             await stream.begin()
             await stream.send(b'id: 0\nevent: reset\ndata: {"revision":"%d"}\n\n' % latest)
             request.after_revision = 0
 
-    async def _end(self, stream: EventStream, context: RequestContext, end: End | None) -> None:
+    async def _end(
+        self, stream: EventStream, context: RequestContext, end: EndReason | None
+    ) -> None:
         if end is None or stream.ended:
             return
         self._metrics.streams_ended.labels(end).inc()
-        if end is not End.CALLER_GONE:
+        if end is not EndReason.CALLER_GONE:
             context.code = end.name
         await stream.finish(end)
 

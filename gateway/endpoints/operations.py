@@ -28,14 +28,14 @@ from gateway.http.problems import (
     Errors,
     FieldError,
     ProblemError,
-    StatusReader,
+    StatusConverter,
     invalid_fields,
     refusal,
 )
 from gateway.http.responses import json_response
 from gateway.http.router import decode_percent
 from gateway.transcoding.query import QueryParameter, query_reader, read_query
-from gateway.upstream.client import ServiceCaller, revision_header
+from gateway.upstream.client import ServiceClient, revision_header
 from public_json.reasons import Reason
 from public_json.rendering import MessageRenderer, Render
 
@@ -60,7 +60,7 @@ _SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s?")
 class OperationResponses:
     """Renders operations as proto3 JSON, with errors as problems."""
 
-    def __init__(self, statuses: StatusReader) -> None:
+    def __init__(self, statuses: StatusConverter) -> None:
         self.statuses = statuses
         special: dict[str, Render] = {Status.DESCRIPTOR.full_name: statuses.render}
         self._packed = {
@@ -96,7 +96,7 @@ class OperationEndpoint:
 
     def __init__(
         self,
-        service: ServiceCaller,
+        service: ServiceClient,
         responses: OperationResponses,
         in_flight: InFlight,
         waiting: InFlight,
@@ -139,7 +139,7 @@ class OperationsEndpoint:
     takes_body = False
 
     def __init__(
-        self, service: ServiceCaller, responses: OperationResponses, in_flight: InFlight
+        self, service: ServiceClient, responses: OperationResponses, in_flight: InFlight
     ) -> None:
         self._service = service
         self._responses = responses

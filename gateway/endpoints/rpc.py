@@ -18,7 +18,7 @@ from gateway.http.in_flight import InFlight
 from gateway.http.problems import ProblemError, refusal
 from gateway.transcoding.inputs import InputReader
 from gateway.transcoding.routes import Route
-from gateway.upstream.client import ServiceCaller
+from gateway.upstream.client import ServiceClient
 from gateway.upstream.relay import Reply
 from public_json.reasons import Reason
 from public_json.rendering import Render
@@ -28,7 +28,7 @@ from public_json.rendering import Render
 class CallDependencies:
     """What all endpoints share. The limits are separate."""
 
-    service: ServiceCaller
+    service: ServiceClient
     bodies: BodyReader
     # Bodies being received. Slow senders do not use up the limit of calls.
     receiving: InFlight

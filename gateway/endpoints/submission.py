@@ -24,7 +24,7 @@ from gateway.endpoints.route_responses import RouteResponses
 from gateway.http.context import RequestContext
 from gateway.http.in_flight import InFlight
 from gateway.http.problems import ProblemError
-from gateway.upstream.client import ServiceCaller, revision_header
+from gateway.upstream.client import ServiceClient, revision_header
 
 PREFER = "Prefer"
 PREFERENCE_APPLIED = "Preference-Applied"
@@ -82,7 +82,7 @@ class Submission:
     def __init__(
         self,
         kind: str,
-        service: ServiceCaller,
+        service: ServiceClient,
         responses: RouteResponses,
         operations: OperationResponses,
         waiting: InFlight,

@@ -12,7 +12,7 @@ from aiohttp.web import BaseRequest, Response, StreamResponse
 from gateway.http.bodies import BodyReader
 from gateway.http.context import RequestContext
 from gateway.http.problems import ProblemError, internal, refusal
-from gateway.http.responses import REQUEST_ID, problem_response, sign
+from gateway.http.responses import REQUEST_ID, add_common_headers, problem_response
 from gateway.http.router import Router
 from gateway.http.unreadable import unreadable_error
 from gateway.metrics import Metrics
@@ -59,7 +59,7 @@ class HttpHandler:
         context = RequestContext(request=request, request_id=request_id_of(request))
         status = CALLER_GONE  # if this task is cancelled
         try:
-            response = await self._answer(context)
+            response = await self._respond(context)
             status = response.status
         finally:
             self._record(context, context.stream_status or status, time.perf_counter() - started)
@@ -70,11 +70,11 @@ class HttpHandler:
         context = RequestContext(request=request, request_id=_new_request_id())
         problem = unreadable_error(error).problem
         response = problem_response(context, problem, {hdrs.CONNECTION: "close"})
-        sign(response, context)
+        add_common_headers(response, context)
         self._record(context, response.status, 0)
         return response
 
-    async def _answer(self, context: RequestContext) -> StreamResponse:
+    async def _respond(self, context: RequestContext) -> StreamResponse:
         response: StreamResponse
         try:
             response = await self._dispatch(context)
@@ -86,7 +86,7 @@ class HttpHandler:
                 raise  # ends the connection
             response = problem_response(context, internal())
         if context.stream_status is None:
-            sign(response, context)
+            add_common_headers(response, context)
         return response
 
     async def _dispatch(self, context: RequestContext) -> StreamResponse:

@@ -171,7 +171,7 @@ def internal() -> Problem:
     return refusal(_INTERNAL.reason, _INTERNAL.detail).problem
 
 
-class StatusReader:
+class StatusConverter:
     """Converts `google.rpc.Status` to problems.
 
     Paths of invalid fields are converted to those of REST. A field that is the body itself in

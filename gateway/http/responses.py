@@ -21,7 +21,7 @@ def json_response(status: int, body: bytes, headers: Mapping[str, str]) -> Respo
     )
 
 
-def sign(response: StreamResponse, context: RequestContext) -> None:
+def add_common_headers(response: StreamResponse, context: RequestContext) -> None:
     """Add the headers of every response."""
     response.headers[REQUEST_ID] = context.request_id
     response.headers[hdrs.SERVER] = "appointments"  # aiohttp would disclose its version

@@ -12,7 +12,7 @@ from aiohttp import hdrs
 from aiohttp.web import StreamResponse
 
 from gateway.http.context import RequestContext
-from gateway.http.responses import sign
+from gateway.http.responses import add_common_headers
 
 MEDIA_TYPE = "text/event-stream"
 FINAL_READ_TIMEOUT = 1.0
@@ -28,7 +28,7 @@ _RECONNECT_DELAY = (1_000, 3_000)
 _LONG_RECONNECT_DELAY = (5_000, 15_000)
 
 
-class End(StrEnum):
+class EndReason(StrEnum):
     """Why a stream ended, for logs and metrics."""
 
     CALLER_GONE = "caller_gone"
@@ -40,10 +40,10 @@ class End(StrEnum):
 
 
 _END_COMMENTS = {
-    End.SERVICE_UNAVAILABLE: b": the service does not answer\n\n",
-    End.REFUSED: b": the service refuses to go on\n\n",
-    End.OVERLOADED: b": too many streams are open\n\n",
-    End.STOPPING: b": the gateway stops\n\n",
+    EndReason.SERVICE_UNAVAILABLE: b": the service does not answer\n\n",
+    EndReason.REFUSED: b": the service refuses to go on\n\n",
+    EndReason.OVERLOADED: b": too many streams are open\n\n",
+    EndReason.STOPPING: b": the gateway stops\n\n",
 }
 
 
@@ -106,7 +106,7 @@ class EventStream:
                 "X-Accel-Buffering": "no",  # else a proxy buffers events
             }
         )
-        sign(self.response, context)
+        add_common_headers(self.response, context)
         self.ended = False
         self._context = context
         self._reader_timeout = reader_timeout
@@ -146,7 +146,7 @@ class EventStream:
                 raise SlowReaderError from None
         self._sending = False
 
-    async def finish(self, end: End) -> None:
+    async def finish(self, end: EndReason) -> None:
         """End the stream with a comment that gives the reason. Unsent data is dropped.
 
         The client has a second to read the rest, or `reader_timeout` if it was too slow. Then
@@ -154,15 +154,15 @@ class EventStream:
         incomplete event.
         """
         self.ended = True
-        if end is End.CALLER_GONE:
+        if end is EndReason.CALLER_GONE:
             return
         request = self._context.request
         try:
             async with asyncio.timeout(
-                self._reader_timeout if end is End.SLOW_READER else FINAL_READ_TIMEOUT
+                self._reader_timeout if end is EndReason.SLOW_READER else FINAL_READ_TIMEOUT
             ):
                 await self.begin(
-                    _LONG_RECONNECT_DELAY if end is End.OVERLOADED else _RECONNECT_DELAY
+                    _LONG_RECONNECT_DELAY if end is EndReason.OVERLOADED else _RECONNECT_DELAY
                 )
                 # A comment would complete an event that was sent in part.
                 if request.method != hdrs.METH_HEAD and not self._sending:

@@ -29,7 +29,7 @@ class InputReader:
     """Reads the requests of one route into its input messages."""
 
     def __init__(self, route: Route, batch: Route | None = None) -> None:
-        """Prepare a route. `batch` is the route that accepts several of the same input."""
+        """Prepare a route. `batch` is the route for a batch of its inputs, if any."""
         fields = route.rpc.input_type.fields_by_name
         self._new: Callable[..., Message] = GetMessageClass(route.rpc.input_type)
         self._body = route.body

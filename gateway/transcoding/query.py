@@ -97,9 +97,9 @@ def read_query_bool(value: Any, path: str, errors: Errors) -> bool | None:  # no
 
 
 def query_reader(field: FieldDescriptor) -> Read:
-    """Give what reads one query parameter, percent-decoded already, into this field.
+    """Return a reader of the percent-decoded value of a query parameter for this field.
 
-    Only types that have a plain text are taken; a message in a query would need paths.
+    Only types with a plain text form are supported: a nested message would need paths.
     """
     if field.type == FieldDescriptor.TYPE_BOOL:
         return read_query_bool

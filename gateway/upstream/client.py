@@ -6,7 +6,7 @@ from zlib import crc32
 from google.protobuf.message import Message
 
 from gateway.http.context import RequestContext
-from gateway.http.problems import ProblemError, StatusReader, refusal
+from gateway.http.problems import ProblemError, StatusConverter, refusal
 from gateway.upstream.metadata import metadata_of
 from gateway.upstream.relay import CallError, MessageTooLargeError, Relay, Reply
 from public_json.reasons import Reason
@@ -14,11 +14,13 @@ from public_json.reasons import Reason
 REVISION = "Organization-Revision"
 
 
-class ServiceCaller:
-    """Calls methods of the service by path: `/package.Service/Method`."""
+class ServiceClient:
+    """Calls methods of the service by path: `/package.Service/Method`.
 
-    def __init__(self, relays: Sequence[Relay], statuses: StatusReader) -> None:
-        # One per connection to the service.
+    There is one relay per connection to the service.
+    """
+
+    def __init__(self, relays: Sequence[Relay], statuses: StatusConverter) -> None:
         self._relays = relays
         self._statuses = statuses
 
@@ -41,7 +43,7 @@ class ServiceCaller:
         except MessageTooLargeError as error:
             raise refusal(
                 Reason.REQUEST_TOO_LARGE,
-                f"As a message of the service the request is more than {error.max_bytes} bytes.",
+                f"Encoded as a gRPC message, the request is larger than {error.max_bytes} bytes.",
             ) from error
         except CallError as error:
             raise ProblemError(

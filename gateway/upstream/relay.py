@@ -88,7 +88,7 @@ class Relay:
             task = asyncio.create_task(stream.run())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        answer = await stream.call(_Unsent(method, request, metadata, size, self._timeout + wait))
+        answer = await stream.call(_Call(method, request, metadata, size, self._timeout + wait))
         revision = (
             answer.organization_revision if answer.HasField("organization_revision") else None
         )
@@ -103,7 +103,7 @@ class Relay:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-class _Unsent(NamedTuple):
+class _Call(NamedTuple):
     method: str
     request: bytes
     metadata: Metadata
@@ -127,12 +127,12 @@ class _Stream:
         self._max_message_bytes = max_message_bytes
         self._errors = errors
         self._last_number = 0
-        self._unsent: dict[int, _Unsent] = {}
+        self._unsent: dict[int, _Call] = {}
         self._unanswered: dict[int, asyncio.Future[pb.Answer]] = {}
         self._cancelled: list[int] = []
         self._wake = asyncio.Event()
 
-    async def call(self, call: _Unsent) -> pb.Answer:
+    async def call(self, call: _Call) -> pb.Answer:
         loop = asyncio.get_running_loop()
         self._last_number = number = self._last_number + 1
         answer: asyncio.Future[pb.Answer] = loop.create_future()

@@ -12,7 +12,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
-from gateway.http.problems import MAX_ERRORS, FieldError, StatusReader, invalid_fields
+from gateway.http.problems import MAX_ERRORS, FieldError, StatusConverter, invalid_fields
 from local.programs import ROOT
 from public_json.reasons import Reason
 
@@ -29,7 +29,7 @@ ALONE = {
     Reason.ABORTED,
     Reason.UNIMPLEMENTED,
 }
-READER = StatusReader(frozenset({"appointment"}))
+READER = StatusConverter(frozenset({"appointment"}))
 
 
 def _status(code: StatusCode, reason: str, *details: Message, message: str = "why") -> Status:

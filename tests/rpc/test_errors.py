@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from gateway.app import SERVICES
-from gateway.http.problems import StatusReader
+from gateway.http.problems import StatusConverter
 from gateway.openapi.document import openapi_document
 from gateway.transcoding.routes import routes_of
 from public_json.reasons import Reason, Requests
@@ -45,7 +45,7 @@ def test_an_error_has_one_reason_everywhere(error: type[ServiceError]) -> None:
     assert (sent.code, sent.reason) == (reason.grpc, reason)
     assert (sent.retry_after is not None) == reason.temporary
 
-    problem = StatusReader(frozenset()).of_status(status)
+    problem = StatusConverter(frozenset()).of_status(status)
     assert (problem.code, problem.status) == (reason, reason.http)
     assert (problem.retry_after is not None) == reason.temporary
     assert problem.body()["title"] == HTTPStatus(reason.http).phrase
