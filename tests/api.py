@@ -117,8 +117,8 @@ class Organization:
         self, id: str | None, start: float, end: float, **fields: Any
     ) -> rpc.UpsertAppointmentResponse:
         """Upsert. Fields are those of the appointment or of the request."""
-        beside = ("etag", "create_only", "idempotency_key", "validate_only")
-        options = {name: fields.pop(name) for name in beside if name in fields}
+        of_request = ("etag", "create_only", "idempotency_key", "validate_only")
+        options = {name: fields.pop(name) for name in of_request if name in fields}
         request = rpc.UpsertAppointmentRequest(
             appointment=appointment(self.id, id, start, end, **fields), **options
         )

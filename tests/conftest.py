@@ -272,8 +272,8 @@ def place(create_database: CreateDatabase, start_service: StartProgram) -> Itera
 
 
 @pytest.fixture
-def start_beside(place: Place, start_worker: StartProgram) -> Callable[..., Program]:
-    """Start a worker at the place."""
+def start_place_worker(place: Place, start_worker: StartProgram) -> Callable[..., Program]:
+    """Start a worker on the database of `place`."""
     return lambda **env: start_worker(DATABASE_URL=place.url, **env)
 
 

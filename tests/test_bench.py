@@ -163,15 +163,15 @@ def test_what_is_accepted_is_applied_and_both_are_measured(tmp_path: Path) -> No
     assert (found["overlapping"], found["missing"]) == (0, 0)
     queues = 2 if server_script() else 1
     by_worker = [row for row in found["rows"] if row["load"]["interface"] == "worker"]
-    beside = [row for row in found["rows"] if row["delay_ms"] is not None]
-    assert (len(by_worker), len(beside)) == (queues, 2 * queues)
+    delayed = [row for row in found["rows"] if row["delay_ms"] is not None]
+    assert (len(by_worker), len(delayed)) == (queues, 2 * queues)
     for row in found["rows"]:
         assert row["errors"] == {}
         assert row["per_second"] > 0
         assert (row["ratio"] is None) == (row["load"]["operation"] == "upsert")
     for row in by_worker:
         assert min(row["cpu_us"]["worker"], row["cpu_us"]["postgresql"]) > 0
-    for row in beside:
+    for row in delayed:
         delay = row["delay_ms"]
         assert 0 < delay["p50"] <= delay["p95"] <= delay["p99"]
 

@@ -82,7 +82,7 @@ async def test_whatever_is_killed_all_that_was_accepted_ends_once_and_in_order(
         running.start(f"worker-{number}")
     organizations = [f"{number}-{uuid.uuid4()}" for number in range(ORGANIZATIONS)]
     wanted = steps("a", OPERATIONS // ORGANIZATIONS)
-    beside = steps("s", SYNCHRONOUS)
+    synchronous = steps("s", SYNCHRONOUS)
     bindings = [routing_key(each, "*") for each in organizations]
     taken: dict[str, list[int]] = {f"/{number}": [] for number in range(MIXED)}
     answers = {path: failing_often(taken[path], dice) for path in taken}
@@ -106,7 +106,7 @@ async def test_whatever_is_killed_all_that_was_accepted_ends_once_and_in_order(
                 for each in organizations:
                     tasks.create_task(writers.submit_all(each, wanted))
                 for each in organizations[:MIXED]:
-                    tasks.create_task(writers.write_all(each, beside))
+                    tasks.create_task(writers.write_all(each, synchronous))
                 tasks.create_task(hand.play(running, lambda: writers.count / OPERATIONS))
             await writers.close()
         accepted = time.monotonic() - began
@@ -119,7 +119,7 @@ async def test_whatever_is_killed_all_that_was_accepted_ends_once_and_in_order(
                 entries = org.changes()
                 check_effects(entries, wanted, writers.known[each, "a"])
                 if number < MIXED:
-                    check_effects(entries, beside, writers.known[each, "s"])
+                    check_effects(entries, synchronous, writers.known[each, "s"])
                     check_taken(taken[f"/{number}"], len(entries))
                 org.check_history()
                 until(lambda e=entries, o=each: consumer.latest.get(o, 0) >= len(e), within=60)  # type: ignore[misc]

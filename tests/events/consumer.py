@@ -1,4 +1,4 @@
-"""A consumer of the published changes, as somebody else's program would be one."""
+"""A consumer of the published changes, like the program of a subscriber."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from service.events.rabbitmq import EXCHANGE, declare_exchange
 
 
 class Consumer:
-    """A durable queue, bound to the exchange, and all that has come through it."""
+    """A durable queue that is bound to the exchange, and all messages received from it."""
 
     def __init__(self, node: RabbitMQ, keys: Sequence[str], *, virtual_host: str = "") -> None:
         self.messages: list[AbstractIncomingMessage] = []

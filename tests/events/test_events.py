@@ -1,4 +1,4 @@
-"""Every change reaches RabbitMQ, in order, whoever dies meanwhile."""
+"""Every change reaches RabbitMQ, in order, despite failures."""
 
 import signal
 import threading
@@ -25,7 +25,7 @@ StartPublisher = Callable[..., Program]
 
 @pytest.fixture(scope="module")
 def own_database(create_database: CreateDatabase) -> str:
-    """Without the history of other tests, all of which would be published."""
+    """A database without the history of other tests, all of which would be published."""
     return create_database()
 
 
@@ -59,7 +59,7 @@ def binding(*organizations: Organization) -> list[str]:
 
 
 def write_many(org: Organization, count: int, *, first: int = 0) -> None:
-    """Write in calls of a thousand at most."""
+    """Write in calls of at most a thousand."""
     for start in range(first, first + count, 1000):
         end = min(start + 1000, first + count)
         response = org.stub.BatchUpsertAppointments(
@@ -111,7 +111,7 @@ def test_changes_of_many_writers_arrive_complete_and_in_order(
     assert metric(worker, "appointments_events_published_total") >= 3 * 54
 
 
-def test_a_message_says_what_it_is(
+def test_a_message_has_type_id_and_headers(
     rabbitmq: RabbitMQ, new_organization: NewOrganization, start_publisher: StartPublisher
 ) -> None:
     org = new_organization("Zürich.*")
@@ -153,7 +153,7 @@ def test_a_routing_key_has_two_words_whatever_the_organization(
     assert routing_key(organization_id, "updated") == key
 
 
-def test_an_organization_too_long_for_a_routing_key_is_known_by_its_digest(
+def test_an_organization_too_long_for_a_routing_key_is_replaced_by_its_digest(
     rabbitmq: RabbitMQ, new_organization: NewOrganization, start_publisher: StartPublisher
 ) -> None:
     base = new_organization("x")
@@ -168,7 +168,7 @@ def test_an_organization_too_long_for_a_routing_key_is_known_by_its_digest(
         assert consumer.entries(org.id) == org.changes()
 
 
-def test_a_worker_that_is_killed_loses_and_disorders_nothing(
+def test_a_killed_worker_loses_no_change_and_keeps_the_order(
     rabbitmq: RabbitMQ, new_organization: NewOrganization, start_publisher: StartPublisher
 ) -> None:
     organizations = [new_organization("a"), new_organization("b")]
@@ -211,7 +211,7 @@ def test_changes_wait_for_a_broker_that_was_killed(
         until(lambda: cursor(own_database, org) == 2010)
 
 
-def test_a_worker_without_broker_runs_and_tries_again(
+def test_a_worker_without_a_broker_runs_and_retries(
     own_database: str, new_organization: NewOrganization, start_worker: StartProgram
 ) -> None:
     org = new_organization("a")

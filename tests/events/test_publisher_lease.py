@@ -28,7 +28,7 @@ def consumer() -> str:
 
 @pytest.fixture
 async def store(database_url: str, consumer: str) -> AsyncIterator[EventStore]:
-    """A store that two workers share; they differ by their fence."""
+    """A store that two workers share. Their fences differ."""
     async with database(database_url) as opened:
         yield EventStore(opened, consumer)
 
@@ -53,7 +53,7 @@ def cursor(database_url: str, consumer: str) -> dict[str, int]:
     return dict(found)
 
 
-async def test_one_is_in_charge_until_its_lease_ends(store: EventStore) -> None:
+async def test_one_worker_holds_the_lease_until_it_ends(store: EventStore) -> None:
     fence = await store.acquire(30)
     assert fence == 1
     assert await store.acquire(30) is None
@@ -62,7 +62,7 @@ async def test_one_is_in_charge_until_its_lease_ends(store: EventStore) -> None:
     assert not await store.renew(fence, 30)
 
 
-async def test_the_one_that_was_overtaken_moves_no_cursor(
+async def test_a_worker_that_lost_the_lease_moves_no_cursor(
     store: EventStore, database_url: str, consumer: str
 ) -> None:
     old = await store.acquire(0)
@@ -77,7 +77,7 @@ async def test_the_one_that_was_overtaken_moves_no_cursor(
     assert cursor(database_url, consumer) == {"a": 5, "b": 1}
 
 
-async def test_a_takeover_under_way_comes_before_a_cursor(
+async def test_a_concurrent_takeover_precedes_a_move_of_the_cursor(
     store: EventStore, database_url: str, consumer: str
 ) -> None:
     old = await store.acquire(0)
@@ -102,14 +102,14 @@ async def test_a_takeover_under_way_comes_before_a_cursor(
 
 
 class SlowStore(EventStore):
-    """A database in which a look at some of the organizations takes its time."""
+    """A database in which a scan of some organizations is slow."""
 
     async def scan(self, after: str) -> Scan:
         await asyncio.sleep(0.6)
         return await super().scan(after)
 
 
-async def test_a_look_that_takes_longer_than_the_lease_keeps_it(
+async def test_a_scan_that_takes_longer_than_the_lease_keeps_it(
     create_database: CreateDatabase, consumer: str
 ) -> None:
     url = create_database()

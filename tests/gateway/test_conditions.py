@@ -57,11 +57,11 @@ def test_the_etags_of_a_write(header: str, body_etag: str, expected: list[str]) 
 
 
 @pytest.mark.parametrize(
-    ("header", "told"),
+    ("header", "expected"),
     [('W/"2"', "weak"), ('"*"', "No appointment"), (f'"{"x" * 65}"', "No appointment")],
 )
-def test_tags_that_nothing_has(header: str, told: str) -> None:
-    with pytest.raises(ProblemError, match=told) as refused:
+def test_tags_that_nothing_has(header: str, expected: str) -> None:
+    with pytest.raises(ProblemError, match=expected) as refused:
         expected_etags(read_tags([header]), "2")
     assert refused.value.problem.status == 412
 

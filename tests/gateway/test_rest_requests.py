@@ -95,7 +95,7 @@ async def test_a_wrong_query_parameter_is_refused(rest: Gateway, query: str, fie
 
 
 @pytest.mark.parametrize(
-    ("query", "field", "told"),
+    ("query", "field", "expected"),
     [
         ("=", "query", "without a name: ="),
         ("=x", "query", "without a name: =x"),
@@ -115,13 +115,13 @@ async def test_a_wrong_query_parameter_is_refused(rest: Gateway, query: str, fie
     ],
 )
 async def test_a_fault_of_the_query_is_told_as_it_was_sent(
-    rest: Gateway, query: str, field: str, told: str
+    rest: Gateway, query: str, field: str, expected: str
 ) -> None:
     answer = await rest.send("GET", f"/api/appointments?{query}")
     assert answer.status == 400
     [error] = answer.json["errors"]
     assert error["field"] == field
-    assert told in error["detail"]
+    assert expected in error["detail"]
 
 
 def test_bytes_that_are_no_text_are_told_as_such() -> None:

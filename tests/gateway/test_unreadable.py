@@ -9,7 +9,7 @@ HOST = b"\r\nHost: x\r\n\r\n"
 
 
 @pytest.mark.parametrize(
-    ("sent", "status", "code", "told"),
+    ("sent", "status", "code", "expected"),
     [
         (request("GET /" + "a" * 9000), 414, "URI_TOO_LONG", "8192 bytes"),
         (request("GET /?" + "a" * 9000), 414, "URI_TOO_LONG", "8192 bytes"),
@@ -52,13 +52,13 @@ HOST = b"\r\nHost: x\r\n\r\n"
     ids=lambda value: repr(value[:40]) if isinstance(value, bytes) else "",
 )
 async def test_every_fault_is_told_apart(
-    rest: Gateway, sent: bytes, status: int, code: str, told: str
+    rest: Gateway, sent: bytes, status: int, code: str, expected: str
 ) -> None:
     async with connection(rest) as caller:
         answer = await caller.send(sent)
         problem = answer.problem
         assert (answer.status, problem["code"]) == (status, code)
-        assert told in problem["detail"]
+        assert expected in problem["detail"]
         assert "b'" not in problem["detail"]
         assert answer.headers["Connection"] == "close"
         assert await caller.ended()

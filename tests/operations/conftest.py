@@ -1,7 +1,7 @@
-"""Services and workers with one queue or the other, whose operations nobody else applies.
+"""Services and workers with each queue, separate from those of other tests.
 
-A test that asks for `queue`, or for what is made of it, is run with each queue. A module whose
-tests concern one queue replaces that fixture.
+A test that uses the fixture `queue`, directly or not, is run with each queue. A module whose
+tests are for one queue overrides that fixture.
 """
 
 from collections.abc import Iterator
@@ -37,13 +37,13 @@ def shared_queue(request: pytest.FixtureRequest, queue_name: str) -> Queue:
 
 @pytest.fixture
 def queue(request: pytest.FixtureRequest, queue_name: str) -> Queue:
-    """Empty: the workers of earlier tests have ended with them."""
+    """An empty queue. The workers of earlier tests have ended."""
     return _empty_queue(request, queue_name)
 
 
 @pytest.fixture
 def queue_in_rabbitmq(request: pytest.FixtureRequest) -> Queue:
-    """For modules that replace `queue`."""
+    """For modules that override `queue`."""
     return _empty_queue(request, "rabbitmq")
 
 
@@ -57,7 +57,7 @@ def _empty_queue(request: pytest.FixtureRequest, name: str) -> Queue:
 
 @pytest.fixture(scope="module")
 def own_database(create_database: CreateDatabase) -> str:
-    """Its rows refuse the title "poison", and take forever over "slow"."""
+    """A database that refuses the title "poison", and hangs on the title "slow"."""
     url = create_database()
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
@@ -80,7 +80,7 @@ def own_database(create_database: CreateDatabase) -> str:
 
 @pytest.fixture
 def settings(own_database: str, queue: Queue) -> Settings:
-    """Of every program of a test."""
+    """The settings of every program of a test."""
     return {"DATABASE_URL": own_database, **queue.settings}
 
 

@@ -1,4 +1,4 @@
-"""What the tests of a queue in RabbitMQ do and look at."""
+"""Submitting to the queue in RabbitMQ, and observing it."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Settings = dict[str, str]
 
 
 def consuming(worker: Program) -> int:
-    """How often it has begun to consume."""
+    """Return how often the worker has started to consume."""
     return sum('"consuming operations from RabbitMQ"' in line for line in worker.log_lines())
 
 
@@ -24,7 +24,7 @@ def wait_until_consuming(worker: Program, times: int = 1) -> None:
 
 
 def submit_many(client: Submitter, organization: str, numbers: range) -> list[str]:
-    """Writes one after another, each with its own minute and id."""
+    """Submit writes one after another, each with its own minute and id."""
     return [client.upsert(organization, f"{n}", n, n + 1) for n in numbers]
 
 
@@ -37,7 +37,7 @@ def try_to_submit(client: Submitter, organization: str, id: str, minute: int) ->
 
 
 def check_order(client: Submitter, organization: str, count: int) -> None:
-    """Every number took effect, once and in order."""
+    """Check that every number took effect, once and in order."""
     org = client.organization(organization)
     assert [entry.appointment.id for entry in org.changes()] == [f"{n}" for n in range(count)]
     org.check_history()

@@ -1,4 +1,4 @@
-"""A place where operations wait until the test starts a worker."""
+"""A database where operations wait until the test starts a worker."""
 
 import json
 
@@ -34,12 +34,12 @@ class Place:
         return self.count("queued_operations") == 0
 
     def waited_for(self) -> bool:
-        """Whether the service has begun to ask for operations that somebody waits for."""
+        """Return whether the service polls for the end of an operation."""
         asked = "query LIKE '%AS wanted (organization_id, operation_id)%'"
         return self.count("pg_stat_activity", f"pid <> pg_backend_pid() AND {asked}") > 0
 
     def queue(self, organization: str, *writes: str) -> None:
-        """Put operations into the queue as no service would."""
+        """Insert operations into the queue without the service's checks."""
         self.sql.execute(
             "INSERT INTO queued_operations (organization_id, operation_id, accepted_at, write)"
             " SELECT %s, gen_random_uuid(), now(), write::json FROM unnest(%s::text[]) AS write",

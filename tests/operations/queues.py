@@ -1,4 +1,4 @@
-"""The operation queues as the tests see them: what is promised of one is promised of each."""
+"""The operation queues for tests: all have the same guarantees."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ QUEUES = ("postgres", "rabbitmq")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
-    """An operation queue, and how programs are told to use it."""
+    """An operation queue, and the settings of programs that use it."""
 
     name: str
-    # Of services and workers.
+    # Settings of services and workers.
     settings: Settings
-    # Of workers, with which others soon take over the work of one that hangs.
+    # Settings with which other workers soon take over from one that hangs.
     impatient: Settings
-    # Returns when a worker that listens takes operations.
+    # Waits until a worker that listens takes operations.
     wait_until_ready: Callable[[Program], None]
-    # The same after it has hung.
+    # The same after the worker has hung.
     wait_until_ready_again: Callable[[Program], None]
-    # How many operations no worker has been given.
+    # Counts the operations that no worker has taken.
     untaken: Callable[[Settings], int]
 
 
@@ -67,7 +67,7 @@ def _not_leased(settings: Settings) -> int:
 
 
 def delete_queues(url: str) -> None:
-    """Forget every operation in RabbitMQ."""
+    """Delete the queues with all their operations."""
 
     async def delete(channel: AbstractChannel) -> None:
         for name in (*PARTITIONS, DEAD_LETTERS, UNREADABLE):

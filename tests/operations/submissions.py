@@ -1,4 +1,4 @@
-"""Asynchronous writes as tests use them: short calls, and operations taken apart."""
+"""Asynchronous writes for tests: short calls, and operations unpacked."""
 
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +14,7 @@ from tests.api import TIMEOUT, Organization, appointment
 
 
 class Submissions:
-    """The operations of one organization; every call raises grpc.RpcError when refused."""
+    """The operations of one organization. Every call raises grpc.RpcError if it is refused."""
 
     def __init__(self, channel: grpc.Channel, id: str) -> None:
         self.appointments = AppointmentServiceStub(channel)
@@ -32,10 +32,10 @@ class Submissions:
         return self.appointments.SubmitAppointment(request, timeout=TIMEOUT, metadata=metadata)
 
     def upsert(self, id: str | None, start: float, end: float, **fields: Any) -> lro.Operation:
-        """Submit an upsert; fields that are not the appointment's go where they belong."""
+        """Submit an upsert. `fields` are those of the appointment and of the request."""
         actor = fields.pop("actor", "")
-        beside = ("etag", "create_only", "idempotency_key")
-        options = {name: fields.pop(name) for name in beside if name in fields}
+        of_request = ("etag", "create_only", "idempotency_key")
+        options = {name: fields.pop(name) for name in of_request if name in fields}
         wanted = appointment(self.id, id, start, end, **fields)
         request = rpc.UpsertAppointmentRequest(appointment=wanted, **options)
         return self.submit(upsert=request, actor=actor)
@@ -51,7 +51,7 @@ class Submissions:
         return found
 
     def wait(self, operation: lro.Operation, *, timeout: float | None = None) -> lro.Operation:
-        """Wait until it is done; with a timeout (seconds), as it is then."""
+        """Wait until the operation is done, or return its state after a timeout (seconds)."""
         request = lro.WaitOperationRequest(name=operation.name)
         if timeout is not None:
             request.timeout.FromNanoseconds(int(timeout * 1e9))
@@ -67,7 +67,7 @@ class Submissions:
         return found
 
     def listed(self, **filters: Any) -> list[str]:
-        """The names of all, over all pages."""
+        """Return the names of all operations, over all pages."""
         names: list[str] = []
         token = ""
         while True:

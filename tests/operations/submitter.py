@@ -1,4 +1,4 @@
-"""Submits for any organization of one service, and sees how it ends, through troubles."""
+"""Submits operations and waits for their end, also while the service is unavailable."""
 
 import time
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from tests.operations.submissions import Submissions, response_of
 
 
 class Submitter:
-    """A client of one service; every call raises grpc.RpcError when refused."""
+    """A client of one service. Every call raises grpc.RpcError if it is refused."""
 
     def __init__(self, address: str) -> None:
         self._channel = grpc.insecure_channel(address)
@@ -42,7 +42,7 @@ class Submitter:
         return name
 
     def refused(self, organization: str, id: str, start: float, end: float) -> Refusal:
-        """Submit what must not be accepted, and say how it was refused."""
+        """Submit a write that must be refused; return the refusal."""
         try:
             name = self.upsert(organization, id, start, end)
         except grpc.RpcError as error:
@@ -53,7 +53,7 @@ class Submitter:
         return self.of("").get(name)
 
     def ended(self, name: str, *, within: float = 20.0) -> lro.Operation:
-        """The operation once it is done; fails if it is not in time (seconds)."""
+        """Return the operation once it is done. Fails after `within` (seconds)."""
         give_up = time.monotonic() + within
         while True:
             try:
@@ -67,13 +67,13 @@ class Submitter:
             assert time.monotonic() < give_up, f"{name} is not done within {within:g} s"
 
     def all_ended(self, names: Iterable[str], *, within: float = 20.0) -> None:
-        """Wait until all are done, each with an appointment."""
+        """Wait until all operations have ended with an appointment."""
         for name in names:
             response_of(self.ended(name, within=within))
 
 
 def problem(operation: lro.Operation) -> Refusal:
-    """The error that an operation ended with."""
+    """Return the error that an operation ended with."""
     assert operation.HasField("error"), operation
     code = next(code for code in grpc.StatusCode if code.value[0] == operation.error.code)
     return refusal_of(operation.error, code)

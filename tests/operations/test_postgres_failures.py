@@ -1,4 +1,4 @@
-"""What is wrong with one operation or organization is no other's trouble."""
+"""Failures of one operation or organization do not affect others."""
 
 import time
 from contextlib import ExitStack
@@ -24,8 +24,8 @@ from tests.operations.submissions import metadata_of
         {"expected_revision": "many"},
     ],
 )
-def test_what_the_database_refuses_fails_by_itself(
-    place: Place, start_beside: StartProgram, bad: dict[str, object]
+def test_an_operation_that_the_database_refuses_fails_alone(
+    place: Place, start_place_worker: StartProgram, bad: dict[str, object]
 ) -> None:
     org = place.organization("o")
     place.queue(
@@ -37,22 +37,24 @@ def test_what_the_database_refuses_fails_by_itself(
     )
     before = org.upsert("4", 4, 5)
     place.queue("other", queued_write("1", 1))
-    start_beside()
+    start_place_worker()
     assert metadata_of(org.wait(before)).outcome == pb.CREATED
     until(place.all_applied)
     assert [entry.appointment.id for entry in org.org.changes()] == ["1", "2", "3", "4"]
     [name] = org.listed(filter="error:*")
     failed = org.get(name)
     assert metadata_of(failed).appointment_id == "bad"
-    told = refusal_of(failed.error, grpc.StatusCode.INTERNAL)
-    assert told.reason == "OPERATION_FAILED"
+    failure = refusal_of(failed.error, grpc.StatusCode.INTERNAL)
+    assert failure.reason == "OPERATION_FAILED"
     assert place.count("operations", "failure IS NOT NULL AND write IS NOT NULL") == 1
     assert len(place.organization("other").org.changes()) == 1
 
 
-def test_what_is_no_write_at_all_fails_by_itself(place: Place, start_beside: StartProgram) -> None:
+def test_an_operation_that_is_no_write_fails_alone(
+    place: Place, start_place_worker: StartProgram
+) -> None:
     place.queue("o", "5", queued_write("1", 1), "{}", "[]", '"x"', queued_write("2", 2))
-    start_beside()
+    start_place_worker()
     until(place.all_applied)
     assert len(place.organization("o").org.changes()) == 2
     assert place.count("operations", "failure IS NOT NULL") == 4
@@ -74,8 +76,8 @@ ENDS_THE_SESSION = "PERFORM pg_terminate_backend(pg_backend_pid());"
 
 
 @pytest.mark.parametrize("action", [HANGS, ENDS_THE_SESSION], ids=["hangs", "ends"])
-def test_what_never_has_an_answer_is_given_up_and_harms_nobody(
-    place: Place, start_beside: StartProgram, action: str
+def test_an_operation_without_a_response_is_given_up_and_delays_no_other(
+    place: Place, start_place_worker: StartProgram, action: str
 ) -> None:
     place.sql.execute(POISON.format(action=action).encode())
     org = place.organization("o5")
@@ -85,7 +87,7 @@ def test_what_never_has_an_answer_is_given_up_and_harms_nobody(
     for number in range(10):
         place.queue(f"o{number}", queued_write("by hand", 600))
     started = time.monotonic()
-    start_beside(**SHORT)
+    start_place_worker(**SHORT)
     until(lambda: place.count("queued_operations", "organization_id <> 'o5'") == 0)
     assert time.monotonic() - started < 10
     until(lambda: place.count("operation_leases", "attempts > 1") == 1)
@@ -94,9 +96,9 @@ def test_what_never_has_an_answer_is_given_up_and_harms_nobody(
     # The other attempts would take minutes.
     place.sql.execute("UPDATE operation_leases SET attempts = 10 WHERE organization_id = 'o5'")
     given_up = org.wait(accepted[1])
-    told = refusal_of(given_up.error, grpc.StatusCode.INTERNAL)
-    assert told.reason == "OPERATION_FAILED"
-    assert "10 calls" in told.message
+    failure = refusal_of(given_up.error, grpc.StatusCode.INTERNAL)
+    assert failure.reason == "OPERATION_FAILED"
+    assert "10 calls" in failure.message
     assert metadata_of(org.wait(accepted[2])).outcome == pb.CREATED
     assert org.listed(filter="error:*") == [accepted[1].name]
     until(place.all_applied)
@@ -104,15 +106,15 @@ def test_what_never_has_an_answer_is_given_up_and_harms_nobody(
     org.org.check_history()
 
 
-def test_trouble_of_the_database_fails_no_operation(
-    place: Place, start_beside: StartProgram
+def test_a_missing_privilege_fails_no_operation(
+    place: Place, start_place_worker: StartProgram
 ) -> None:
-    """A privilege that is missing for a while, say in a deployment."""
+    """A privilege is missing for a while, for example during a deployment."""
     org = place.organization("o")
     # It works with the rights of its owner.
     place.sql.execute("ALTER FUNCTION apply_writes OWNER TO appointments_service")
     accepted = [org.upsert(str(number), number, number + 1) for number in range(3)]
-    worker = start_beside(**SHORT)
+    worker = start_place_worker(**SHORT)
     worker.wait_for_event(lambda event: "permission denied" in event.get("exception", ""))
     # Leased again and again, and attempted.
     until(lambda: place.count("operation_leases", "fence > 3") == 1)
@@ -122,13 +124,15 @@ def test_trouble_of_the_database_fails_no_operation(
         assert metadata_of(org.wait(operation)).outcome == pb.CREATED
 
 
-def test_locked_organizations_hold_up_nobody(place: Place, start_beside: StartProgram) -> None:
+def test_locked_organizations_delay_no_others(
+    place: Place, start_place_worker: StartProgram
+) -> None:
     locked = [place.organization(f"locked{number}") for number in range(6)]
     with ExitStack() as stack:
         for org in locked:
             stack.enter_context(held_lock(place.url, org.id))
         waiting = [org.upsert("a", 0, 1) for org in locked]
-        start_beside(LOCK_TIMEOUT="0.3", STATEMENT_TIMEOUT="1", OPERATION_LEASE="2")
+        start_place_worker(LOCK_TIMEOUT="0.3", STATEMENT_TIMEOUT="1", OPERATION_LEASE="2")
         until(lambda: place.count("pg_locks", "locktype = 'advisory' AND NOT granted") == 1)
         for number in range(40):
             org = place.organization(f"free{number % 8}")
@@ -137,7 +141,7 @@ def test_locked_organizations_hold_up_nobody(place: Place, start_beside: StartPr
                 "outcome"
             )
             assert time.monotonic() - started < 1
-        # Long enough that each was waited for in vain.
+        # Long enough that the wait for each has timed out.
         until(lambda: place.count("operation_leases", "fence > 8") >= len(locked))
         assert place.count("operation_leases", "attempts > 0") == 0
         assert place.count("queued_operations") == len(locked)
@@ -146,10 +150,10 @@ def test_locked_organizations_hold_up_nobody(place: Place, start_beside: StartPr
 
 
 @pytest.mark.parametrize(("commits", "queued"), [(True, 2), (True, 3), (False, 3)])
-def test_a_row_written_by_hand_holds_up_its_organization_alone(
-    place: Place, start_beside: StartProgram, commits: bool, queued: int
+def test_a_row_written_by_hand_delays_only_its_organization(
+    place: Place, start_place_worker: StartProgram, commits: bool, queued: int
 ) -> None:
-    """Without the organization's lock: only the constraint sees the overlap, and waits."""
+    """It does not take the organization's lock. Only the constraint sees the overlap, and waits."""
     org = place.organization("o")
     free = [place.organization(f"free{number}") for number in range(5)]
     with psycopg.connect(place.url) as by_hand:
@@ -161,7 +165,7 @@ def test_a_row_written_by_hand_holds_up_its_organization_alone(
         )
         operations = [org.upsert(str(minute), minute, minute + 1) for minute in range(queued)]
         others = [each.upsert("a", 0, 1) for each in free]
-        start_beside(**PATIENT)
+        start_place_worker(**PATIENT)
         for each, operation in zip(free, others, strict=True):
             assert metadata_of(each.wait(operation)).outcome == pb.CREATED
         assert metadata_of(org.wait(operations[0])).outcome == pb.CREATED
@@ -180,8 +184,8 @@ def test_a_row_written_by_hand_holds_up_its_organization_alone(
     for operation in operations[2:]:
         assert metadata_of(org.wait(operation)).outcome == pb.CREATED
     if commits:
-        told = refusal_of(second.error, grpc.StatusCode.ALREADY_EXISTS)
-        assert told.reason == "TIME_RANGE_CONFLICT"
-        assert [conflict.id for conflict in told.conflicts] == ["by hand"]
+        failure = refusal_of(second.error, grpc.StatusCode.ALREADY_EXISTS)
+        assert failure.reason == "TIME_RANGE_CONFLICT"
+        assert [conflict.id for conflict in failure.conflicts] == ["by hand"]
     else:
         assert metadata_of(second).outcome == pb.CREATED

@@ -1,4 +1,4 @@
-"""What only the queue in PostgreSQL has: leases with fences, and lists of what waits."""
+"""Only the queue in PostgreSQL has these: leases with fences, and lists of queued operations."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ from tests.operations.place import SHORT, Place, queued_write
 from tests.operations.submissions import metadata_of
 
 
-def test_nothing_is_answered_before_it_is_stored(place: Place) -> None:
+def test_an_operation_is_answered_after_it_is_stored(place: Place) -> None:
     org = place.organization("o")
     with psycopg.connect(place.url) as holder, ThreadPoolExecutor(1) as pool:
         holder.execute("LOCK TABLE queued_operations IN SHARE MODE")
@@ -32,7 +32,7 @@ def test_nothing_is_answered_before_it_is_stored(place: Place) -> None:
         assert org.listed() == [accepted.name]
 
 
-def test_what_is_queued_is_shown_as_it_was_accepted(place: Place) -> None:
+def test_a_queued_operation_is_shown_as_accepted(place: Place) -> None:
     org = place.organization("o")
     accepted = org.upsert("a", 0, 1)
     assert metadata_of(accepted).appointment_id == "a"
@@ -44,10 +44,10 @@ def test_what_is_queued_is_shown_as_it_was_accepted(place: Place) -> None:
     assert list(org.page().operations) == [accepted]
 
 
-def test_a_worker_stopped_beyond_its_lease_has_no_effect_when_it_goes_on(
-    place: Place, start_beside: StartProgram
+def test_a_worker_suspended_beyond_its_lease_has_no_effect_when_it_continues(
+    place: Place, start_place_worker: StartProgram
 ) -> None:
-    workers = [start_beside(**SHORT), start_beside(**SHORT)]
+    workers = [start_place_worker(**SHORT), start_place_worker(**SHORT)]
     organizations = [f"o{number}" for number in range(20)]
     stopped = threading.Event()
 
@@ -112,7 +112,7 @@ def test_only_the_latest_fence_may_apply(place: Place) -> None:
     assert len(org.org.changes()) == 1
 
 
-def test_operations_that_are_brought_again_are_passed_over(place: Place) -> None:
+def test_operations_that_are_applied_again_are_skipped(place: Place) -> None:
     ids = ["01890a5d-ac96-774b-bcce-b302099a8057", "01890a5d-ac96-774b-bcce-b302099a8058"]
     operations = [
         {
@@ -128,7 +128,7 @@ def test_operations_that_are_brought_again_are_passed_over(place: Place) -> None
     assert place.count("operations") == 2
 
 
-def test_leasing_goes_round_in_order_and_takes_each_once(place: Place) -> None:
+def test_organizations_are_leased_in_order_and_once_each(place: Place) -> None:
     for id in ("a", "B", "é", "~"):
         place.queue(id, queued_write("a", 0))
     query = "SELECT organization_id FROM lease_operations(%s, %s, %s::interval)"
@@ -143,7 +143,7 @@ def test_leasing_goes_round_in_order_and_takes_each_once(place: Place) -> None:
     assert leased("a", 9, "1 hour") == []
 
 
-def test_two_that_lease_at_once_never_wait_for_each_other(place: Place) -> None:
+def test_concurrent_leasing_does_not_wait(place: Place) -> None:
     for id in ("a", "b"):
         place.queue(id, queued_write("a", 0))
     query = "SELECT organization_id FROM lease_operations(%s, 1, '1 hour')"
@@ -156,13 +156,13 @@ def test_two_that_lease_at_once_never_wait_for_each_other(place: Place) -> None:
         assert second.execute(query, ("",)).fetchall() == []
 
 
-def test_large_organizations_do_not_keep_small_ones_waiting(
-    place: Place, start_beside: StartProgram
+def test_large_organizations_do_not_delay_small_ones(
+    place: Place, start_place_worker: StartProgram
 ) -> None:
-    """More of them than calls that go on at a time."""
+    """There are more large organizations than concurrent calls."""
     for number in range(6):
         place.queue(f"large{number}", *[queued_write("a", minute % 1440) for minute in range(6000)])
-    start_beside()
+    start_place_worker()
     until(lambda: place.count("operation_leases", "leased_until > now()") == 6)
     for number in range(10):
         small = place.organization(f"small{number}")
@@ -170,13 +170,13 @@ def test_large_organizations_do_not_keep_small_ones_waiting(
     assert place.count("(SELECT DISTINCT organization_id FROM queued_operations) AS left_over") == 6
 
 
-def test_lists_show_what_is_queued_too(place: Place, start_beside: StartProgram) -> None:
+def test_lists_include_queued_operations(place: Place, start_place_worker: StartProgram) -> None:
     later = place.organization("o")
     names = [later.upsert(str(number), 0, 1).name for number in range(9)]
-    # By their ids: of one millisecond they are in no order.
+    # Sorted by id: operations of the same millisecond have no order.
     assert later.listed(filter="done=false", page_size=4) == sorted(names, reverse=True)
     assert later.listed(filter="done=true") == later.listed(filter="error:*") == []
-    worker = start_beside()
+    worker = start_place_worker()
     for name in names:
         later.wait(lro.Operation(name=name))
     worker.stop()
@@ -197,9 +197,9 @@ def test_an_operation_of_another_organization_is_not_found(place: Place) -> None
     assert refusal(caught.value).reason == "OPERATION_NOT_FOUND"
 
 
-def test_results_are_purged_when_they_are_old(place: Place, start_beside: StartProgram) -> None:
+def test_expired_results_are_purged(place: Place, start_place_worker: StartProgram) -> None:
     later = place.organization("o")
-    start_beside(OPERATION_RETENTION_DAYS="0.000001")
+    start_place_worker(OPERATION_RETENTION_DAYS="0.000001")
     names = [later.upsert(str(number), number, number + 1).name for number in range(5)]
     until(lambda: len(later.org.changes()) == 5)
     until(lambda: later.listed() == [])

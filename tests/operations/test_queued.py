@@ -9,7 +9,7 @@ from tests.operations.submissions import metadata_of, response_of
 from tests.operations.submitter import Submitter, problem
 
 
-def test_they_end_in_order_as_the_synchronous_calls_do(
+def test_results_are_in_order_and_those_of_synchronous_calls(
     client: Submitter, start_consumer: StartProgram, organization: str
 ) -> None:
     names = [
@@ -41,7 +41,7 @@ def test_they_end_in_order_as_the_synchronous_calls_do(
     org.check_history()
 
 
-def test_wait_answers_when_it_is_done_or_when_the_time_is_over(
+def test_wait_returns_when_the_operation_is_done_or_the_time_is_over(
     client: Submitter, start_consumer: StartProgram, organization: str
 ) -> None:
     later = client.of(organization)

@@ -46,7 +46,7 @@ QUEUES_KNOWN_AFTER = 3.5
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """A process that hangs as long as the block runs."""
+    """Suspend a process while the block runs."""
     os.kill(pid, signal.SIGSTOP)
     until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
     try:
@@ -55,9 +55,7 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_an_id_that_cannot_have_been_given_out_is_not_found(
-    client: Submitter, organization: str
-) -> None:
+def test_an_id_that_was_never_issued_is_not_found(client: Submitter, organization: str) -> None:
     def name(at: datetime, version: int = 7) -> str:
         milliseconds = int(at.timestamp() * 1000)
         id = uuid.UUID(int=milliseconds << 80 | version << 76 | 0b10 << 62)
@@ -78,7 +76,7 @@ def test_an_id_that_cannot_have_been_given_out_is_not_found(
     assert not client.get(name(now)).done
 
 
-def test_operations_are_accepted_while_the_database_is_away(
+def test_operations_are_accepted_while_the_database_is_unavailable(
     own_postgres: OwnPostgres,
     start_service: StartProgram,
     start_gateway: StartProgram,
@@ -107,7 +105,7 @@ def test_operations_are_accepted_while_the_database_is_away(
     rest.close()
 
 
-def test_a_broker_that_is_away_is_said_and_come_back_to(
+def test_an_unavailable_broker_is_reported_and_used_again_afterwards(
     rabbitmq: RabbitMQ,
     queue_service: Program,
     client: Submitter,
@@ -148,7 +146,7 @@ def test_a_broker_that_is_away_is_said_and_come_back_to(
     rest.close()
 
 
-def test_a_broker_that_hangs_keeps_nobody_waiting(
+def test_a_broker_that_hangs_delays_no_caller_beyond_the_timeout(
     rabbitmq: RabbitMQ, client: Submitter, start_consumer: StartProgram, organization: str
 ) -> None:
     worker = start_consumer()
@@ -189,7 +187,7 @@ def test_a_broker_that_is_killed_loses_nothing_that_was_accepted(
         check_order(client, org, 62)
 
 
-def test_a_queue_that_is_deleted_is_made_again(
+def test_a_deleted_queue_is_declared_again(
     settings: Settings, client: Submitter, start_consumer: StartProgram, organization: str
 ) -> None:
     worker = start_consumer()
@@ -203,7 +201,7 @@ def test_a_queue_that_is_deleted_is_made_again(
     client.all_ended(submit_many(client, organization, range(3)))
 
 
-def test_queues_that_somebody_made_otherwise_are_told(
+def test_queues_with_other_arguments_are_reported(
     settings: Settings,
     queue_service: Program,
     client: Submitter,

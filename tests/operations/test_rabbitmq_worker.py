@@ -1,4 +1,4 @@
-"""Workers of the queue in RabbitMQ: all in order, once, whoever dies, hangs or is refused."""
+"""Workers of the queue in RabbitMQ apply each operation once and in order, despite failures."""
 
 import asyncio
 import uuid
@@ -45,7 +45,7 @@ def publish(settings: Settings, *bodies: bytes) -> None:
     on_channel(settings["AMQP_URL"], send)
 
 
-def test_locked_organizations_hold_up_their_own_partitions_alone(
+def test_locked_organizations_delay_only_their_partitions(
     settings: Settings, client: Submitter, start_consumer: StartProgram, organization: str
 ) -> None:
     by_partition = {partition_of(f"{organization}{n}"): f"{organization}{n}" for n in range(200)}
@@ -67,7 +67,7 @@ def test_locked_organizations_hold_up_their_own_partitions_alone(
         check_order(client, org, 2)
 
 
-def test_what_always_takes_too_long_is_given_up(
+def test_an_operation_that_always_times_out_is_given_up(
     client: Submitter, start_consumer: StartProgram, organization: str
 ) -> None:
     titles = ["", "slow", ""]
@@ -82,7 +82,7 @@ def test_what_always_takes_too_long_is_given_up(
 
 
 def message(organization: str, **changes: object) -> bytes:
-    """A message of one operation, as it would be but for some changes."""
+    """Return a message of one valid operation, with some changes."""
     operation = {
         "organization_id": organization,
         "operation_id": str(uuid.uuid4()),
@@ -92,7 +92,7 @@ def message(organization: str, **changes: object) -> bytes:
     return orjson.dumps([{**operation, **changes}])
 
 
-def test_what_cannot_be_read_is_put_aside(
+def test_an_unreadable_message_moves_to_its_own_queue(
     settings: Settings, client: Submitter, start_consumer: StartProgram, organization: str
 ) -> None:
     unreadable = [
@@ -122,18 +122,18 @@ def test_what_cannot_be_read_is_put_aside(
     until(lambda: waiting(settings, *PARTITIONS) == 0)
     worker.wait_for_event(lambda event: event["event"] == "unreadable operation moved")
     check_order(client, organization, 5)
-    # What has the form of an operation, but no sense, fails.
+    # A message with the form of an operation but invalid content fails.
     publish(settings, message(organization, write={"id": "a", "start_time": "soon"}))
     until(lambda: len(client.of(organization).listed(filter="error:*")) == 1)
 
 
-def test_what_was_delivered_in_vain_too_often_fails(
+def test_an_operation_that_was_delivered_too_often_fails(
     settings: Settings, client: Submitter, start_consumer: StartProgram, organization: str
 ) -> None:
     names = submit_many(client, organization, range(2))
 
     async def wear_out(channel: AbstractChannel) -> None:
-        """Take what there is and give it back until it is moved to the dead letters."""
+        """Take the messages and return them until they move to the dead letters."""
         await channel.set_qos(prefetch_count=1)
 
         async def give_back(incoming: AbstractIncomingMessage) -> None:

@@ -1,4 +1,4 @@
-"""What an operation ends with, by gRPC, with each queue."""
+"""The results of operations, by gRPC, with each queue."""
 
 import uuid
 from collections.abc import Iterator
@@ -49,7 +49,9 @@ def sync_status(error: grpc.RpcError) -> Status:
     return Status.FromString(details)
 
 
-def test_it_ends_with_the_appointment_that_is_stored(soon: Submissions, org: Organization) -> None:
+def test_an_operation_ends_with_the_stored_appointment(
+    soon: Submissions, org: Organization
+) -> None:
     accepted = soon.upsert("a", 0, 10, title="first", attributes={"room": 3}, resource_id="r")
     assert not accepted.done
     assert accepted.name.startswith(f"{parent_name(org.id)}/operations/")
@@ -92,7 +94,7 @@ def test_a_write_that_changes_nothing_says_why(soon: Submissions, org: Organizat
     assert len(org.changes()) == 2
 
 
-def test_a_key_of_what_changed_nothing_is_remembered_either_way(
+def test_the_key_of_a_write_without_change_is_stored_by_both_kinds_of_writes(
     soon: Submissions, org: Organization
 ) -> None:
     org.upsert("a", 0, 10)
@@ -140,7 +142,7 @@ def _at(minute: int) -> Any:
         ("IDEMPOTENCY_KEY_REUSED", "b", 50, {"idempotency_key": "key"}),
     ],
 )
-def test_a_refusal_is_the_very_one_of_the_synchronous_call(
+def test_an_error_equals_that_of_the_synchronous_call(
     soon: Submissions, org: Organization, reason: str, id: str, start: int, options: dict[str, Any]
 ) -> None:
     org.upsert("a", 0, 10, idempotency_key="key")
@@ -156,7 +158,7 @@ def test_a_refusal_is_the_very_one_of_the_synchronous_call(
     assert soon.listed(filter="error:*") == [done.name]
 
 
-def test_cancelling_what_is_not_there_is_refused_as_by_the_synchronous_call(
+def test_cancelling_an_unknown_id_is_refused_as_by_the_synchronous_call(
     soon: Submissions, org: Organization
 ) -> None:
     done = soon.wait(soon.cancel("a"))
@@ -217,7 +219,7 @@ def test_the_fields_rules_are_checked_before_it_is_accepted(
     assert set(refused.fields) == fields
 
 
-def test_an_idempotency_key_takes_effect_once_whichever_way_it_comes(
+def test_an_idempotency_key_takes_effect_once_by_both_kinds_of_writes(
     soon: Submissions, org: Organization
 ) -> None:
     first = org.upsert("a", 0, 10, idempotency_key="sync first").appointment
@@ -284,7 +286,9 @@ ID = "01890a5d-ac96-774b-bcce-b302099a8057"
     ],
 )
 @pytest.mark.parametrize("wait", [False, True])
-def test_a_name_of_no_operation(soon: Submissions, name: str, reason: str, wait: bool) -> None:
+def test_an_unknown_or_invalid_name_is_refused(
+    soon: Submissions, name: str, reason: str, wait: bool
+) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         soon.wait(lro.Operation(name=name)) if wait else soon.get(name)
     assert refusal(caught.value).reason == reason
@@ -292,7 +296,7 @@ def test_a_name_of_no_operation(soon: Submissions, name: str, reason: str, wait:
 
 def test_finished_operations_are_listed_filtered_and_paged(soon: Submissions) -> None:
     accepted = [soon.upsert(str(number), 0, 1) for number in range(9)]
-    # By their ids: of one millisecond they are in no order.
+    # Sorted by id: operations of the same millisecond have no order.
     names = sorted((soon.wait(operation).name for operation in accepted), reverse=True)
     assert soon.listed(page_size=1) == soon.listed(page_size=0) == names
     assert soon.listed(filter="done=true", page_size=4) == names
@@ -313,7 +317,7 @@ def test_finished_operations_are_listed_filtered_and_paged(soon: Submissions) ->
         ({"name": "organizations/a/operations"}, {"name"}),
     ],
 )
-def test_a_list_that_cannot_be_is_refused(
+def test_an_invalid_list_request_is_refused(
     soon: Submissions, fields: dict[str, Any], named: set[str]
 ) -> None:
     with pytest.raises(grpc.RpcError) as caught:
@@ -321,7 +325,7 @@ def test_a_list_that_cannot_be_is_refused(
     assert set(refusal(caught.value).fields) == named
 
 
-def test_a_page_token_goes_with_its_filter(soon: Submissions) -> None:
+def test_a_page_token_is_valid_for_its_filter_only(soon: Submissions) -> None:
     for number in range(3):
         soon.wait(soon.upsert(str(number), 0, 1))
     token = soon.page(page_size=1).next_page_token
@@ -334,7 +338,9 @@ def test_a_page_token_goes_with_its_filter(soon: Submissions) -> None:
 
 
 @pytest.mark.parametrize("method", ["DeleteOperation", "CancelOperation"])
-def test_what_is_accepted_cannot_be_taken_back(soon: Submissions, method: str) -> None:
+def test_an_accepted_operation_cannot_be_cancelled_or_deleted(
+    soon: Submissions, method: str
+) -> None:
     accepted = soon.upsert("a", 0, 1)
     request = getattr(lro, f"{method}Request")(name=accepted.name)
     with pytest.raises(grpc.RpcError) as caught:

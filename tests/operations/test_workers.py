@@ -1,4 +1,4 @@
-"""Workers of each queue: all in order, once, whoever is killed, hangs, is stopped or refused."""
+"""Workers of each queue apply each operation once and in order, despite failures."""
 
 import random
 import signal
@@ -59,7 +59,7 @@ def test_order_holds_with_several_workers_while_the_active_ones_are_killed(
     client.organization(changing).check_history()
 
 
-def test_what_is_accepted_survives_when_service_and_worker_are_killed(
+def test_accepted_operations_survive_a_kill_of_service_and_worker(
     settings: Settings,
     queue: Queue,
     queue_service: Program,
@@ -86,7 +86,7 @@ def test_what_is_accepted_survives_when_service_and_worker_are_killed(
 
 
 @pytest.mark.parametrize("immediate", [True, False], ids=["crash", "restart"])
-def test_the_database_away_and_back_while_operations_are_queued(
+def test_queued_operations_survive_an_outage_of_the_database(
     own_postgres: OwnPostgres,
     queue: Queue,
     start_service: StartProgram,
@@ -113,7 +113,7 @@ def test_the_database_away_and_back_while_operations_are_queued(
     assert [worker.stop() for worker in workers] == [0, 0]
 
 
-def test_a_worker_that_was_stopped_for_long_does_no_harm(
+def test_a_worker_that_was_suspended_for_long_does_no_harm(
     queue: Queue,
     settings: Settings,
     client: Submitter,
@@ -143,7 +143,7 @@ def test_a_worker_that_was_stopped_for_long_does_no_harm(
     until(lambda: queue.untaken(settings) == 0)
 
 
-def test_a_worker_that_is_told_to_stop_finishes_what_it_has_begun(
+def test_a_worker_that_is_stopped_finishes_its_calls(
     queue: Queue,
     settings: Settings,
     client: Submitter,
@@ -161,7 +161,7 @@ def test_a_worker_that_is_told_to_stop_finishes_what_it_has_begun(
     assert queue.untaken(settings) == 0
 
 
-def test_a_worker_that_is_told_to_stop_gives_back_what_it_cannot_finish(
+def test_a_worker_that_is_stopped_returns_what_it_cannot_finish(
     queue: Queue,
     settings: Settings,
     client: Submitter,
@@ -181,7 +181,7 @@ def test_a_worker_that_is_told_to_stop_gives_back_what_it_cannot_finish(
     check_order(client, organization, 30)
 
 
-def test_what_the_database_refuses_fails_alone(
+def test_an_operation_that_the_database_refuses_fails_alone(
     client: Submitter, start_consumer: StartProgram, organization: str
 ) -> None:
     names = [
@@ -207,7 +207,7 @@ def test_a_missing_permission_fails_no_operation(
     start_worker: StartProgram,
     organization: str,
 ) -> None:
-    """In a deployment, say: the trouble is not the operation's."""
+    """As during a deployment: the operation is not the cause."""
     url = create_database()
     settings = {**queue.settings, "DATABASE_URL": url}
     with (
@@ -225,7 +225,7 @@ def test_a_missing_permission_fails_no_operation(
         check_order(client, organization, 3)
 
 
-def test_synchronous_and_asynchronous_writes_keep_every_promise_together(
+def test_synchronous_and_asynchronous_writes_keep_their_guarantees_together(
     client: Submitter, start_consumer: StartProgram, organization: str
 ) -> None:
     for _ in range(2):

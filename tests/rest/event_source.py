@@ -16,7 +16,7 @@ class EventSource:
     """The rules of WHATWG HTML, section 9.2, for the changes of an organization.
 
     An end of the stream or of the connection is followed by another request, `retry`
-    milliseconds later; any status but 200, and any other type, closes it for ever.
+    milliseconds later; any status but 200, and any other type, closes it permanently.
     """
 
     def __init__(self, gateway: Program, organization: str, **query: object) -> None:

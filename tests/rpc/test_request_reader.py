@@ -214,9 +214,12 @@ class TestLimit:
             org = Organization(AppointmentServiceStub(channel), organization)
             with pytest.raises(grpc.RpcError) as raised:
                 org.upsert("a", 0, 1)
-            told = refusal(raised.value)
-            assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-            assert told.retry_after == 1
+            failure = refusal(raised.value)
+            assert (failure.code, failure.reason) == (
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "OVERLOADED",
+            )
+            assert failure.retry_after == 1
             health = health_pb2_grpc.HealthStub(channel)
             assert health.Check(health_pb2.HealthCheckRequest()).status == 1
             # Places of calls that end are free again, however they end.

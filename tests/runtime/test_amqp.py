@@ -100,10 +100,10 @@ async def test_a_message_that_the_queue_refuses_is_not_accepted(
 @pytest.mark.parametrize("certain", [True, False])
 def test_a_caller_is_told_to_try_again(*, certain: bool) -> None:
     status = status_of(BrokerUnavailable("RabbitMQ is away", certain=certain))
-    told = refusal_of(status, grpc.StatusCode.UNAVAILABLE)
-    assert (told.reason, told.retry_after) == ("BROKER_UNAVAILABLE", 1)
-    assert ("nothing was accepted" in told.message) == certain
-    assert ("not known" in told.message) == (not certain)
+    failure = refusal_of(status, grpc.StatusCode.UNAVAILABLE)
+    assert (failure.reason, failure.retry_after) == ("BROKER_UNAVAILABLE", 1)
+    assert ("nothing was accepted" in failure.message) == certain
+    assert ("not known" in failure.message) == (not certain)
 
 
 async def test_many_messages_keep_their_order(
@@ -117,7 +117,7 @@ async def test_many_messages_keep_their_order(
     await channel.queue_delete(queue)
 
 
-async def test_a_broker_that_hangs_keeps_nobody_waiting(
+async def test_a_broker_that_hangs_delays_no_caller_beyond_the_timeout(
     broker: Broker, channel: AbstractChannel, rabbitmq: RabbitMQ, queue: str
 ) -> None:
     await channel.declare_queue(queue, durable=True)

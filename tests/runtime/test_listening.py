@@ -208,12 +208,12 @@ class TestWhyNot:
             (start_gateway, "GATEWAY_HOST", "GATEWAY_METRICS_PORT", {}),
         )
         for start, host_name, port_name, settings in starts:
-            with pytest.raises(StartError) as told:
+            with pytest.raises(StartError) as caught:
                 start(**{host_name: host, **settings})
-            assert "cannot listen on" in str(told.value)
-            assert reason in str(told.value)
-            assert f"({host_name}, {port_name})" in str(told.value)
-            assert "exit code 1" in str(told.value)
+            assert "cannot listen on" in str(caught.value)
+            assert reason in str(caught.value)
+            assert f"({host_name}, {port_name})" in str(caught.value)
+            assert "exit code 1" in str(caught.value)
 
     @pytest.mark.parametrize(("host", "reason"), FAILURES)
     def test_of_any_host(self, host: str, reason: str) -> None:

@@ -316,7 +316,7 @@ async def test_a_fault_of_the_worker_is_recorded_and_backed_off_from(
         async with raw_receiver() as receiver, sending.hooks(receiver, ["/a"]) as ids:
             broken(statement, undo)
             began = monotonic()
-            with capture_logs() as told:
+            with capture_logs() as logged:
                 await sending.deliver(1.0, ids.values(), attempts=2)
             passed = monotonic() - began
             [(log, state)] = sending.seen(ids.values())
@@ -328,7 +328,7 @@ async def test_a_fault_of_the_worker_is_recorded_and_backed_off_from(
         assert [each.attempt for each in log] == list(range(1, len(log) + 1))
         check_end("/a", log, state)
         assert faults(sending) == before + len(log)
-        assert [each["event"] for each in told] == ["unexpected error"] * len(log)
+        assert [each["event"] for each in logged] == ["unexpected error"] * len(log)
 
 
 @pytest.mark.parametrize("code", [204, 503])
@@ -342,11 +342,11 @@ async def test_what_cannot_be_recorded_is_not_sent_again_before_the_lease_ends(
             "GRANT INSERT ON webhook_deliveries TO appointments_service",
         )
         before = faults(sending)
-        with capture_logs() as told:
+        with capture_logs() as logged:
             await sending.deliver(SETTINGS.lease + 1.0, ids.values(), attempts=0)
         first, second = receiver.at("/a")
         assert second.at - first.at >= SETTINGS.lease - 0.1
         assert faults(sending) == before + 2
-        assert len(told) == 2
+        assert len(logged) == 2
         [(log, _)] = sending.seen(ids.values())
         assert log == []

@@ -1,4 +1,4 @@
-// Books with the client of orval, whose answers are told apart by their status.
+// Books with the client of orval, whose responses are distinguished by their status.
 import {
   cancelAppointment,
   getAppointment,
