@@ -196,7 +196,7 @@ class CallHandler:
                     self._stream_timeouts.discard(timeout)
         except TimeoutError as error:
             raise ServiceStopping(
-                "the service stops; call again with the last revision seen"
+                "the service is stopping; call again with the last revision seen"
             ) from error
 
     def _admit(self, method: _Method, request: bytes, context: CallContext) -> Message:
@@ -217,7 +217,7 @@ class CallHandler:
                 await send(response)
         except TimeoutError as error:
             raise SlowReader(
-                f"nothing of the stream was taken for {self._send_timeout:g} s; call again with the"
+                f"the stream was not read for {self._send_timeout:g} s; call again with the"
                 " last revision seen"
             ) from error
 
