@@ -23,7 +23,8 @@ CHUNK_BYTES = 16 * 1024
 SOCKET_BUFFER_BYTES = 64 * 1024
 """The kernel buffers up to twice as much unread data; its default is some megabytes."""
 
-# Milliseconds, chosen at random: clients that lose their streams at once reconnect spread out.
+# Ranges in milliseconds. The delay is random, so that clients that lost their streams together
+# do not reconnect together.
 _RECONNECT_DELAY = (1_000, 3_000)
 _LONG_RECONNECT_DELAY = (5_000, 15_000)
 
