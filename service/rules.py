@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 from appointments.v1 import rules_pb2
+from appointments.v1.appointment_pb2 import Appointment
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -22,6 +23,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 Violations = list[tuple[str, str]]
 _Check = Callable[[Message, str, Violations], None]
 
+MAX_ORGANIZATION = (
+    Appointment.DESCRIPTOR.fields_by_name["organization_id"]
+    .GetOptions()
+    .Extensions[rules_pb2.rules]
+    .max_length
+)
 MAX_DURATION = timedelta(days=3653)
 MAX_ATTRIBUTES_BYTES = 16 * 1024
 MAX_ATTRIBUTES_DEPTH = 30

@@ -21,7 +21,11 @@ from google.longrunning.operations_pb2 import (
 from google.protobuf.any_pb2 import Any
 from google.rpc.status_pb2 import Status
 
-from gateway.endpoints.organizations import DEFAULT_ORGANIZATION, resource_location
+from gateway.endpoints.organizations import (
+    DEFAULT_ORGANIZATION,
+    MAX_ORGANIZATION,
+    resource_location,
+)
 from gateway.http.context import RequestContext
 from gateway.http.in_flight import InFlight
 from gateway.http.problems import (
@@ -173,8 +177,10 @@ def _read_fields(
 
 
 def _read_organization(value: str, path: str, errors: Errors) -> str:
-    if not 0 < len(value) <= 128:
-        errors.append(FieldError(path, "must have 1 to 128 characters, or be left out"))
+    if not 0 < len(value) <= MAX_ORGANIZATION:
+        errors.append(
+            FieldError(path, f"must have 1 to {MAX_ORGANIZATION} characters, or be left out")
+        )
     if _CONTROL.search(value):
         errors.append(FieldError(path, "must not contain control characters"))
     return value

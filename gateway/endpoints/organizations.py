@@ -6,9 +6,17 @@ from operator import attrgetter
 from typing import Any
 from urllib.parse import quote
 
+from appointments.v1 import rules_pb2
+from appointments.v1.appointment_pb2 import Appointment
 from google.protobuf.descriptor import Descriptor
 
 DEFAULT_ORGANIZATION = "default"
+MAX_ORGANIZATION = (
+    Appointment.DESCRIPTOR.fields_by_name["organization_id"]
+    .GetOptions()
+    .Extensions[rules_pb2.rules]
+    .max_length
+)
 
 _UNRESERVED = re.compile("[A-Za-z0-9_.~-]*")
 
@@ -29,7 +37,7 @@ def organization_reader(input_type: Descriptor) -> Callable[[Any], str | None]:
 
 def _organization_of(message: Any) -> str:  # noqa: ANN401  any message with an organization
     organization: str = message.organization_id
-    return organization[:128] or DEFAULT_ORGANIZATION
+    return organization[:MAX_ORGANIZATION] or DEFAULT_ORGANIZATION
 
 
 def resource_location(path: str, id: str, organization_id: str) -> str:

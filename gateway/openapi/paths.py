@@ -6,6 +6,7 @@ from appointments.v1.appointment_pb2 import Appointment
 from appointments.v1.appointment_service_pb2 import OperationMetadata
 
 from gateway.endpoints.operations import MAX_WAIT, OPERATION_PATH, OPERATIONS_PATH
+from gateway.endpoints.organizations import MAX_ORGANIZATION
 from gateway.http.responses import REQUEST_ID
 from gateway.openapi.components import TEXT, header_references, reference, response_name, statuses
 from gateway.openapi.examples import EXAMPLES, examples_member
@@ -30,7 +31,7 @@ def operation_paths() -> dict[str, Schema]:
         "name": "organizationId",
         "in": "query",
         "description": "Absent: `default`.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_ORGANIZATION},
     }
 
     def operation(

@@ -11,9 +11,6 @@ from service.domain import Write, WriteResult, new_id
 from service.errors import InvalidFields, OperationNotFound, ServiceError
 from service.writes.store import write_parameter
 
-# The limit of every organization_id in the protos.
-MAX_ORGANIZATION = 128
-
 # An operation is given up after this many database calls for it alone that got no response.
 MAX_ATTEMPTS = 10
 
@@ -104,8 +101,8 @@ def read_name(name: str) -> tuple[str, UUID]:
 
 def _read_organization(part: str) -> str:
     organization_id = unquote(part)
-    if len(organization_id) > MAX_ORGANIZATION:
-        problem = f"must name an organization of at most {MAX_ORGANIZATION} characters"
+    if len(organization_id) > rules.MAX_ORGANIZATION:
+        problem = f"must name an organization of at most {rules.MAX_ORGANIZATION} characters"
         raise InvalidFields([("name", problem)])
     if rules.CONTROL.search(organization_id):
         raise InvalidFields([("name", "must not contain control characters")])
