@@ -1,4 +1,4 @@
-"""Protos and typed gRPC stubs; each package of them is a package here."""
+"""The .proto files and their typed gRPC stubs, one Python package for each proto package."""
 
 __version__ = "0.1.0"
-"""Of the project, its service and gateway and the API included; it stands nowhere else."""
+"""The version of the whole project: service, gateway, stubs and API. It is defined only here."""
