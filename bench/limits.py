@@ -91,8 +91,7 @@ _RUNNING = _PART.format(
     ) AS running WHERE true""",
     condition="< to_timestamp(:start)",
 )
-_LIST = rf"""
-\set start {FIRST_DAY} + :number / :organizations * {STRIDE} % (:stored - {WINDOW - 1}) * {DAY}
+_WINDOW = rf"""
 \set end :start + {WINDOW * DAY}
 """ + _READ.format(
     query=f"""
@@ -102,10 +101,15 @@ _LIST = rf"""
     order="start_time, appointment_id",
 )
 
+_DAYS = f":number / :organizations * {STRIDE} % (:stored - {WINDOW - 1})"
+_LIST = rf"\set start {FIRST_DAY} + {_DAYS} * {DAY}" + _WINDOW
+_PAGE = rf"\set start {FIRST_DAY}" + _WINDOW
+
 SCRIPTS: dict[Operation, str] = {
     "upsert": _NUMBER + _UPSERT,
     "contend": _NUMBER + _CONTEND,
     "batch": _NUMBER + _BATCH,
     "get": _NUMBER + _GET,
     "list": _NUMBER + _LIST,
+    "page": _NUMBER + _PAGE,
 }

@@ -231,7 +231,11 @@ def _batches(in_flight: int) -> Group:
 
 
 def _reads() -> list[Group]:
-    titles: dict[Operation, str] = {"get": "Get", "list": "List of 20"}
+    titles: dict[Operation, str] = {
+        "get": "Get",
+        "list": "List of 20",
+        "page": "the same list of 20",
+    }
     return [
         _group(
             "reads",

@@ -26,6 +26,11 @@ local function stored_day(number, days)
   return math.floor(number / organizations) * STRIDE % days
 end
 
+local function window(number, start)
+  return wrk.format("GET", "/api/appointments?organizationId=" .. name(number) ..
+    "&from=" .. time(start) .. "&to=" .. time(start + WINDOW * DAY))
+end
+
 local function upsert(number)
   local day = number * STRIDE % stored
   local start = FIRST_DAY + day * DAY + HOUR + math.floor(number / stored)
@@ -44,9 +49,10 @@ local operations = {
       "?organizationId=" .. name(number))
   end,
   list = function(number)
-    local start = FIRST_DAY + stored_day(number, stored - WINDOW + 1) * DAY
-    return wrk.format("GET", "/api/appointments?organizationId=" .. name(number) ..
-      "&from=" .. time(start) .. "&to=" .. time(start + WINDOW * DAY))
+    return window(number, FIRST_DAY + stored_day(number, stored - WINDOW + 1) * DAY)
+  end,
+  page = function(number)
+    return window(number, FIRST_DAY)
   end,
 }
 

@@ -23,7 +23,7 @@ SLOTS = 2_000  # start times of contended requests: half an hour, every ten minu
 BATCH = 100  # writes in a request
 WINDOW = 20  # appointments in a list
 
-Operation = Literal["upsert", "submit", "contend", "batch", "get", "list"]
+Operation = Literal["upsert", "submit", "contend", "batch", "get", "list", "page"]
 
 METHODS: dict[Operation, str] = {
     "upsert": "UpsertAppointment",
@@ -32,6 +32,7 @@ METHODS: dict[Operation, str] = {
     "batch": "BatchUpsertAppointments",
     "get": "GetAppointment",
     "list": "ListAppointments",
+    "page": "ListAppointments",
 }
 
 
@@ -59,6 +60,7 @@ def grpc_messages(work: Workload) -> Callable[[int], bytes]:
         "batch": _batch,
         "get": _get,
         "list": _list,
+        "page": _page,
     }[work.operation]
     return lambda number: make(work, work.first + number)
 
@@ -146,8 +148,16 @@ def _get(work: Workload, number: int) -> bytes:
 
 
 def _list(work: Workload, number: int) -> bytes:
+    return _window(work, number, _stored_day(work, number, work.stored - WINDOW + 1))
+
+
+def _page(work: Workload, number: int) -> bytes:
+    """The same for an organization each time."""
+    return _window(work, number, FIRST_DAY)
+
+
+def _window(work: Workload, number: int, start: int) -> bytes:
     request = rpc.ListAppointmentsRequest(organization_id=_organization(work, number))
-    start = _stored_day(work, number, work.stored - WINDOW + 1)
     getattr(request, "from").seconds = start
     request.to.seconds = start + WINDOW * DAY
     return request.SerializeToString()

@@ -68,7 +68,7 @@ async def test_every_good_answer_is_a_write_that_is_stored(
 @pytest.mark.skipif(not wrk_is_installed(), reason="wrk is not installed")
 @pytest.mark.parametrize(
     ("operation", "codes"),
-    [("contend", {"201", "409"}), ("get", {"200"}), ("list", {"200"})],
+    [("contend", {"201", "409"}), ("get", {"200"}), ("list", {"200"}), ("page", {"200"})],
 )
 def test_wrk_asks_for_the_same(
     gateway: Program,

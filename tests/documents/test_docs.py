@@ -39,6 +39,8 @@ NOT_RUN = {
     "make bench JSON=results.json": "tests/test_bench.py",
     "make bench-plot JSON=results.json": "tests/test_bench.py",
     "python -m bench --only eventual": "tests/test_bench.py",
+    "python -m bench --only reads": "tests/test_bench.py",
+    "python -m bench.logs": "tests/test_bench.py",
     "python -m bench.dispatch": "tests/test_bench.py",
     "make run": "the blocks of README.md",
     "LOG_LEVEL=warning make run": "tests/local/test_run.py",
