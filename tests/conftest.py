@@ -175,6 +175,16 @@ def temporary_directory() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
+@pytest.fixture
+def reachable_path() -> Iterator[Path]:
+    """A directory like `tmp_path`, for what PostgreSQL's user has to reach.
+
+    Each start of pytest closes the directory above `tmp_path` to other users.
+    """
+    with tempfile.TemporaryDirectory(prefix="appointments-") as path:
+        yield Path(path)
+
+
 @pytest.fixture(scope="session")
 def clusters(pytestconfig: pytest.Config) -> Clusters:
     """Data directories to copy, which every process of the run shares."""

@@ -57,7 +57,7 @@ async def test_every_good_answer_is_a_write_that_is_stored(
     program: str, request: pytest.FixtureRequest, database_url: str, organization: str
 ) -> None:
     work = Workload(operation="upsert", organization=organization, organizations=3)
-    measured = await load(request.getfixturevalue(program), work)
+    measured = await load(request.getfixturevalue(program), work, seconds=1)
     [(code, count)] = measured.answers.items()
     assert code == {"service": "OK", "gateway": "201"}[program]
     assert count == stored(database_url, organization) > 64
@@ -156,6 +156,7 @@ def test_a_quick_run_has_no_errors_and_can_be_drawn(tmp_path: Path) -> None:
     assert "PostgreSQL alone" in picture.read_text()
 
 
+@pytest.mark.timeout(300)
 def test_what_is_accepted_is_applied_and_both_are_measured(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     run("bench", "--quick", "--only", "eventual", "--json", str(results))

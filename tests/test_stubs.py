@@ -123,7 +123,7 @@ def test_the_example_runs_with_the_stubs_alone(
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "CREATED meeting 10:00-10:30 version 1",
-        "UNCHANGED meeting 10:00-10:30 version 1 because it is there already: a retry does no harm",
+        "UNCHANGED meeting 10:00-10:30 version 1 because it is stored already: retries are safe",
         "refused, ALREADY_EXISTS, TIME_RANGE_CONFLICT, by meeting 10:00-10:30",
         "refused, INVALID_ARGUMENT, INVALID_FIELD, appointment.end: must be after start",
         "UPDATED meeting 10:00-10:15 version 2",

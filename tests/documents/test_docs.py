@@ -61,6 +61,11 @@ COMMAND_WORDS = "make|python|pip|apt|apt-get|docker|curl|buf|grpcurl|npm|npx|psq
 
 
 @pytest.fixture
+def tmp_path(reachable_path: Path) -> Path:
+    return reachable_path
+
+
+@pytest.fixture
 def desk(tmp_path: Path) -> Path:
     """A copy of the project, to which the reader may write."""
     for entry in ROOT.iterdir():
@@ -82,14 +87,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.timeout(600)
 def test_the_commands_of_the_documents_do_what_they_show(
-    desk: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    desk: Path, environment: dict[str, str]
 ) -> None:
     gateway, service, receiver, *metrics = map(str, free_ports(6))
     names = ("METRICS_PORT", "GATEWAY_METRICS_PORT", "WORKER_METRICS_PORT")
     settings = {
         "GATEWAY_PORT": gateway,
         "GRPC_PORT": service,
-        "RUN_DATA_DIR": str(tmp_path_factory.mktemp("data") / "postgres"),
+        "RUN_DATA_DIR": str(desk / "run-data" / "postgres"),
         **dict(zip(names, metrics, strict=True)),
     }
     known = {"3000": gateway, "50051": service, "8080": receiver}

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import aiohttp
 import psutil
@@ -88,10 +87,8 @@ StartRun = Callable[..., Run]
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """A directory outside those of pytest, which denies PostgreSQL's user access to them."""
-    with TemporaryDirectory(prefix="appointments-") as path:
-        yield Path(path)
+def tmp_path(reachable_path: Path) -> Path:
+    return reachable_path
 
 
 @pytest.fixture

@@ -107,13 +107,15 @@ def test_a_caller_is_told_to_try_again(*, certain: bool) -> None:
 
 
 async def test_many_messages_keep_their_order(
-    broker: Broker, channel: AbstractChannel, rabbitmq: RabbitMQ, queue: str
+    channel: AbstractChannel, rabbitmq: RabbitMQ, queue: str
 ) -> None:
+    broker = Broker(rabbitmq.url, name="test", timeout=20, declare=nothing)
     await channel.declare_queue(queue, durable=True)
     bodies = [str(number) for number in range(500)]
     failures = await broker.publish_in_order("", [to(queue, body) for body in bodies])
     assert failures == [None] * 500
     assert await received(rabbitmq, queue, 500) == bodies
+    await broker.close()
     await channel.queue_delete(queue)
 
 

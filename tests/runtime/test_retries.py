@@ -164,8 +164,8 @@ async def test_watchers_that_come_again_wait_for_the_next_look(
             await asyncio.sleep(0.01)
 
     errors = await errors_of(come_again)
-    assert watch._polling is not None
-    watch._polling.cancel()
+    if watch._polling is not None:  # it ends by itself when nobody watches
+        watch._polling.cancel()
     assert 2 <= len(broken.times) <= MOST_ATTEMPTS
     assert len(errors) == len(broken.times) == counted(metrics)
 
