@@ -26,7 +26,13 @@ from local.programs import Program
 from local.rabbitmq import RabbitMQ, server_script
 from local.stack import ANY_PORT, DATABASE, base_environment
 from tests.api import Organization
-from tests.databases import Clusters, Databases, new_database
+from tests.databases import (
+    Clusters,
+    Databases,
+    data_directory,
+    new_database,
+    temporary_data_directory,
+)
 from tests.forking import ForkServer
 from tests.operations.place import Place
 
@@ -53,7 +59,7 @@ _programs: list[Program] = []
 def pytest_configure(config: pytest.Config) -> None:
     """Create the directory that all processes of this run share. The first one removes it."""
     given = getattr(config, "workerinput", {}).get("shared_directory")
-    directory = Path(given or tempfile.mkdtemp(prefix="appointments-"))
+    directory = Path(given or data_directory())
     config.stash[SHARED_DIRECTORY] = directory
     if not given:
         config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
@@ -170,9 +176,8 @@ def nothing_fails_unnoticed(ear: Ear) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def temporary_directory() -> Iterator[Path]:
     """Yield a temporary directory with a path that is short enough for a Unix socket."""
-    path = Path(tempfile.mkdtemp(prefix="appointments-"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    with temporary_data_directory() as path:
+        yield path
 
 
 @pytest.fixture
@@ -306,8 +311,8 @@ def postgres_starts(clusters: Clusters) -> Iterator[OwnPostgres]:
     with ExitStack() as stack:
 
         def start(*, migrated: bool = True, **settings: str) -> EmbeddedPostgres:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="appointments-"))
-            server = EmbeddedPostgres(Path(directory) / "postgres", {**NOT_DURABLE, **settings})
+            directory = stack.enter_context(temporary_data_directory())
+            server = EmbeddedPostgres(directory / "postgres", {**NOT_DURABLE, **settings})
             clusters.copy_to(server.directory, migrated=migrated)
             stack.callback(server.stop, immediate=True)
             server.start()
@@ -338,8 +343,8 @@ def rabbitmq() -> Iterator[RabbitMQ]:
             "RabbitMQ is not installed (Debian and Ubuntu: apt install rabbitmq-server;"
             " its own node is not used)"
         )
-    with tempfile.TemporaryDirectory(prefix="appointments-") as directory:
-        node = RabbitMQ(Path(directory) / "rabbitmq")
+    with temporary_data_directory() as directory:
+        node = RabbitMQ(directory / "rabbitmq")
         try:
             node.start()
             yield node

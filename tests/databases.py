@@ -3,17 +3,43 @@
 import fcntl
 import os
 import secrets
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import psutil
 import psycopg
 from psycopg import sql
 
 from local.postgres import NOT_DURABLE, EmbeddedPostgres, migrate
 from local.stack import DATABASE
+
+# A file system in memory. To make and to delete the thousand files of a data directory takes
+# several times as long on a disk, even one that is never waited for.
+IN_MEMORY = Path("/dev/shm")  # noqa: S108
+# Bytes that have to be free there: each process of the suite has a server, whose WAL grows to 1 GB.
+ROOM = 6 * 2**30
+
+
+def data_directory() -> str:
+    """Make a directory for servers of tests; its name is short, as paths of Unix sockets are."""
+    roomy = IN_MEMORY.is_mount() and shutil.disk_usage(IN_MEMORY).free > ROOM
+    roomy = roomy and psutil.virtual_memory().available > ROOM
+    return tempfile.mkdtemp(prefix="appointments-", dir=IN_MEMORY if roomy else None)
+
+
+@contextmanager
+def temporary_data_directory() -> Iterator[Path]:
+    """The same, and it is gone in the end."""
+    path = Path(data_directory())
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class _SmallPostgres(EmbeddedPostgres):

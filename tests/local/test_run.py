@@ -21,7 +21,7 @@ from demo.rest import Rest
 from local.postgres import _allow_traversal
 from local.programs import ROOT, StartError
 from local.stack import ANY_PORT, base_environment, check_ports
-from tests.databases import Clusters
+from tests.databases import Clusters, temporary_data_directory
 
 WITHIN = 60
 
@@ -87,8 +87,10 @@ StartRun = Callable[..., Run]
 
 
 @pytest.fixture
-def tmp_path(reachable_path: Path) -> Path:
-    return reachable_path
+def tmp_path() -> Iterator[Path]:
+    """PostgreSQL's user reaches it."""
+    with temporary_data_directory() as path:
+        yield path
 
 
 @pytest.fixture

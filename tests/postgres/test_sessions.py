@@ -4,10 +4,7 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from urllib.parse import quote
 
 import grpc
@@ -18,12 +15,13 @@ from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from psycopg import AsyncConnection
 
-from local.postgres import NOT_DURABLE, EmbeddedPostgres
+from local.postgres import EmbeddedPostgres
 from local.programs import ROOT, StartError
 from local.stack import ANY_PORT, base_environment
 from service.postgres.session import ROLE, DatabaseUnfit, Timeouts, check_session, session_conninfo
 from tests.api import Organization
-from tests.conftest import OwnPostgres, StartProgram
+from tests.conftest import OwnPostgres, StartProgram, postgres_starts
+from tests.databases import Clusters
 from tests.observing import until
 from tests.postgres.test_migrations import rows, run_migrate
 
@@ -58,10 +56,9 @@ SERVICE = health_pb2.HealthCheckRequest(service="appointments.v1.AppointmentServ
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[EmbeddedPostgres]:
-    with ExitStack() as stack:
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="appointments-"))
-        yield stack.enter_context(EmbeddedPostgres(Path(directory) / "postgres", NOT_DURABLE))
+def server(clusters: Clusters) -> Iterator[EmbeddedPostgres]:
+    with postgres_starts(clusters) as start:
+        yield start(migrated=False)
 
 
 @pytest.fixture

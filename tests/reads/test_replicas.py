@@ -1,6 +1,5 @@
 """Reads from replicas: standbys that lag, do not replay, hang, or have ended."""
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from local.stack import DATABASE
 from service.reads.replicas import PROBE_INTERVAL, by_host
 from tests.api import Organization, refusal
 from tests.conftest import OwnPostgres, StartProgram, listening, postgres_starts
-from tests.databases import Clusters
+from tests.databases import Clusters, temporary_data_directory
 from tests.observing import PATIENT, until
 from tests.reads.replicas import Readers, Replicated, Standby
 from tests.rest_client import Client
@@ -70,8 +69,8 @@ def lagging(pair: tuple[Program, Standby], organization: str) -> Iterator[Replic
 
 
 def _standby(stack: ExitStack, primary: EmbeddedPostgres) -> Standby:
-    directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="appointments-"))
-    server = primary.standby(Path(directory) / "standby", max_standby_streaming_delay="0")
+    directory = stack.enter_context(temporary_data_directory())
+    server = primary.standby(directory / "standby", max_standby_streaming_delay="0")
     stack.callback(server.stop, immediate=True)
     server.start()
     return Standby(server, primary)

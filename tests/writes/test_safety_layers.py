@@ -360,8 +360,8 @@ def test_a_function_whose_owner_lacks_rights_is_not_migrated(
         try:
             to_owner = sql.SQL("ALTER FUNCTION apply_writes OWNER TO {}")
             admin.execute(to_owner.format(sql.Identifier(owner)))
-            _, block = LAST_RIGHTS.read_text().split("-- A function whose owner")
-            check = "--" + block.partition("-- migrate:down")[0]
+            up, _, _ = LAST_RIGHTS.read_text().partition("-- migrate:down")
+            check = up[up.rindex("DO $$") :]
             with pytest.raises(
                 psycopg.errors.RaiseException, match=f"apply_writes belongs to {owner}"
             ):
