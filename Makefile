@@ -66,7 +66,7 @@ migration: .venv/running ## Write the migration that changes the functions to mi
 schema: .venv/running ## Write migrations/schema.sql from the migrations
 	@$(BIN)/python -m local.schema dump
 
-test: .venv/installed ## Run the whole test suite (five minutes)
+test: .venv/installed ## Run the whole test suite (six and a half minutes)
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 test-fast: .venv/installed ## Run the tests that need no programs of their own (a minute)
