@@ -43,7 +43,8 @@ from gateway.upstream.channels import open_channel
 from gateway.upstream.client import ServiceClient
 from gateway.upstream.relay import Relay
 from gateway.upstream.watch import Watch
-from runtime.listening import listen_on, listening_socket, serve_metrics
+from runtime.listening import listen_on, listening_socket
+from runtime.metrics import serving_metrics
 
 # The health of the first service decides whether the gateway is ready.
 SERVICES: tuple[ServiceDescriptor, ...] = (
@@ -155,15 +156,14 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
             )
             closing.push_async_callback(relay.close)
             relays.append(relay)
-        metrics_port = None
-        if settings.gateway_metrics_port is not None:
-            metrics_port, stop_metrics = serve_metrics(
+        metrics_port = await closing.enter_async_context(
+            serving_metrics(
                 metrics.registry,
                 settings.gateway_host,
                 settings.gateway_metrics_port,
                 settings="GATEWAY_HOST, GATEWAY_METRICS_PORT",
             )
-            closing.push_async_callback(asyncio.to_thread, stop_metrics)
+        )
         bodies = BodyReader(
             max_bytes=settings.gateway_max_body_bytes, timeout=settings.gateway_body_timeout
         )

@@ -3,25 +3,16 @@
 from collections.abc import Callable
 from functools import cache
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    GCCollector,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-)
+from prometheus_client import Counter, Gauge, Histogram
+
+from runtime.metrics import new_registry
 
 
 class Metrics:
     """The metrics of one gateway. The label `method` is the name of an RPC or path of a page."""
 
     def __init__(self, in_flight: Callable[[], int], streams: Callable[[], int]) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
+        self.registry = new_registry()
         self._seconds = Histogram(
             "gateway_request_seconds",
             "Time from the head of a request to its response. Status 499: the client left.",

@@ -4,10 +4,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TypeVar
-
-from prometheus_client import CollectorRegistry, start_http_server
 
 # Errors for an address that this machine does not have.
 _NOT_LOCAL = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -77,39 +74,6 @@ def listening_socket(address: str, port: int, *, backlog: int = 128) -> socket.s
         backlog=backlog,
         dualstack_ipv6=address == "::" and socket.has_dualstack_ipv6(),
     )
-
-
-def serve_metrics(
-    registry: CollectorRegistry, host: str, port: int, *, settings: str
-) -> tuple[int, Callable[[], None]]:
-    """Serve metrics in threads. Returns the port, and a function that stops them.
-
-    Stopping blocks for up to half a second.
-
-    Raises CannotListen.
-    """
-
-    def listen(address: str, port: int) -> tuple[Callable[[], None], int]:
-        server, thread = start_http_server(port, address, registry)
-
-        def stop() -> None:
-            # Wakes the thread, which otherwise checks every half second whether to stop. On
-            # systems that refuse this for a listening socket, stopping takes that long.
-            with suppress(OSError):
-                server.socket.shutdown(socket.SHUT_RDWR)
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return stop, server.server_port
-
-    stops, port = listen_on(host, port, listen, settings=settings)
-
-    def stop_all() -> None:
-        for stop in stops:
-            stop()
-
-    return port, stop_all
 
 
 def _cannot(host_port: str, settings: str, error: OSError) -> CannotListen:

@@ -15,7 +15,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2
 
 from runtime.backoff import run_forever
-from runtime.listening import serve_metrics
+from runtime.metrics import serving_metrics
 from service.amqp import Broker
 from service.metrics import Metrics
 from service.operations.accepter import Accepter, OperationQueue
@@ -82,15 +82,14 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         await check_primary(settings.database_url, settings.timeouts)
-        metrics_port = None
-        if settings.metrics_port is not None:
-            metrics_port, stop_metrics = serve_metrics(
+        metrics_port = await stack.enter_async_context(
+            serving_metrics(
                 metrics.registry,
                 settings.grpc_host,
                 settings.metrics_port,
                 settings="GRPC_HOST, METRICS_PORT",
             )
-            stack.push_async_callback(asyncio.to_thread, stop_metrics)
+        )
         channelz_port = await serve_channelz(
             settings.channelz_port,
             stack,

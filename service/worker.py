@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
 from runtime.backoff import run_forever
-from runtime.listening import serve_metrics
+from runtime.metrics import serving_metrics
 from service.amqp import Broker
 from service.events.publisher import EventPublisher
 from service.events.rabbitmq import declare_exchange
@@ -39,15 +39,14 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         await check_primary(settings.database_url, settings.timeouts)
-        port = None
-        if settings.worker_metrics_port is not None:
-            port, stop_metrics = serve_metrics(
+        port = await stack.enter_async_context(
+            serving_metrics(
                 metrics.registry,
                 settings.grpc_host,
                 settings.worker_metrics_port,
                 settings="GRPC_HOST, WORKER_METRICS_PORT",
             )
-            stack.push_async_callback(asyncio.to_thread, stop_metrics)
+        )
         database = await stack.enter_async_context(
             Database(
                 settings.database_url,
