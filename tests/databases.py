@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import psutil
@@ -17,6 +18,11 @@ from psycopg import sql
 
 from local.postgres import NOT_DURABLE, EmbeddedPostgres, migrate
 from local.stack import DATABASE
+from service.metrics import Metrics
+from service.postgres.database import Database
+from service.postgres.session import Timeouts
+
+AnyDatabase = TypeVar("AnyDatabase", bound=Database)
 
 # A file system in memory. To make and to delete the thousand files of a data directory takes
 # several times as long on a disk, even one that is never waited for.
@@ -112,6 +118,26 @@ def new_database(server: str, *, template: str = "template1") -> Iterator[tuple[
             yield name, urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
         finally:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
+
+
+def database_of(
+    kind: type[AnyDatabase],
+    url: str,
+    metrics: Metrics,
+    *,
+    connections: int = 1,
+    max_waiting: int = 1,
+) -> AnyDatabase:
+    """Return the service's connections to a primary, not opened yet."""
+    return kind(
+        url,
+        name="test",
+        connections=connections,
+        max_waiting=max_waiting,
+        timeouts=Timeouts(connection=5, lock=5, statement=5),
+        replica=False,
+        metrics=metrics,
+    )
 
 
 def _copy(original: Path, copy: Path) -> None:

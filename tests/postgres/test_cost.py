@@ -9,9 +9,9 @@ import pytest
 from service.errors import AppointmentNotFound
 from service.metrics import Metrics
 from service.postgres.database import Database
-from service.postgres.session import Timeouts
 from service.reads.store import ReadStore, Window
 from tests.conftest import CreateDatabase
+from tests.databases import database_of
 
 STORED = 3000
 ORGANIZATIONS = 300
@@ -67,15 +67,7 @@ async def test_a_list_of_a_window_reads_what_it_shows(
         for number in range(others):
             _write(connection, str(number), range(1))
         connection.execute("ANALYZE")
-        database = Database(
-            url,
-            name="read",
-            connections=1,
-            max_waiting=1,
-            timeouts=Timeouts(connection=5, lock=5, statement=5),
-            replica=False,
-            metrics=Metrics(),
-        )
+        database = database_of(Database, url, Metrics())
         async with database:
             reads = ReadStore(database, None)
             for start in (START, START + timedelta(minutes=STORED // 2)):
@@ -107,15 +99,7 @@ async def test_a_get_and_a_look_into_the_past_look_at_a_few_blocks(
 ) -> None:
     """By plans from when the tables were empty."""
     url = create_database()
-    database = Database(
-        url,
-        name="read",
-        connections=1,
-        max_waiting=1,
-        timeouts=Timeouts(connection=5, lock=5, statement=5),
-        replica=False,
-        metrics=Metrics(),
-    )
+    database = database_of(Database, url, Metrics())
     with psycopg.connect(url, autocommit=True) as connection:
         async with database:
             reads = ReadStore(database, None)

@@ -22,10 +22,10 @@ from service.errors import DatabaseUnavailable
 from service.metrics import Metrics
 from service.postgres.database import Database
 from service.postgres.rows import Row
-from service.postgres.session import Timeouts
 from service.writes.store import WriteStore
 from tests.api import Organization, Refusal, refusal, upsert_request
 from tests.conftest import OwnPostgres, StartProgram
+from tests.databases import database_of
 from tests.load import Load
 from tests.observing import PATIENT, held_lock, until
 
@@ -206,15 +206,7 @@ async def test_what_was_written_one_by_one_keeps_its_result_when_a_later_one_fai
 ) -> None:
     """The batch is refused. One by one, the first is written; the second's end is unknown."""
     metrics = Metrics()
-    database = FaultyDatabase(
-        database_url,
-        name="faulty",
-        connections=1,
-        max_waiting=1,
-        timeouts=Timeouts(connection=5, lock=5, statement=5),
-        replica=False,
-        metrics=metrics,
-    )
+    database = database_of(FaultyDatabase, database_url, metrics)
     unreadable = psycopg.DataError("a row that cannot be read")
     database.faults = {1: psycopg.errors.CheckViolation("one of them"), 3: unreadable}
     writes = [

@@ -17,8 +17,8 @@ from service.operations.postgres.worker import _COUNT
 from service.postgres.database import Database
 from service.postgres.purge import BATCH, Purge
 from service.postgres.rows import Row
-from service.postgres.session import Timeouts
 from tests.conftest import CreateDatabase
+from tests.databases import database_of
 from tests.observing import until
 from tests.operations.place import queued_write
 
@@ -148,15 +148,7 @@ def test_a_copied_database_goes_on(url: str, moved: str) -> None:
 async def test_a_purge_does_not_pass_what_it_has_deleted(url: str) -> None:
     rows = 20_000
     kept = timedelta(days=1)
-    database = Database(
-        url,
-        name="work",
-        connections=1,
-        max_waiting=1,
-        timeouts=Timeouts(connection=5, lock=5, statement=5),
-        replica=False,
-        metrics=Metrics(),
-    )
+    database = database_of(Database, url, Metrics())
     with _connect(url) as connection, _snapshot(url):
         connection.execute(
             "INSERT INTO operations (organization_id, operation_id, accepted_at, finished_at,"

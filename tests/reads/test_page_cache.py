@@ -8,11 +8,11 @@ from appointments.v1 import appointment_service_pb2 as rpc
 
 from service.metrics import Metrics
 from service.postgres.database import Database
-from service.postgres.session import Timeouts
 from service.reads import page_cache
 from service.reads.moments import NEVER_WRITTEN, Moment, Moments
 from service.reads.page_cache import MAX_AGE, MAX_CACHED_PAGE_BYTES, PageCache
 from tests.api import Organization
+from tests.databases import database_of
 
 
 class Clock:
@@ -34,15 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 async def moments(database_url: str) -> AsyncIterator[Moments]:
-    database = Database(
-        database_url,
-        name="cache",
-        connections=1,
-        max_waiting=10,
-        timeouts=Timeouts(connection=5, lock=5, statement=5),
-        replica=False,
-        metrics=Metrics(),
-    )
+    database = database_of(Database, database_url, Metrics(), max_waiting=10)
     async with database:
         yield Moments(database, max_waiting=10)
 

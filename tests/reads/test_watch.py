@@ -26,11 +26,11 @@ from local.stack import DATABASE
 from service.metrics import Metrics
 from service.postgres.database import Database
 from service.postgres.rows import Row
-from service.postgres.session import Timeouts
 from service.reads.store import ReadStore
 from service.reads.watch import MAX_ENTRIES, MAX_MESSAGE_BYTES, Watch
 from tests.api import Organization, appointment, batch_request, refusal
 from tests.conftest import OwnPostgres, StartProgram
+from tests.databases import database_of
 from tests.load import OWN_CONNECTION, Load
 from tests.observing import metric, until
 
@@ -358,15 +358,7 @@ async def test_one_question_for_all_and_none_when_nobody_watches(
     database_url: str, org: Organization
 ) -> None:
     metrics = Metrics()
-    database = CountingDatabase(
-        database_url,
-        name="counting",
-        connections=2,
-        max_waiting=100,
-        timeouts=Timeouts(connection=5, lock=5, statement=5),
-        replica=False,
-        metrics=metrics,
-    )
+    database = database_of(CountingDatabase, database_url, metrics, connections=2, max_waiting=100)
     database.asked = []
     reads = ReadStore(database, None)
     watch = Watch(database, reads, metrics, interval=0.01, outage_timeout=5, max_watchers=100)
