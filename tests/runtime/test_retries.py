@@ -18,7 +18,6 @@ from structlog.testing import capture_logs
 from runtime.backoff import FIRST_DELAY, LONGEST_DELAY, Backoff, run_forever
 from runtime.logs import log_event_loop
 from service.amqp import Broker
-from service.domain import Cancel
 from service.events.publisher import EventPublisher
 from service.events.store import EventStore
 from service.metrics import Metrics
@@ -34,6 +33,7 @@ from service.reads.watch import Watch
 from service.rpc.health import watch_readiness
 from service.writes.committer import Committer
 from service.writes.store import WriteStore
+from tests.writes.cancels import cancel
 
 # Seconds that a loop is looked at, and how often it may try meanwhile: at once, after half a
 # second at least, after one more, and so on.
@@ -160,6 +160,7 @@ async def test_watchers_that_come_again_wait_for_the_next_look(
     async def come_again() -> None:
         while True:
             with watch._watching("some") as organization, suppress(KeyError):
+                assert watch._polling is not None
                 await organization.wait_beyond(0)
             await asyncio.sleep(0.01)
 
@@ -191,17 +192,6 @@ async def test_a_duty_that_ends_by_itself_is_taken_up_again(metrics: Metrics) ->
     assert [str(each["exc_info"]) for each in errors] == ["test ended by itself"] * len(errors)
 
 
-def write(id: str) -> Cancel:
-    return Cancel(
-        id=id,
-        updated_at=None,
-        expected_revision=None,
-        idempotency_key=None,
-        validate_only=False,
-        actor="",
-    )
-
-
 class Forgetful:
     """A store or queue that returns too few results."""
 
@@ -229,7 +219,7 @@ async def test_every_writer_learns_of_an_answer_that_is_not_whole(
     )
     async with asyncio.timeout(5):
         answers = await asyncio.gather(
-            *(committer.submit(f"org {number % 2}", write(str(number))) for number in range(4)),
+            *(committer.submit(f"org {number % 2}", cancel(str(number))) for number in range(4)),
             return_exceptions=True,
         )
         await committer.drain()
@@ -240,7 +230,7 @@ async def test_every_submitter_learns_of_an_answer_that_is_not_whole(metrics: Me
     accepter = Accepter(cast("OperationQueue", Forgetful()), metrics, max_waiting=10)
     async with asyncio.timeout(5):
         answers = await asyncio.gather(
-            *(accepter.accept(new_operation("some", write(str(each)))) for each in range(3)),
+            *(accepter.accept(new_operation("some", cancel(str(each)))) for each in range(3)),
             return_exceptions=True,
         )
     assert [type(answer) for answer in answers] == [ValueError] * 3

@@ -10,23 +10,13 @@ from typing import Any, cast
 
 import pytest
 
-from service.domain import Cancel, Write, WriteResult
+from service.domain import Write, WriteResult
 from service.errors import Overloaded
 from service.metrics import Metrics
 from service.writes.committer import MAX_BATCH_REQUEST, OWN_CALL_WRITES, Committer
+from tests.writes.cancels import cancel
 
 Results = Sequence[WriteResult | Exception]
-
-
-def write(id: str) -> Cancel:
-    return Cancel(
-        id=id,
-        updated_at=None,
-        expected_revision=None,
-        idempotency_key=None,
-        validate_only=False,
-        actor="",
-    )
 
 
 def result(id: str) -> WriteResult:
@@ -84,7 +74,7 @@ class Here:
 
     async def write(self, organization: str, *ids: str) -> list[asyncio.Task[WriteResult]]:
         """Submit one write after another; return when all possible calls have been made."""
-        tasks = [asyncio.create_task(self.committer.submit(organization, write(id))) for id in ids]
+        tasks = [asyncio.create_task(self.committer.submit(organization, cancel(id))) for id in ids]
         await settled()
         return tasks
 
@@ -318,7 +308,7 @@ async def test_a_refusal_is_raised_to_its_own_caller() -> None:
 
 async def test_a_batch_is_answered_write_by_write_and_goes_in_one_call() -> None:
     here = Here()
-    writes = [write(id) for id in "abc"]
+    writes = [cancel(id) for id in "abc"]
     answering = asyncio.create_task(here.committer.submit_all("o", writes))
     await settled()
     [call] = here.store.calls
@@ -333,18 +323,18 @@ async def test_too_many_writes_are_refused_with_nothing_queued() -> None:
     here = Here(max_queued=3 * MAX_BATCH_REQUEST)
     await here.write("o", "first")
     half = 3 * MAX_BATCH_REQUEST // 2
-    waiting = asyncio.create_task(here.committer.submit_all("o", [write("1")] * half))
+    waiting = asyncio.create_task(here.committer.submit_all("o", [cancel("1")] * half))
     await settled()
     with pytest.raises(Overloaded, match=f"^{half} writes wait already, {half} of them"):
-        await here.committer.submit("o", write("2"))
+        await here.committer.submit("o", cancel("2"))
     # The call that takes these frees the same room in the queue.
-    others = [asyncio.create_task(here.committer.submit_all("other", [write("1")] * half))]
+    others = [asyncio.create_task(here.committer.submit_all("other", [cancel("1")] * half))]
     await settled()
-    others += [asyncio.create_task(here.committer.submit_all("other", [write("1")] * 100))]
+    others += [asyncio.create_task(here.committer.submit_all("other", [cancel("1")] * 100))]
     await settled()
     assert here.queued == 2 * half
     with pytest.raises(Overloaded, match=f"^{2 * half} writes wait already, 0 of them"):
-        await here.committer.submit("third", write("1"))
+        await here.committer.submit("third", cancel("1"))
     assert here.queued == 2 * half
     while not all(task.done() for task in (waiting, *others)):
         for call in here.store.calls:
