@@ -6,7 +6,7 @@ PROTO_FILES := $(sort $(wildcard protos/appointments/v1/*.proto protos/appointme
 SERVICE_FILES := $(sort $(wildcard protos/appointments/v1/*_service.proto)) protos/appointments/relay/v1/relay.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast chaos lint format migrate migration schema demo demo-fosdem bench bench-quick bench-plot protos lock audit clean
+.PHONY: help run test test-fast chaos torture fuzz lint format migrate migration schema demo demo-fosdem bench bench-quick bench-plot pictures protos lock audit sbom clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ bench-quick: .venv/installed ## Run a short version of the benchmark (two minute
 bench-plot: .venv/installed ## Draw the picture of docs/performance.md (JSON=file)
 	@$(BIN)/python -m bench.plot $(JSON) docs/performance.svg
 
+pictures: .venv/installed ## Take the pictures of the calendar in the README (needs chromium)
+	@$(BIN)/python -m tests.page.pictures
+
 migrate: .venv/running ## Apply the migrations to the database of DATABASE_URL
 	@migrations/migrate
 
@@ -66,7 +69,7 @@ migration: .venv/running ## Write the migration that changes the functions to mi
 schema: .venv/running ## Write migrations/schema.sql from the migrations
 	@$(BIN)/python -m local.schema dump
 
-test: .venv/installed ## Run the whole test suite (six and a half minutes)
+test: .venv/installed ## Run the whole test suite (a quarter of an hour)
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 test-fast: .venv/installed ## Run the tests that need no programs of their own (a minute)
@@ -77,11 +80,20 @@ CHAOS_OPERATIONS ?= 10000
 chaos: .venv/installed ## Kill every process repeatedly during 10,000 asynchronous writes to each queue
 	CHAOS_OPERATIONS=$(CHAOS_OPERATIONS) $(BIN)/python -m pytest -s tests/test_chaos.py
 
+DURATION ?= 60
+
+torture: .venv/installed ## Check calls of every kind for linearizability while faults strike (DURATION=60, FAULTS=, RATE=, SEED=)
+	$(BIN)/python -m tests.torture --duration $(DURATION) $(if $(FAULTS),--faults $(FAULTS)) $(if $(RATE),--rate $(RATE)) $(if $(SEED),--seed $(SEED))
+
+fuzz: .venv/installed ## Fuzz what reads the input of callers, guided by coverage (DURATION=60)
+	$(BIN)/python -m tests.fuzzing --seconds $(DURATION)
+
 lint: .venv/installed .venv/protoc/installed ## Check style, types, imports, dependencies, protos, stubs and migrations
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/deptry .
+	cd client && ../$(BIN)/deptry .
 	$(BIN)/lint-imports --no-cache --no-logo
 	@set -eu; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	echo "buf lint"; \
@@ -120,8 +132,16 @@ lock: .venv/installed .venv/clients/installed ## Update the pinned dependencies
 	$(COMPILE) protos/requirements.in -o protos/requirements.txt
 	cd tests/clients && PATH="../../.venv/clients/bin:$$PATH" npm install --package-lock-only
 
+LOCKED = requirements-dev.txt tests/clients/requirements.txt protos/requirements.txt
+
 audit: .venv/installed ## Check the pinned dependencies for known vulnerabilities (needs network access)
-	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements-dev.txt -r tests/clients/requirements.txt
+	@for file in $(LOCKED); do echo "audit $$file"; \
+		$(BIN)/pip-audit --progress-spinner off --require-hashes --disable-pip -r $$file || exit 1; done
+
+SBOM := sbom.json
+
+sbom: .venv/installed ## List what the image contains as a CycloneDX file (SBOM=sbom.json)
+	@$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o $(SBOM) requirements.txt
 
 clean: ## Remove the environment and the caches; keep the data in .data/
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -21,6 +22,7 @@ from demo.rest import Rest
 from local.postgres import EmbeddedPostgres
 from local.programs import StartError
 from local.stack import ANY_PORT, running
+from service.verify.command import SOUND, parse, verify
 
 # The gateway of `make run`.
 DEFAULT_URL = f"http://localhost:{os.environ.get('GATEWAY_PORT', '3000')}"
@@ -53,30 +55,45 @@ def demo(
             result = await collisions.send(rest, organization, requests, seed)
         return collisions.show(console, result)
 
-    with gateway(url) as at:
-        console.print(f"{at}, organization {organization}, --seed {seed}")
-        sys.exit(0 if asyncio.run(send(at)) else 1)
+    with gateway(url) as place:
+        console.print(f"{place.url}, organization {organization}, --seed {seed}")
+        sys.exit(0 if asyncio.run(send(place.url)) else 1)
 
 
 @demo.command("fosdem")
 @click.option("--organization", default=fosdem.ORGANIZATION, show_default=True)
 @url_option
 def demo_fosdem(organization: str, url: str | None) -> None:
-    """Load the programme of FOSDEM 2023 and find the one double booking in it."""
+    """Load the programme of FOSDEM 2023 and find the one double booking in it.
+
+    A database of its own is also checked.
+    """
 
     async def load(at: str) -> bool:
         async with Rest.connected(at) as rest:
             loaded = await fosdem.load(rest, organization, console)
         return fosdem.show(console, loaded)
 
-    with gateway(url) as at:
-        console.print(f"{at}, organization {organization}")
-        sys.exit(0 if asyncio.run(load(at)) else 1)
+    with gateway(url) as place:
+        console.print(f"{place.url}, organization {organization}")
+        succeeded = asyncio.run(load(place.url))
+        if place.database_url is not None:
+            console.print("\npython -m service verify:")
+            succeeded &= verify(place.database_url, parse([])) == SOUND
+        sys.exit(0 if succeeded else 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A gateway, and its database if the demo has started it."""
+
+    url: str
+    database_url: str | None = None
 
 
 @contextmanager
-def gateway(url: str | None) -> Iterator[str]:
-    """Yield the URL of a ready gateway: `url`, that of `make run`, or a new one.
+def gateway(url: str | None) -> Iterator[Place]:
+    """Yield a ready gateway: that of `url`, that of `make run`, or a new one.
 
     Raises StartError if `url` is given and not ready.
     """
@@ -86,7 +103,7 @@ def gateway(url: str | None) -> Iterator[str]:
             return await rest.ready()
 
     if asyncio.run(ready()):
-        yield url or DEFAULT_URL
+        yield Place(url=url or DEFAULT_URL)
         return
     if url is not None:
         raise StartError(f"no gateway is ready at {url}")
@@ -97,7 +114,7 @@ def gateway(url: str | None) -> Iterator[str]:
             postgres=EmbeddedPostgres(Path(directory) / "postgres"), settings=ANY_PORT
         ) as stack,
     ):
-        yield stack.gateway.url
+        yield Place(url=stack.gateway.url, database_url=stack.database_url)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from gateway.app import serving
 from gateway.settings import Settings
+from runtime.files import FilesUnfit
 from runtime.listening import CannotListen
 from runtime.logs import configure_logs
 from runtime.program import run_until_stopped
@@ -21,7 +22,7 @@ def main() -> None:
         uvloop.run(_serve(settings))
     except ValidationError as error:
         sys.exit(f"error: {'; '.join(faults(error))}")
-    except CannotListen as error:
+    except (FilesUnfit, CannotListen) as error:
         sys.exit(f"error: {error}")
 
 

@@ -2,16 +2,15 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
-from aiohttp.web import ServerRunner, SockSite
-from appointments.v1 import appointment_service_pb2, webhook_service_pb2
-from google.protobuf.descriptor import ServiceDescriptor
+from aiohttp.web import ServerRunner
 from google.rpc.status_pb2 import Status
-from grpc import aio
 
+from gateway.endpoints.calendar import CALENDAR_PATH, CalendarEndpoint, calendar_route
 from gateway.endpoints.changes import ChangesEndpoint
 from gateway.endpoints.operations import (
     OPERATION_PATH,
@@ -24,41 +23,43 @@ from gateway.endpoints.pages import (
     DOCUMENT_PATH,
     LivenessEndpoint,
     ReadinessEndpoint,
+    calendar_pages,
     document_page,
     viewer_pages,
 )
 from gateway.endpoints.rpc import CallDependencies, CallEndpoint
 from gateway.http.bodies import BodyReader
+from gateway.http.cors import CrossOrigin
 from gateway.http.handler import Endpoint, HttpHandler
+from gateway.http.https import Https
 from gateway.http.in_flight import InFlight
-from gateway.http.problems import StatusConverter
 from gateway.http.router import Router
 from gateway.http.server import HttpServer, Timeouts
 from gateway.http.streams import Streams
 from gateway.metrics import Metrics
 from gateway.openapi.document import openapi_document
+from gateway.rendering_helper import MODULE, Renderer, status_converter
 from gateway.settings import Settings
-from gateway.transcoding.routes import batch_of, location_template, routes_of
-from gateway.upstream.channels import open_channel
+from gateway.transcoding.routes import SERVICES, batch_of, location_template, routes_of
+from gateway.upstream.channels import Connection
 from gateway.upstream.client import ServiceClient
 from gateway.upstream.relay import Relay
 from gateway.upstream.watch import Watch
+from runtime.backoff import run_forever
+from runtime.helper import Helper
 from runtime.listening import listen_on, listening_socket
 from runtime.metrics import serving_metrics
-
-# The health of the first service decides whether the gateway is ready.
-SERVICES: tuple[ServiceDescriptor, ...] = (
-    appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentService"],
-    webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"],
-)
+from runtime.tls import Certificates, CertificateWatch
 
 _CONNECTION_BACKLOG = 1024
 # Bodies that may be received at the same time, per call that may be in flight.
 _BODIES_PER_CALL = 4
+# Calendars that may be sent at the same time. Each holds a page of up to some megabytes.
+_MAX_CALENDARS = 64
 
 
 def build_router(
-    channels: Sequence[aio.Channel],
+    connections: Sequence[Connection],
     relays: Sequence[Relay],
     settings: Settings,
     bodies: BodyReader,
@@ -67,12 +68,11 @@ def build_router(
     waiting: InFlight,
     streams: Streams,
     metrics: Metrics,
+    renderer: Renderer,
 ) -> Router[Endpoint]:
     """Create the endpoints of all routes and pages."""
     routes = routes_of(*SERVICES)
-    statuses = StatusConverter(
-        frozenset(route.body for route in routes if route.body not in {"", "*"})
-    )
+    statuses = status_converter(routes)
     service = ServiceClient(relays, statuses)
     operations = OperationResponses(statuses)
     shared = CallDependencies(
@@ -81,11 +81,13 @@ def build_router(
         receiving=InFlight(_BODIES_PER_CALL * settings.gateway_max_in_flight),
         in_flight=in_flight,
         waiting=waiting,
+        parsing=asyncio.Lock(),
         operations=operations,
         special={Status.DESCRIPTOR.full_name: statuses.render},
+        render_elsewhere=renderer,
     )
     watch = Watch(
-        channels,
+        connections,
         timeout=settings.gateway_timeout,
         heartbeat=settings.gateway_heartbeat_interval,
         outage_timeout=settings.watch_patience,
@@ -109,13 +111,25 @@ def build_router(
             else call
         )
         router.add(route.http_method, route.template, endpoint)
+    calendar = CalendarEndpoint(
+        calendar_route(routes),
+        service,
+        in_flight=in_flight,
+        sending=InFlight(_MAX_CALENDARS, "Too many calendars are being sent."),
+        reader_timeout=settings.watch_patience,
+    )
+    router.add("GET", CALENDAR_PATH, calendar)
     router.add("GET", OPERATION_PATH, OperationEndpoint(service, operations, in_flight, waiting))
     router.add("GET", OPERATIONS_PATH, OperationsEndpoint(service, operations, in_flight))
     router.add("GET", "/healthz", LivenessEndpoint())
-    router.add("GET", "/readyz", ReadinessEndpoint(channels[0], SERVICES[0].full_name))
-    router.add("GET", DOCUMENT_PATH, document_page(openapi_document(SERVICES, routes)))
-    for path, page in viewer_pages().items():
-        router.add("GET", path, page)
+    router.add("GET", "/readyz", ReadinessEndpoint(connections[0], SERVICES[0].full_name))
+    if settings.gateway_docs == "on":
+        router.add("GET", DOCUMENT_PATH, document_page(openapi_document(SERVICES, routes)))
+        for path, page in viewer_pages().items():
+            router.add("GET", path, page)
+    if settings.gateway_page == "on":
+        for path, page in calendar_pages().items():
+            router.add("GET", path, page)
     return router
 
 
@@ -133,7 +147,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
     """Serve while the block runs. Then end the streams, and wait for requests in flight up to
     GATEWAY_SHUTDOWN_GRACE.
 
-    Raises `CannotListen`.
+    Raises `CannotListen` or `FilesUnfit`.
     """
     async with AsyncExitStack() as closing:
         in_flight = InFlight(settings.gateway_max_in_flight)
@@ -142,14 +156,11 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         )
         streams = Streams(settings.gateway_max_streams)
         metrics = Metrics(lambda: in_flight.count + waiting.count, lambda: streams.count)
-        channels: list[aio.Channel] = []
+        connections = _connections(settings, metrics, closing)
         relays: list[Relay] = []
-        for _ in range(settings.service_connections):
-            channel = open_channel(settings.service_address)
-            closing.push_async_callback(channel.close)
-            channels.append(channel)
+        for connection in connections:
             relay = Relay(
-                channel,
+                connection,
                 timeout=settings.gateway_timeout,
                 max_message_bytes=settings.max_message_bytes,
                 errors=metrics.unexpected_errors,
@@ -167,8 +178,10 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         bodies = BodyReader(
             max_bytes=settings.gateway_max_body_bytes, timeout=settings.gateway_body_timeout
         )
+        helper = Helper(MODULE)
+        closing.push_async_callback(asyncio.to_thread, helper.close)
         router = build_router(
-            channels,
+            connections,
             relays,
             settings,
             bodies,
@@ -176,18 +189,20 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
             waiting=waiting,
             streams=streams,
             metrics=metrics,
+            renderer=Renderer(helper),
         )
-        handler = HttpHandler(router, bodies, metrics)
+        origins = settings.gateway_cors_origins
+        handler = HttpHandler(router, bodies, metrics, CrossOrigin(origins) if origins else None)
         timeouts = Timeouts(
             idle=settings.gateway_keepalive_timeout, headers=settings.gateway_header_timeout
         )
-        runner = ServerRunner(
-            HttpServer(handler, timeouts, asyncio.get_running_loop()),
-            shutdown_timeout=settings.gateway_shutdown_grace,
-        )
+        loop = asyncio.get_running_loop()
+        server = HttpServer(handler, timeouts, loop)
+        runner = ServerRunner(server, shutdown_timeout=settings.gateway_shutdown_grace)
         await runner.setup()
         closing.push_async_callback(runner.cleanup)
         closing.callback(streams.close)
+        https = _https(settings, metrics, closing)
         sockets, port = listen_on(
             settings.gateway_host,
             settings.gateway_port,
@@ -195,8 +210,66 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
             settings="GATEWAY_HOST, GATEWAY_PORT",
         )
         for listening in sockets:
-            await SockSite(runner, listening, backlog=_CONNECTION_BACKLOG).start()
+            # Not with aiohttp's site, which gives a handshake a minute.
+            opened = await loop.create_server(
+                server,
+                sock=listening,
+                backlog=_CONNECTION_BACKLOG,
+                ssl=https.context if https else None,
+                ssl_handshake_timeout=timeouts.headers if https else None,
+            )
+            closing.callback(opened.close)
         yield Listening(port=port, metrics_port=metrics_port, in_flight=in_flight)
+
+
+def _connections(
+    settings: Settings, metrics: Metrics, closing: AsyncExitStack
+) -> Sequence[Connection]:
+    """Open the connections to the service. With TLS they are replaced at each renewal."""
+    files = settings.service_tls_files
+    watch = CertificateWatch(files, metrics.certificate_expiry) if files else None
+    connections = [
+        Connection(
+            settings.service_address,
+            watch.current if watch else None,
+            settings.service_tls_server_name,
+        )
+        for _ in range(settings.service_connections)
+    ]
+    for connection in connections:
+        closing.push_async_callback(connection.close)
+
+    async def replace(renewed: Certificates) -> None:
+        await asyncio.gather(*(connection.replace(renewed) for connection in connections))
+
+    if watch is not None:
+        _follow("watch the service's certificates", watch, replace, metrics, closing)
+    return connections
+
+
+def _https(settings: Settings, metrics: Metrics, closing: AsyncExitStack) -> Https | None:
+    """Return the TLS of the HTTP server, which is renewed with its files, None without TLS."""
+    files = settings.https_files
+    if files is None or files.pair is None:
+        return None
+    watch = CertificateWatch(files, metrics.certificate_expiry)
+    https = Https(files.pair)
+    _follow("watch the gateway's certificates", watch, https.renew, metrics, closing)
+    return https
+
+
+def _follow(
+    loop: str,
+    watch: CertificateWatch,
+    use: Callable[[Certificates], Awaitable[None]],
+    metrics: Metrics,
+    closing: AsyncExitStack,
+) -> None:
+    """Pass on renewed certificates in the background."""
+    task = asyncio.create_task(
+        run_forever(loop, partial(watch.follow, use), metrics.unexpected_errors)
+    )
+    closing.callback(task.cancel)
 
 
 def _socket(address: str, port: int) -> tuple[socket.socket, int]:

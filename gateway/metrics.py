@@ -9,7 +9,10 @@ from runtime.metrics import new_registry
 
 
 class Metrics:
-    """The metrics of one gateway. The label `method` is the name of an RPC or path of a page."""
+    """The metrics of one gateway.
+
+    The label `method` is the name of an RPC, the path of a page, or `preflight`.
+    """
 
     def __init__(self, in_flight: Callable[[], int], streams: Callable[[], int]) -> None:
         self.registry = new_registry()
@@ -36,6 +39,12 @@ class Metrics:
             "gateway_event_streams_ended",
             "Event streams that have ended, by reason.",
             ["reason"],
+            registry=self.registry,
+        )
+        self.certificate_expiry = Gauge(
+            "gateway_certificate_expiry_timestamp_seconds",
+            "End of a certificate in use, by the setting that names its file.",
+            ["setting"],
             registry=self.registry,
         )
         self.unexpected_errors = Counter(

@@ -56,6 +56,8 @@ class EmbeddedPostgres:
 
     def __init__(self, directory: Path, settings: Mapping[str, str] | None = None) -> None:
         self.directory = directory.resolve()
+        # Variables of the server's processes from the next start on, besides those of this process.
+        self.environment: dict[str, str] = {}
         self._settings = dict(settings or {})
         self._user = SYSTEM_USER if os.geteuid() == 0 else ""
         self._log = self.directory.with_name(self.directory.name + ".log")
@@ -150,7 +152,10 @@ class EmbeddedPostgres:
         except BlockingIOError:
             owner = os.read(lock, 20).decode()
             os.close(lock)
-            raise StartError(f"{self.directory} is in use by process {owner}") from None
+            raise StartError(
+                f"{self.directory} is in use by process {owner}: stop it, or set RUN_DATA_DIR to"
+                " another directory"
+            ) from None
         os.ftruncate(lock, 0)
         os.write(lock, str(os.getpid()).encode())
         self._lock = lock
@@ -203,6 +208,10 @@ class EmbeddedPostgres:
         command += ["-k", str(self._socket_directory), "-h", ""]
         for name, value in self._settings.items():
             command += ["-c", f"{name}={value}"]
+        if self.environment:
+            # Set after the change of the user, as a library to preload may depend on it.
+            assignments = [f"{name}={value}" for name, value in self.environment.items()]
+            command = ["/usr/bin/env", *assignments, *command]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 die_with_parent(command, signal_number=signal.SIGINT, user=self._user),

@@ -102,6 +102,11 @@ class Program:
         )
 
     @property
+    def ready(self) -> bool:
+        """Whether it has reported that it listens."""
+        return self._listening is not None
+
+    @property
     def port(self) -> int:
         """The port of its API. Raises StartError before it listens."""
         return int(self._listened()["port"])

@@ -5,12 +5,14 @@ settings and plugins, and its own epmd, Erlang's port mapper.
 """
 
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
@@ -227,10 +229,16 @@ def _responds(port: int, greeting: bytes) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different ports that are free. Other programs may still take them."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Return different ports that are free. Other programs may still take them.
+
+    They are below those that the kernel gives to connections and to port 0.
+    """
+    with ExitStack() as stack:
+        ports: list[int] = []
+        for port in random.sample(range(20_000, 32_000), 1000):
+            if len(ports) == count:
+                break
+            with suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                ports.append(port)
+        return ports

@@ -1,13 +1,14 @@
 """`make run`: runs everything on this machine until Ctrl-C.
 
-The data is kept in `.data/postgres` (RUN_DATA_DIR) for the next time. If DATABASE_URL is set,
-that server is used instead. All programs take their settings from the environment (GRPC_PORT,
-GATEWAY_PORT, LOG_LEVEL, ...).
+The data is kept in `.data/postgres` (RUN_DATA_DIR) for the next time. If DATABASE_URL or
+DATABASE_URL_FILE is set, that server is used instead. All programs take their settings from the
+environment (GRPC_PORT, GATEWAY_PORT, LOG_LEVEL, ...).
 """
 
 import contextlib
 import os
 import queue
+import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ import service.settings
 from local.postgres import EmbeddedPostgres
 from local.programs import ROOT, Program, StartError
 from local.stack import Stack, running
+from runtime.secrets import is_secret, secret_of
 from runtime.settings import faults
 
 # There is no authentication, so the programs listen on loopback by default.
@@ -39,15 +41,24 @@ def main() -> int:
         return 1
     for name, similar in misspelled(os.environ):
         console.print(f"{name} is not a setting: did you mean {similar}?", style="yellow")
-    postgres = None
-    if not os.environ.get("DATABASE_URL"):
-        postgres = EmbeddedPostgres(Path(os.environ.get("RUN_DATA_DIR") or ROOT / ".data/postgres"))
+    postgres = secrets_key = None
+    settings = {**ON_LOOPBACK, "LOG_FORMAT": "text", **os.environ}
+    if url := secret_of("DATABASE_URL", settings):
+        settings["DATABASE_URL"] = url
+        settings.pop("DATABASE_URL_FILE", None)
+    else:
+        data = Path(os.environ.get("RUN_DATA_DIR") or ROOT / ".data/postgres")
+        postgres = EmbeddedPostgres(data)
+        if secret_of("SECRETS_KEYS", settings) is None:
+            # Beside the directory, which belongs to the user that PostgreSQL runs as.
+            secrets_key = data.with_name(f"{data.name}.secrets-key")
     try:
         with (
             stopping_on_signals(),
             running(
                 postgres=postgres,
-                settings={**ON_LOOPBACK, "LOG_FORMAT": "text", **os.environ},
+                secrets_key=secrets_key,
+                settings=settings,
                 on_step=lambda step: console.print(f"{step} ...", style="dim"),
                 stdout=None,  # the programs write to the terminal themselves
                 on_errors=show_errors,
@@ -75,25 +86,62 @@ def _fail_when_one_ends(ended: queue.SimpleQueue[Program]) -> Never:
 
 
 def setting_errors() -> list[str]:
-    """Return the errors of both programs' settings in the environment, without duplicates."""
+    """Return the errors of both programs' settings in the environment, without duplicates.
+
+    Also whether the gateway could not call the service, which each of them cannot know.
+    """
     errors: dict[str, None] = {}
     # The URL of the embedded server's database is not known yet.
-    url = os.environ.get("DATABASE_URL") or "postgresql://"
+    given = os.environ.get("DATABASE_URL") or os.environ.get("DATABASE_URL_FILE")
+    of_service: service.settings.Settings | None = None
+    of_gateway: gateway.settings.Settings | None = None
     try:
-        service.settings.Settings(database_url=url)
+        of_service = (
+            service.settings.Settings()
+            if given
+            else service.settings.Settings(database_url="postgresql://")
+        )
     except ValidationError as error:
         errors |= dict.fromkeys(faults(error))
     try:
-        gateway.settings.Settings()
+        of_gateway = gateway.settings.Settings()
     except ValidationError as error:
         errors |= dict.fromkeys(faults(error))
+    if of_service is not None and of_gateway is not None:
+        errors |= dict.fromkeys(_tls_errors(of_service, of_gateway))
     return list(errors)
+
+
+def _tls_errors(
+    of_service: service.settings.Settings, of_gateway: gateway.settings.Settings
+) -> Iterator[str]:
+    if of_service.tls_files is None:
+        if of_gateway.service_tls_ca is not None:
+            yield "SERVICE_TLS_CA needs GRPC_TLS_CERTIFICATE and GRPC_TLS_KEY"
+        return
+    if of_gateway.service_tls_ca is None:
+        yield "GRPC_TLS_CERTIFICATE needs SERVICE_TLS_CA, so that the gateway trusts the service"
+    elif (
+        of_service.grpc_tls_client_ca is not None
+        and of_service.grpc_mtls_port is None
+        and of_gateway.service_tls_certificate is None
+    ):
+        yield (
+            "GRPC_TLS_CLIENT_CA needs SERVICE_TLS_CERTIFICATE and SERVICE_TLS_KEY, so that the"
+            " service trusts the gateway"
+        )
 
 
 def misspelled(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield variables whose names are similar to that of a setting, with that setting."""
     models = (service.settings.Settings, gateway.settings.Settings)
     names = {name.upper() for model in models for name in model.model_fields}
+    names |= {
+        f"{name.upper()}_FILE"
+        for model in models
+        for name, field in model.model_fields.items()
+        if is_secret(field)
+    }
     for name in environment:
         if name not in names and (similar := get_close_matches(name, names, n=1, cutoff=0.9)):
             yield name, similar[0]
@@ -122,8 +170,17 @@ def show_errors(name: str, lines: list[str]) -> None:
 
 def welcome(stack: Stack) -> str:
     """Return the addresses of everything, and two commands to try."""
-    rest, grpc = f"http://localhost:{stack.gateway.port}", f"localhost:{stack.service.port}"
-    url = '"$DATABASE_URL"' if os.environ.get("DATABASE_URL") else f"'{stack.database_url}'"
+    scheme, trust = "http", ""
+    if certificate := os.environ.get("GATEWAY_TLS_CERTIFICATE"):
+        scheme, trust = "https", f" --cacert {shlex.quote(certificate)}"
+    rest, grpc = f"{scheme}://localhost:{stack.gateway.port}", f"localhost:{stack.service.port}"
+    trusted = [os.environ.get(f"SERVICE_TLS_{name}") for name in ("CA", "CERTIFICATE", "KEY")]
+    example = shlex.join([grpc, *(file for file in trusted if file)])
+    url = f"'{stack.database_url}'"
+    if os.environ.get("DATABASE_URL"):
+        url = '"$DATABASE_URL"'
+    elif os.environ.get("DATABASE_URL_FILE"):
+        url = '"$(cat "$DATABASE_URL_FILE")"'
     body = '{"id":"1","start":"2030-01-01 10:00","end":"2030-01-01 10:30","title":"First"}'
 
     def metrics(program: Program) -> str:
@@ -132,6 +189,7 @@ def welcome(stack: Stack) -> str:
         return f"{where} ({program.name})"
 
     return f"""
+  calendar   {rest}
   REST       {rest}/api/appointments
   API docs   {rest}/api/docs
   gRPC       {grpc}, with reflection
@@ -141,8 +199,8 @@ def welcome(stack: Stack) -> str:
   database   psql {url}
 
   Try:
-  curl -i {rest}/api/appointments -H 'Content-Type: application/json' -d '{body}'
-  .venv/bin/python examples/client.py {grpc}
+  curl -i{trust} {rest}/api/appointments -H 'Content-Type: application/json' -d '{body}'
+  .venv/bin/python examples/booking.py {example}
 
   Ctrl-C stops everything; the data stays.
 """

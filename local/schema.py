@@ -227,7 +227,7 @@ def _migration(name: str) -> None:
     click.echo(
         f"{path.relative_to(ROOT)} changes {len(changes)} functions. Now:\n"
         "- add changes of tables, before the functions, and the way back\n"
-        f'- set NEEDED_MIGRATION = "{version}" in service/postgres/schema.py\n'
+        f'- add "{version}" to NEEDED_MIGRATIONS in service/postgres/schema.py\n'
         "- make schema"
     )
 

@@ -1,11 +1,14 @@
 """Runs PostgreSQL, the service, a worker and the gateway together on this machine."""
 
+import base64
 import os
+import secrets
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from errno import EADDRINUSE
+from pathlib import Path
 
 import psutil
 
@@ -48,6 +51,7 @@ class Stack:
 def running(
     *,
     postgres: EmbeddedPostgres | None,
+    secrets_key: Path | None = None,
     settings: Mapping[str, str],
     on_step: Callable[[str], None] = lambda _: None,
     stdout: int | None = subprocess.DEVNULL,
@@ -56,6 +60,7 @@ def running(
 ) -> Iterator[Stack]:
     """Start everything, and stop it in reverse order when the block ends.
 
+    `secrets_key` is a file with the key of SECRETS_KEYS, which is made if it does not exist.
     Without `postgres`, the server of `settings["DATABASE_URL"]` is used. `stdout`, `on_errors` and
     `on_exit` are those of Program; `on_errors` also gets the program's name.
 
@@ -75,6 +80,11 @@ def running(
             )
             stack.enter_context(postgres)
             environment["DATABASE_URL"] = postgres.create_database(DATABASE)
+        if secrets_key is not None:
+            if not secrets_key.exists():
+                secrets_key.touch(mode=0o600)
+                secrets_key.write_text(f"{base64.b64encode(secrets.token_bytes(32)).decode()}\n")
+            environment["SECRETS_KEYS_FILE"] = str(secrets_key)
         on_step("applying the migrations")
         migrate(environment["DATABASE_URL"])
 
@@ -112,7 +122,8 @@ def base_environment() -> dict[str, str]:
 
 
 def check_ports(environment: Mapping[str, str]) -> None:
-    """Raise StartError if a port is in use. Call it before anything is started."""
+    """Raise StartError if ports are in use, and name them. Call it before anything is started."""
+    in_use = []
     for host_name, port_name, default in (
         ("GRPC_HOST", "GRPC_PORT", "50051"),
         ("GATEWAY_HOST", "GATEWAY_PORT", "3000"),
@@ -132,7 +143,9 @@ def check_ports(environment: Mapping[str, str]) -> None:
             if not isinstance(error.__cause__, OSError) or error.__cause__.errno != EADDRINUSE:
                 raise StartError(str(error)) from None
             owner = _owner(int(text))
-            raise StartError(f"port {text} is in use{owner}: free it, or set {port_name}") from None
+            in_use.append(f"port {text} is in use{owner}: free it, or set {port_name}")
+    if in_use:
+        raise StartError("; ".join(in_use))
 
 
 def _listen(address: str, port: int) -> tuple[None, int]:
@@ -144,7 +157,8 @@ def _listen(address: str, port: int) -> tuple[None, int]:
 def _stop(program: Program) -> None:
     had_ended = program.process.poll() is not None
     code = program.stop()
-    if code != 0 and not had_ended:
+    # While it starts, it may not handle SIGTERM yet.
+    if code != 0 and program.ready and not had_ended:
         raise StartError(f"{program.name} did not stop cleanly: {program.exit_summary()}")
 
 

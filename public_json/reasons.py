@@ -139,6 +139,29 @@ class Reason(StrEnum):
         "the body is not JSON in UTF-8, or it is compressed.",
     )
 
+    # Access.
+    UNAUTHENTICATED = (
+        "UNAUTHENTICATED",
+        StatusCode.UNAUTHENTICATED,
+        HTTPStatus.UNAUTHORIZED,
+        Requests.ANY,
+        "access control is on, and the request has no credential or one that is not valid.",
+    )
+    PERMISSION_DENIED = (
+        "PERMISSION_DENIED",
+        StatusCode.PERMISSION_DENIED,
+        HTTPStatus.FORBIDDEN,
+        Requests.ANY,
+        "the credential is not for the organization, or lacks a scope.",
+    )
+    ACCESS_UNAVAILABLE = (
+        "ACCESS_UNAVAILABLE",
+        StatusCode.UNAVAILABLE,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        Requests.ANY,
+        "the credential cannot be checked at the moment; nothing was written.",
+    )
+
     # Conflicts with the stored state.
     APPOINTMENT_NOT_FOUND = (
         "APPOINTMENT_NOT_FOUND",
@@ -167,6 +190,34 @@ class Reason(StrEnum):
         HTTPStatus.CONFLICT,
         Requests.WRITE,
         "the time range is taken; `conflicts` lists the appointments that occupy it.",
+    )
+    APPOINTMENT_CANCELLED = (
+        "APPOINTMENT_CANCELLED",
+        StatusCode.FAILED_PRECONDITION,
+        HTTPStatus.CONFLICT,
+        Requests.WRITE,
+        "the appointment is cancelled, so it can be neither changed nor confirmed.",
+    )
+    HOLD_EXPIRED = (
+        "HOLD_EXPIRED",
+        StatusCode.FAILED_PRECONDITION,
+        HTTPStatus.CONFLICT,
+        Requests.WRITE,
+        "the hold has expired, so the appointment can be neither changed nor confirmed.",
+    )
+    APPOINTMENT_FIRM = (
+        "APPOINTMENT_FIRM",
+        StatusCode.FAILED_PRECONDITION,
+        HTTPStatus.CONFLICT,
+        Requests.WRITE,
+        "the appointment is firm, so it cannot be held.",
+    )
+    BATCH_REFUSED = (
+        "BATCH_REFUSED",
+        StatusCode.ABORTED,
+        HTTPStatus.CONFLICT,
+        Requests.WRITE,
+        "an atomic batch was refused and nothing written; `items` lists the items at fault.",
     )
     WEBHOOK_LIMIT_REACHED = (
         "WEBHOOK_LIMIT_REACHED",
@@ -198,6 +249,13 @@ class Reason(StrEnum):
     )
 
     # The service could not decide.
+    RATE_LIMITED = (
+        "RATE_LIMITED",
+        StatusCode.RESOURCE_EXHAUSTED,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        Requests.ANY,
+        "the credential or the organization is above its rate limit; nothing was written.",
+    )
     OVERLOADED = (
         "OVERLOADED",
         StatusCode.RESOURCE_EXHAUSTED,
@@ -290,20 +348,6 @@ class Reason(StrEnum):
         HTTPStatus.BAD_REQUEST,
         Requests.ANY,
         "the request is out of range; no reason was given.",
-    )
-    UNAUTHENTICATED = (
-        "UNAUTHENTICATED",
-        None,
-        HTTPStatus.UNAUTHORIZED,
-        Requests.NONE,
-        "credentials are required.",
-    )
-    PERMISSION_DENIED = (
-        "PERMISSION_DENIED",
-        None,
-        HTTPStatus.FORBIDDEN,
-        Requests.NONE,
-        "this is not allowed.",
     )
     NOT_FOUND = (
         "NOT_FOUND",

@@ -34,7 +34,7 @@ class TextRenderer:
         ]
         what = self._styled(what, LEVELS.get(level, BOLD))
         line = f"{self._program} {self._now()} {what}{''.join(fields)}"
-        return f"{line}\n{exception}" if exception else line
+        return f"{line}\n{_printable_lines(str(exception))}" if exception else line
 
     def _now(self) -> str:
         second = int(time.time())
@@ -45,6 +45,13 @@ class TextRenderer:
 
     def _styled(self, text: str, style: str) -> str:
         return f"\x1b[{style}m{text}\x1b[0m" if self._coloured else text
+
+
+def _printable_lines(text: str) -> str:
+    """Return text without what would control the terminal, apart from line breaks."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text
+    )
 
 
 def _printable(value: object) -> str:

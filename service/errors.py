@@ -1,10 +1,10 @@
 """The errors of the service. Each has a reason, and a message that says what to change."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 from public_json.reasons import Reason
-from service.domain import Conflict
+from service.domain import Conflict, TimeRange
 
 
 class ServiceError(Exception):
@@ -67,13 +67,21 @@ class RequestTooLarge(ServiceError, reason=Reason.REQUEST_TOO_LARGE):
 
 
 class TimeRangeConflict(ServiceError, reason=Reason.TIME_RANGE_CONFLICT):
-    """Other active appointments of the resource overlap the range."""
+    """Other appointments occupy a resource in the range.
+
+    `alternatives` are free ranges, if the write asked for them.
+    """
 
     MAX_LISTED = 20
 
     def __init__(
-        self, overlapping: Sequence[Conflict], *, organization_revision: int | None = None
+        self,
+        overlapping: Sequence[Conflict],
+        alternatives: Sequence[TimeRange] = (),
+        *,
+        organization_revision: int | None = None,
     ) -> None:
+        self.alternatives = alternatives
         self.conflicts = overlapping[: self.MAX_LISTED]
         self.more_conflicts = len(overlapping) > self.MAX_LISTED
         super().__init__(
@@ -88,6 +96,37 @@ class EtagMismatch(ServiceError, reason=Reason.ETAG_MISMATCH):
 
 class AppointmentExists(ServiceError, reason=Reason.APPOINTMENT_EXISTS):
     """The id should be new but exists."""
+
+
+class AppointmentCancelled(ServiceError, reason=Reason.APPOINTMENT_CANCELLED):
+    """The appointment is cancelled, so it can be neither changed nor confirmed."""
+
+
+class HoldExpired(ServiceError, reason=Reason.HOLD_EXPIRED):
+    """The hold has expired, so the appointment can be neither changed nor confirmed."""
+
+
+class AppointmentFirm(ServiceError, reason=Reason.APPOINTMENT_FIRM):
+    """A firm appointment cannot be held."""
+
+
+class BatchRefused(ServiceError, reason=Reason.BATCH_REFUSED):
+    """An atomic batch was refused; nothing was written. `errors` are those of its items.
+
+    Of the items in conflict, apply_atomically names at most MAX_NAMED.
+    """
+
+    MAX_NAMED = 64
+
+    def __init__(
+        self, errors: Mapping[int, ServiceError], *, organization_revision: int | None = None
+    ) -> None:
+        more = " or more" if len(errors) >= self.MAX_NAMED else ""
+        super().__init__(
+            f"nothing was written; refused items: {len(errors)}{more}",
+            organization_revision=organization_revision,
+        )
+        self.errors = errors
 
 
 class IdempotencyKeyReused(ServiceError, reason=Reason.IDEMPOTENCY_KEY_REUSED):
@@ -112,6 +151,38 @@ class WebhookNotFound(ServiceError, reason=Reason.WEBHOOK_NOT_FOUND):
 
 class WebhookLimitReached(ServiceError, reason=Reason.WEBHOOK_LIMIT_REACHED):
     """The organization has the maximum number of webhooks."""
+
+
+class Unauthenticated(ServiceError, reason=Reason.UNAUTHENTICATED):
+    """The call has no credential, or one that is not valid. The message never contains it."""
+
+
+class PermissionDenied(ServiceError, reason=Reason.PERMISSION_DENIED):
+    """The credential does not allow the call. Decided before anything is read.
+
+    `scope` is the one that it lacks, empty if it lacks none.
+    """
+
+    def __init__(self, message: str, *, scope: str = "") -> None:
+        super().__init__(message)
+        self.scope = scope
+
+
+class AccessUnavailable(ServiceError, reason=Reason.ACCESS_UNAVAILABLE):
+    """Credentials cannot be checked at the moment, so the call was refused."""
+
+
+class RateLimited(ServiceError, reason=Reason.RATE_LIMITED):
+    """The credential or the organization has made too many calls.
+
+    `retry_after` (seconds) is when the next one is admitted. `headers` are the values of
+    RateLimit-Policy and RateLimit.
+    """
+
+    def __init__(self, message: str, *, retry_after: float, headers: tuple[str, str]) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.headers = headers
 
 
 class Overloaded(ServiceError, reason=Reason.OVERLOADED):

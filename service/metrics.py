@@ -19,6 +19,24 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.certificate_expiry = Gauge(
+            "appointments_certificate_expiry_timestamp_seconds",
+            "End of a certificate in use, by the setting that names its file",
+            ["setting"],
+            registry=self.registry,
+        )
+        self.api_keys_age_seconds = Gauge(
+            "appointments_api_keys_age_seconds",
+            "Time since API keys were read from the database, 0 without access control. Above 3,"
+            " all are refused as ACCESS_UNAVAILABLE",
+            registry=self.registry,
+        )
+        self.signing_keys_age_seconds = Gauge(
+            "appointments_signing_keys_age_seconds",
+            "Time since the signing keys of tokens were read, 0 without them. Above"
+            " JWT_KEYS_MAX_AGE, all tokens are refused as ACCESS_UNAVAILABLE",
+            registry=self.registry,
+        )
         self.relayed_calls = Histogram(
             "appointments_relayed_calls",
             "Calls in one message of a gateway",
@@ -59,6 +77,13 @@ class Metrics:
             "appointments_queued_operations",
             "Operations in PostgreSQL that wait to be applied, counted up to 100,000. Every"
             " worker reports all of them",
+            registry=self.registry,
+        )
+        self.hold_expiry_delay_seconds = Histogram(
+            "appointments_hold_expiry_delay_seconds",
+            "Time from the end of an expired hold until the worker recorded it, as a change. Its"
+            " count is the number of expired holds recorded",
+            buckets=(*_SECONDS, 60, 300, 3600),
             registry=self.registry,
         )
         self.events_published = Counter(

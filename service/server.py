@@ -7,16 +7,21 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
-import grpc
 from appointments.relay.v1 import relay_pb2
 from appointments.v1 import appointment_service_pb2, webhook_service_pb2
 from google.longrunning import operations_pb2
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health
 
 from runtime.backoff import run_forever
+from runtime.helper import Helper
 from runtime.metrics import serving_metrics
 from service.amqp import Broker
+from service.callers import admit_to_reflection, authentication, identify
+from service.grpc_server import bind_ports, new_server, stop, watched_certificates
+from service.limits.buckets import RateLimit
+from service.limits.limiter import RateLimiter
+from service.limits.store import BucketStore
 from service.metrics import Metrics
 from service.operations.accepter import Accepter, OperationQueue
 from service.operations.postgres.queue import PostgresQueue
@@ -24,24 +29,29 @@ from service.operations.rabbitmq.queue import RabbitMQQueue, declare_queues
 from service.operations.results import OperationResults
 from service.postgres.database import Database
 from service.postgres.schema import check_primary
+from service.postgres.session import CALLER_ROLE
 from service.reads.moments import Moments
 from service.reads.page_cache import PageCache
 from service.reads.replicas import Replicas
 from service.reads.store import ReadStore
 from service.reads.watch import Watch
 from service.rpc.appointments import AppointmentServicer
+from service.rpc.availability import AvailabilityReader
 from service.rpc.channelz import serve_channelz
 from service.rpc.direct import direct_handlers
 from service.rpc.handler import CallHandler
-from service.rpc.health import set_serving, watch_readiness
-from service.rpc.listening import bind
+from service.rpc.health import HEALTH, serve_health, set_serving, watch_readiness
+from service.rpc.lists import AppointmentLists
 from service.rpc.operations import OperationsServicer
-from service.rpc.reflection import with_reflection
+from service.rpc.reflection import reflection_of
 from service.rpc.relay import RelayServicer
-from service.rpc.request_reader import SERVER_OPTIONS, RequestReader, servicer_handlers
+from service.rpc.request_reader import Arrivals, RequestReader, servicer_handlers
 from service.rpc.webhooks import WebhookServicer
+from service.rpc.write_requests import WriteReader
 from service.settings import Settings
 from service.webhooks.addresses import AddressRules
+from service.webhooks.encryption import SecretKeys
+from service.webhooks.reencryption import check_keys
 from service.webhooks.store import WebhookStore
 from service.writes.committer import Committer
 from service.writes.store import WriteStore
@@ -50,14 +60,10 @@ OPERATIONS = operations_pb2.DESCRIPTOR.services_by_name["Operations"]
 APPOINTMENTS = appointment_service_pb2.DESCRIPTOR.services_by_name["AppointmentService"]
 WEBHOOKS = webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"]
 RELAY = relay_pb2.DESCRIPTOR.services_by_name["RelayService"]
-HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 # Relay streams are replaced this many times as often as connections, so that a gateway's calls
 # move to new addresses sooner.
 STREAMS_PER_CONNECTION = 6
-# Seconds for which streams continue on a connection that accepts no new calls.
-OLD_CONNECTION_GRACE = 3600
-# Seconds between checks for running calls during shutdown; the last responses are sent meanwhile.
-STOP_CHECK_INTERVAL = 0.5
+AVAILABILITY_HELPER = "service.rpc.availability_helper"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +71,8 @@ class Ports:
     """The ports that the server listens on, None if switched off."""
 
     grpc: int
+    mtls: int | None
+    health: int | None
     metrics: int | None
     channelz: int | None
 
@@ -77,11 +85,13 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
     finishes accepted calls within the grace period, then writes whose callers have
     disconnected, and closes its connections.
 
-    Raises SchemaOutdated, DatabaseUnfit, psycopg.Error or CannotListen if it cannot start.
+    Raises SchemaOutdated, DatabaseUnfit, KeysMissing, psycopg.Error, SigningKeysUnavailable,
+    FilesUnfit or CannotListen if it cannot start.
     """
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        await check_primary(settings.database_url, settings.timeouts)
+        certificates = watched_certificates(settings, metrics, stack)
+        await check_primary(settings.database_url, settings.timeouts, role=CALLER_ROLE)
         metrics_port = await stack.enter_async_context(
             serving_metrics(
                 metrics.registry,
@@ -104,6 +114,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             # The committer has at most one call per connection in flight, the accepter one.
             max_waiting=settings.write_connections,
             timeouts=settings.timeouts,
+            role=CALLER_ROLE,
             replica=False,
             metrics=metrics,
         )
@@ -113,6 +124,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             connections=settings.read_connections,
             max_waiting=settings.max_queued_reads,
             timeouts=settings.timeouts,
+            role=CALLER_ROLE,
             replica=False,
             metrics=metrics,
         )
@@ -141,53 +153,100 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             reads,
             metrics,
             retention=timedelta(days=settings.operation_retention_days),
+            max_hold=timedelta(seconds=settings.max_hold),
             poll_interval=settings.operation_poll_interval,
             queued_elsewhere=settings.operation_queue == "rabbitmq",
         )
+        helper = Helper(AVAILABILITY_HELPER)
+        stack.push_async_callback(asyncio.to_thread, helper.close)
         services = _services(
-            settings, metrics, committer, accepter, results, reads=reads, replicas=replicas
+            settings,
+            metrics,
+            committer,
+            accepter,
+            results,
+            reads=reads,
+            replicas=replicas,
+            helper=helper,
         )
+        authenticate = await stack.enter_async_context(authentication(settings, metrics))
+        rate_limiter = _rate_limiter(settings, reads)
         calls = CallHandler(
             services,
             metrics,
             timeout=settings.request_timeout,
             send_timeout=settings.watch_patience,
+            authenticate=authenticate,
+            rate_limiter=rate_limiter,
+            max_bytes=settings.max_message_bytes,
         )
         relay = RelayServicer(
-            calls.handle, metrics, stream_age=settings.grpc_connection_age / STREAMS_PER_CONNECTION
+            calls.handle,
+            metrics,
+            stream_age=settings.grpc_connection_age / STREAMS_PER_CONNECTION,
+            max_calls=settings.max_calls,
+            send_timeout=settings.watch_patience,
         )
         health_servicer = health.aio.HealthServicer()
-        server = _server(settings)
-        reader = RequestReader(max_calls=settings.max_calls, max_bytes=settings.max_message_bytes)
-        others = with_reflection({RELAY: relay, HEALTH: health_servicer}, *services)
+        server = new_server(settings)
+        reader = RequestReader(Arrivals(), max_calls=settings.max_calls)
+        others: dict[ServiceDescriptor, object] = {RELAY: relay, HEALTH: health_servicer}
+        reflection = {} if settings.reflection == "off" else reflection_of(*others, *services)
         server.add_generic_rpc_handlers(
             tuple(
-                direct_handlers(service, calls.handle, calls.stream, reader) for service in services
+                direct_handlers(service, calls.handle, calls.stream, reader, identify(settings))
+                for service in services
             )
         )
         server.add_generic_rpc_handlers(
             servicer_handlers(
                 others,
+                reader.arrivals,
                 max_bytes=settings.max_message_bytes,
                 timeout=settings.request_timeout,
             )
         )
-        port = bind(server, settings.grpc_host, settings.grpc_port, settings="GRPC_HOST, GRPC_PORT")
+        server.add_generic_rpc_handlers(
+            servicer_handlers(
+                reflection,
+                reader.arrivals,
+                max_bytes=settings.max_message_bytes,
+                timeout=settings.request_timeout,
+                admit=admit_to_reflection(settings, authenticate),
+            )
+        )
+        grpc_port, mtls_port = bind_ports(server, settings, certificates)
 
         database_services = [*services, RELAY]
         # Until the database has responded.
         await set_serving(health_servicer, database_services, serving=False)
-        await set_serving(health_servicer, others.keys() - database_services, serving=True)
+        await set_serving(
+            health_servicer, {*others, *reflection} - {*database_services}, serving=True
+        )
         for database in (writes, reads, replicas):
             await stack.enter_async_context(database)
+        await check_keys(reads, SecretKeys(settings.secrets_keys))
         stack.push_async_callback(committer.drain)
         stack.push_async_callback(accepter.drain)
+        health_port = await serve_health(
+            health_servicer,
+            settings.grpc_host,
+            settings.grpc_health_port,
+            stack,
+            max_bytes=settings.max_message_bytes,
+            request_timeout=settings.request_timeout,
+        )
         await server.start()
-        stack.push_async_callback(_stop, server, calls, settings.shutdown_grace)
+        stack.push_async_callback(stop, server, calls, settings.shutdown_grace)
         stack.callback(relay.close)
         stack.callback(results.end_waits)
         stack.callback(calls.end_streams)
         stack.push_async_callback(health_servicer.enter_graceful_shutdown)
+        if rate_limiter is not None:
+            sharing = asyncio.create_task(
+                run_forever("share rate limits", rate_limiter.run, metrics.unexpected_errors)
+            )
+            stack.callback(sharing.cancel)
         readiness = asyncio.create_task(
             run_forever(
                 "watch readiness",
@@ -202,7 +261,13 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             )
         )
         stack.callback(readiness.cancel)
-        yield Ports(grpc=port, metrics=metrics_port, channelz=channelz_port)
+        yield Ports(
+            grpc=grpc_port,
+            mtls=mtls_port,
+            health=health_port,
+            metrics=metrics_port,
+            channelz=channelz_port,
+        )
 
 
 def _services(
@@ -214,15 +279,18 @@ def _services(
     *,
     reads: Database,
     replicas: Replicas,
+    helper: Helper,
 ) -> dict[ServiceDescriptor, object]:
     """Return the servicers of the API's services."""
     store = ReadStore(reads, replicas)
+    moments = Moments(reads, max_waiting=settings.max_queued_reads)
     return {
         APPOINTMENTS: AppointmentServicer(
             committer,
             accepter,
             store,
-            PageCache(Moments(reads, max_waiting=settings.max_queued_reads)),
+            AppointmentLists(store, PageCache(moments), moments),
+            AvailabilityReader(store, moments, helper),
             Watch(
                 reads,
                 store,
@@ -231,6 +299,7 @@ def _services(
                 outage_timeout=settings.watch_patience,
                 max_watchers=settings.max_watchers,
             ),
+            WriteReader(timedelta(seconds=settings.max_hold)),
         ),
         OPERATIONS: OperationsServicer(
             results,
@@ -240,6 +309,7 @@ def _services(
         WEBHOOKS: WebhookServicer(
             WebhookStore(
                 reads,
+                SecretKeys(settings.secrets_keys),
                 most=settings.webhook_max_per_organization,
                 secret_overlap=settings.webhook_secret_overlap,
             ),
@@ -248,32 +318,17 @@ def _services(
     }
 
 
-def _server(settings: Settings) -> grpc.aio.Server:
-    return grpc.aio.server(
-        options=[
-            *SERVER_OPTIONS,
-            # If the port is in use, fail to start instead of sharing it.
-            ("grpc.so_reuseport", 0),
-            # After this age the caller opens a new connection, perhaps to another process or
-            # address. Running calls are finished on the old one.
-            ("grpc.max_connection_age_ms", int(settings.grpc_connection_age * 1000)),
-            ("grpc.max_connection_age_grace_ms", int(OLD_CONNECTION_GRACE * 1000)),
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            # By default gRPC cancels calls beyond 1,000 pending ones without a reason. The
-            # service refuses them as Overloaded instead.
-            ("grpc.server.max_pending_requests", 100_000),
-            ("grpc.server.max_pending_requests_hard_limit", 100_000),
-            # gRPC's libraries let callers ping every 10 seconds at most, also on connections
-            # without a call. Half of that leaves room for jitter.
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            # Detects a caller whose machine or network has failed. Otherwise its watchers would
-            # count towards the limit for two hours.
-            ("grpc.keepalive_time_ms", 15_000),
-            ("grpc.http2.ping_timeout_ms", 10_000),  # not keepalive_timeout_ms
-            ("grpc.http2.max_pings_without_data", 0),
-        ],
-    )
+def _rate_limiter(settings: Settings, database: Database) -> RateLimiter | None:
+    def limit(name: str, requests: int | None) -> RateLimit | None:
+        if requests is None:
+            return None
+        return RateLimit(name=name, requests=requests, window=settings.rate_limit_window)
+
+    credential = limit("credential", settings.rate_limit_per_credential)
+    organization = limit("organization", settings.rate_limit_per_organization)
+    if credential is None and organization is None:
+        return None
+    return RateLimiter(BucketStore(database), credential=credential, organization=organization)
 
 
 def _operation_queue(
@@ -289,18 +344,3 @@ def _operation_queue(
     )
     stack.push_async_callback(broker.close)
     return RabbitMQQueue(broker)
-
-
-async def _stop(server: grpc.aio.Server, calls: CallHandler, grace: float) -> None:
-    """Stop the server after all calls are finished, within `grace` (seconds).
-
-    A stream cannot end if its caller reads nothing. Such streams are cancelled when no other
-    call has been running for one STOP_CHECK_INTERVAL, in which the last responses are sent.
-    """
-    stopping = asyncio.create_task(server.stop(grace))
-    was_busy = True
-    while not (await asyncio.wait({stopping}, timeout=STOP_CHECK_INTERVAL))[0]:
-        busy = calls.under_way > 0
-        if not busy and not was_busy:
-            await server.stop(None)
-        was_busy = busy

@@ -19,12 +19,23 @@ from service.operations.rabbitmq.worker import RabbitMQQueueWorker
 from service.postgres.database import Database
 from service.postgres.purge import Purge
 from service.postgres.schema import check_primary
+from service.postgres.session import WORKER_ROLE
 from service.reads.store import ReadStore
 from service.settings import Settings
 from service.webhooks.addresses import AddressRules
 from service.webhooks.claims import ClaimStore
 from service.webhooks.delivery import LOOP as WEBHOOK_LOOP
 from service.webhooks.delivery import Deliverer, DeliverySettings
+from service.webhooks.encryption import SecretKeys
+from service.webhooks.reencryption import check_keys
+from service.writes.committer import Committer
+from service.writes.expiry import BATCH, MAX_WRITES, Expiry
+from service.writes.expiry import LOOP as EXPIRY_LOOP
+from service.writes.store import WriteStore
+
+# Beside WORKER_CONNECTIONS, so that a wait for an organization's lock delays no other task: one
+# for calls that organizations share, one for an organization whose lock is held.
+EXPIRY_CONNECTIONS = 2
 
 # Runs until it is cancelled, then finishes or releases what it has begun.
 BackgroundTask = Callable[[], Awaitable[None]]
@@ -34,11 +45,12 @@ BackgroundTask = Callable[[], Awaitable[None]]
 async def working(settings: Settings) -> AsyncIterator[int | None]:
     """Run all background tasks while the block runs. Yields the port of the metrics, if any.
 
-    Raises SchemaOutdated, DatabaseUnfit, psycopg.Error or CannotListen if it cannot start.
+    Raises SchemaOutdated, DatabaseUnfit, KeysMissing, psycopg.Error or CannotListen if it cannot
+    start.
     """
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        await check_primary(settings.database_url, settings.timeouts)
+        await check_primary(settings.database_url, settings.timeouts, role=WORKER_ROLE)
         port = await stack.enter_async_context(
             serving_metrics(
                 metrics.registry,
@@ -47,18 +59,38 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
                 settings="GRPC_HOST, WORKER_METRICS_PORT",
             )
         )
-        database = await stack.enter_async_context(
-            Database(
-                settings.database_url,
-                name="worker",
-                connections=settings.worker_connections,
-                max_waiting=settings.max_queued_reads,
-                timeouts=settings.timeouts,
-                replica=False,
-                metrics=metrics,
+        database, expiry_database = [
+            await stack.enter_async_context(
+                Database(
+                    settings.database_url,
+                    name=name,
+                    connections=connections,
+                    max_waiting=settings.max_queued_reads,
+                    timeouts=settings.timeouts,
+                    role=WORKER_ROLE,
+                    replica=False,
+                    metrics=metrics,
+                )
             )
-        )
+            for name, connections in (
+                ("worker", settings.worker_connections),
+                ("expiry", EXPIRY_CONNECTIONS),
+            )
+        ]
+        await check_keys(database, SecretKeys(settings.secrets_keys))
         background = _postgres_tasks(settings, database, metrics)
+        background[EXPIRY_LOOP] = Expiry(
+            database,
+            Committer(
+                WriteStore(expiry_database, metrics),
+                metrics,
+                connections=EXPIRY_CONNECTIONS,
+                max_organizations=settings.max_call_organizations,
+                max_batch=MAX_WRITES,
+                max_queued=10 * BATCH,
+            ),
+            metrics,
+        ).run
         if settings.amqp_url is not None:
             background |= _rabbitmq_tasks(settings, settings.amqp_url, database, metrics, stack)
         tasks = [
@@ -91,6 +123,12 @@ def _postgres_tasks(
             time="finished_at",
             keep=timedelta(days=settings.operation_retention_days),
         ).run,
+        "purge notes of purged organizations": Purge(
+            database,
+            table="purged_organizations",
+            time="purged_at",
+            keep=timedelta(days=settings.operation_retention_days),
+        ).run,
         WEBHOOK_LOOP: Deliverer(
             ClaimStore(
                 database,
@@ -99,6 +137,7 @@ def _postgres_tasks(
             ),
             ReadStore(database, None),
             AddressRules(settings.webhook_allowed_networks),
+            SecretKeys(settings.secrets_keys),
             metrics,
             settings=DeliverySettings(
                 slots=settings.webhook_concurrency,

@@ -2,6 +2,9 @@
 
 An `EventSource` reconnects after the end of a stream, but gives up on any status except 200. So
 a temporary error does not refuse the request: the stream begins, and waits.
+
+An id without data is no event, but a client that reconnects continues after it (section 9.2.6,
+"dispatch the event"). So a stream with a filter sends the revision that it has reached.
 """
 
 import asyncio
@@ -22,13 +25,14 @@ from appointments.v1.appointment_service_pb2 import (
 
 from gateway.endpoints.organizations import organization_reader
 from gateway.endpoints.rpc import CallEndpoint
+from gateway.http.body_stream import SlowReaderError
 from gateway.http.context import RequestContext
+from gateway.http.negotiation import qualities
 from gateway.http.problems import FieldError, ProblemError, StatusConverter, invalid_fields
 from gateway.http.streams import (
     MEDIA_TYPE,
     EndReason,
     EventStream,
-    SlowReaderError,
     Streams,
     TooManyStreamsError,
 )
@@ -121,6 +125,7 @@ class ChangesEndpoint:
             await self._end(stream, context, EndReason.CALLER_GONE)
             raise
         except CallError as error:
+            context.rate_limits = error.rate_limits
             # An error in the revision is reported for the header that contained it.
             names = {"after_revision": LAST_EVENT_ID} if resumes else {}
             raise ProblemError(
@@ -144,6 +149,7 @@ class ChangesEndpoint:
         Raises `CallError` if the service refuses the call before the stream has begun.
         """
         while True:
+            reported = request.after_revision
             messages = self._watch.follow(request, metadata, request_id=context.request_id)
             try:
                 async with aclosing(messages):
@@ -151,12 +157,15 @@ class ChangesEndpoint:
                         await stream.begin()
                         if context.request.method == hdrs.METH_HEAD:
                             return None
-                        if message is None or not message.entries:
+                        if message is None or message.revision == reported:
                             await stream.send(HEARTBEAT)
+                        elif not message.entries:
+                            await stream.send(b"id: %d\n\n" % message.revision)
                         else:
                             await stream.send(self._events(message))
                             context.events = (context.events or 0) + len(message.entries)
-                        resumes = resumes or message is not None
+                        if message is not None:
+                            reported, resumes = message.revision, True
             except CallError as error:
                 latest = error.organization_revision
                 if not resumes or latest is None or latest >= request.after_revision:
@@ -196,22 +205,9 @@ class ChangesEndpoint:
 
 def accepts_events(request: BaseRequest) -> bool:
     """Return whether a client accepts events and does not prefer JSON (RFC 9110, 12.5.1)."""
-    accepted: dict[str, float] = {}
-    for part in ",".join(request.headers.getall(hdrs.ACCEPT, ())).lower().split(","):
-        media_type, *parameters = (piece.strip() for piece in part.split(";"))
-        accepted[media_type] = min((_quality(parameter) for parameter in parameters), default=1)
+    accepted = qualities(request, hdrs.ACCEPT)
     events = accepted.get(MEDIA_TYPE, 0)
     return events > 0 and events >= accepted.get("application/json", 0)
-
-
-def _quality(parameter: str) -> float:
-    name, _, value = parameter.partition("=")
-    if name != "q":
-        return 1
-    try:
-        return float(value)
-    except ValueError:
-        return 0
 
 
 def _last_event_id(request: BaseRequest) -> int | None:

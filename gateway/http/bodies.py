@@ -1,15 +1,29 @@
 """Reads request bodies, limited in size and time."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from aiohttp import HttpVersion11, StreamReader, hdrs
 from aiohttp.web import BaseRequest, RequestPayloadError
 
 from gateway.http.problems import ProblemError, malformed, refusal
 from public_json.reasons import Reason
+
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+
+JSON_TYPES = (JSON,)
+PATCH_TYPES = (MERGE_PATCH, JSON)
+"""The media types of a PATCH (RFC 7396)."""
+
+ACCEPT_PATCH = "Accept-Patch"
+
+MAX_SINGLE_BYTES = 256 * 1024
+"""The longest body without a list of messages. The content of an appointment is at most half as
+long, even if every character is escaped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,14 +33,18 @@ class BodyReader:
     max_bytes: int
     timeout: float
 
-    async def read(self, request: BaseRequest) -> bytes:
-        """Read the whole body.
+    def for_single(self) -> Self:
+        """Return a reader of bodies without a list of messages."""
+        return replace(self, max_bytes=min(self.max_bytes, MAX_SINGLE_BYTES))
+
+    async def read(self, request: BaseRequest, media_types: Sequence[str] = JSON_TYPES) -> bytes:
+        """Read the whole body, which has one of these media types.
 
         Raises `ProblemError`: 415 for another media type or a compressed body, 413 for a body
         that is too large, 408 if it takes too long, 400 if it is incomplete. A chunked body is
         refused as soon as it exceeds the limit.
         """
-        self._check_headers(request)
+        self._check_headers(request, media_types)
         content = request.content
         if content.is_eof():  # most bodies arrive with the headers
             body = content.read_nowait()
@@ -80,14 +98,17 @@ class BodyReader:
             chunks.append(chunk)
         return b"".join(chunks)
 
-    def _check_headers(self, request: BaseRequest) -> None:
+    def _check_headers(self, request: BaseRequest, media_types: Sequence[str]) -> None:
         if (request.content_length or 0) > self.max_bytes:
             raise self._too_large()
         charset = request.charset
-        if request.content_type != "application/json" or (
+        if request.content_type not in media_types or (
             charset is not None and charset.lower() not in {"utf-8", "utf8"}
         ):
-            raise _unsupported("The body must be application/json, in UTF-8.")
+            # RFC 5789, section 2.2
+            patch = {ACCEPT_PATCH: ", ".join(media_types)} if MERGE_PATCH in media_types else None
+            body = "The body is empty; it" if request.content.at_eof() else "The body"
+            raise _unsupported(f"{body} must be {' or '.join(media_types)}, in UTF-8.", patch)
         encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
         if encoding.strip().lower() != "identity":
             raise _unsupported(

@@ -13,9 +13,13 @@ IF_NONE_MATCH = "If-None-Match"
 MAX_TAGS = 8
 """Maximum number of strong tags of a write. Each may need a call of the service."""
 MAX_ETAG_LENGTH = 64
-"""No appointment has a longer etag."""
+"""No appointment and no list has a longer etag."""
 
-_ELEMENT = re.compile(r'[ \t]*(?:(W/)?"([^"\x00-\x20\x7f]*)"[ \t]*)?(?:,|$)')
+GZIP_SUFFIX = "-gzip"
+"""The end of the strong tag of a compressed response (`gateway.http.compression`)."""
+
+_LIST_ETAG = re.compile(rf"[0-9a-z-]{{1,{MAX_ETAG_LENGTH - 1}}}")
+_ELEMENT = re.compile(r'[ \t]*(?:(W/)?"([^"\x00-\x20\x7f]*)"[ \t]*)?(?:,|\Z)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,10 @@ class EntityTags:
 
 
 def read_tags(values: Sequence[str]) -> EntityTags:
-    """Parse all values of a header. Raises `ValueError` with a message for the caller."""
+    """Parse all values of a header. Tags of compressed responses lose their suffix.
+
+    Raises `ValueError` with a message for the caller.
+    """
     text = ",".join(values)
     if text.strip(" \t") == "*":
         return EntityTags(any=True)
@@ -44,12 +51,21 @@ def read_tags(values: Sequence[str]) -> EntityTags:
         element = _ELEMENT.match(text, position)
         if element is None:
             break
-        if element[2] is not None and element[2] not in tags[element[1] is not None]:
-            tags[element[1] is not None].append(element[2])
+        if element[2] is not None:
+            tag = element[2].removesuffix(GZIP_SUFFIX)
+            known = tags[element[1] is not None]
+            if tag not in known:
+                known.append(tag)
         position = element.end()
     if position < len(text) or not any(tags.values()):
         raise ValueError('must be * or entity tags in double quotes, such as "2a", "2b"')
     return EntityTags(strong=tuple(tags[False]), weak=tuple(tags[True]))
+
+
+def possible_list_etags(tags: EntityTags) -> Sequence[str]:
+    """Return the tags that a list may have, which the service compares."""
+    known = [tag for tag in (*tags.weak, *tags.strong) if _LIST_ETAG.fullmatch(tag)]
+    return known[:MAX_TAGS]
 
 
 def expected_etags(tags: EntityTags, body_etag: str) -> Sequence[str]:

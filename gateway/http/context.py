@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from aiohttp.web import BaseRequest
 
 from gateway.http.conditions import EntityTags
+from gateway.http.cors import CrossOrigin
+
+RateLimits = tuple[str, str]
+"""The values of the headers RateLimit-Policy and RateLimit."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -16,6 +20,8 @@ class RequestContext:
 
     request: BaseRequest
     request_id: str
+    cross_origin: CrossOrigin | None = None
+    """Set if pages of other origins may call."""
     query: str = ""
     """The query string as received, percent-encoded."""
     variables: dict[str, str] = field(default_factory=dict)
@@ -24,9 +30,14 @@ class RequestContext:
     """Set for reads, and for writes that accept the header."""
     if_none_match: EntityTags | None = None
     """Set for reads."""
+    takes_password: bool = False
+    """Whether an API key is also accepted as the password of Basic credentials."""
     method: str = "unknown"
-    """The name of the RPC or the path of a page, for logs and metrics. Never taken from input."""
+    """The name of the RPC, the path of a page or `preflight`, for logs and metrics. Never taken
+    from input."""
     organization: str | None = None
+    rate_limits: RateLimits | None = None
+    """Set by the first call of the service, if it has limits."""
     code: str | None = None
     outcome: str | None = None
     stream_status: int | None = None

@@ -10,7 +10,10 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
 from gateway.http.bodies import BodyReader
+from gateway.http.compression import Compression
 from gateway.http.context import RequestContext
+from gateway.http.cors import CrossOrigin, is_preflight, preflight_response
+from gateway.http.framing import asks_for_upgrade, check_framing
 from gateway.http.problems import ProblemError, internal, refusal
 from gateway.http.responses import REQUEST_ID, add_common_headers, problem_response
 from gateway.http.router import Router
@@ -19,10 +22,13 @@ from gateway.metrics import Metrics
 from public_json.reasons import Reason
 
 DOCS_PATH = "/api/docs"
-"""Named in the response to a path that does not exist."""
+"""Named in the response to a path that does not exist, if it is served."""
 
 CALLER_GONE = 499
 """The status in logs and metrics if the caller closed the connection before the response."""
+
+PREFLIGHT = "preflight"
+"""The name of preflights in logs and metrics."""
 
 _REQUEST_ID = re.compile("[!-~]{1,128}")
 
@@ -48,15 +54,24 @@ class HttpHandler:
     An unexpected error is logged once, with its traceback; the response has no details.
     """
 
-    def __init__(self, router: Router[Endpoint], bodies: BodyReader, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        router: Router[Endpoint],
+        bodies: BodyReader,
+        metrics: Metrics,
+        cross_origin: CrossOrigin | None = None,
+    ) -> None:
+        """Prepare a handler. With `cross_origin`, pages of other origins may call."""
         self._router = router
         self._bodies = bodies
         self._metrics = metrics
+        self._cross_origin = cross_origin
+        self._compression = Compression()
         self._log = structlog.get_logger()
 
     async def __call__(self, request: BaseRequest) -> StreamResponse:
         started = time.perf_counter()
-        context = RequestContext(request=request, request_id=request_id_of(request))
+        context = self._context(request, request_id_of(request))
         status = CALLER_GONE  # if this task is cancelled
         try:
             response = await self._respond(context)
@@ -67,12 +82,17 @@ class HttpHandler:
 
     def respond_to_unreadable(self, request: BaseRequest, error: BaseException | None) -> Response:
         """Respond to a request that aiohttp could not parse, and close the connection."""
-        context = RequestContext(request=request, request_id=_new_request_id())
+        context = self._context(request, _new_request_id())
         problem = unreadable_error(error).problem
         response = problem_response(context, problem, {hdrs.CONNECTION: "close"})
         add_common_headers(response, context)
         self._record(context, response.status, 0)
         return response
+
+    def _context(self, request: BaseRequest, request_id: str) -> RequestContext:
+        return RequestContext(
+            request=request, request_id=request_id, cross_origin=self._cross_origin
+        )
 
     async def _respond(self, context: RequestContext) -> StreamResponse:
         response: StreamResponse
@@ -85,12 +105,16 @@ class HttpHandler:
             if context.stream_status is not None:
                 raise  # ends the connection
             response = problem_response(context, internal())
+        if asks_for_upgrade(context.request):
+            response.force_close()
         if context.stream_status is None:
             add_common_headers(response, context)
+            await self._compression.compress(response, context.request)
         return response
 
     async def _dispatch(self, context: RequestContext) -> StreamResponse:
         request = context.request
+        check_framing(request)
         target = request.raw_path
         if not target.startswith("/"):  # absolute form, RFC 9112 section 3.2.2
             target = request.rel_url.raw_path_qs
@@ -102,9 +126,13 @@ class HttpHandler:
         endpoint = endpoints.get(request.method)
         if endpoint is None:
             allowed = ", ".join(sorted(endpoints))
-            raise refusal(
-                Reason.METHOD_NOT_ALLOWED, f"This path supports {allowed}.", {hdrs.ALLOW: allowed}
-            )
+            detail = f"This path supports {allowed}."
+            if is_preflight(request):
+                if self._cross_origin is not None and self._cross_origin.allows(request):
+                    context.method = PREFLIGHT
+                    return preflight_response(endpoints)
+                detail = "Pages of this origin may not call: GATEWAY_CORS_ORIGINS does not list it."
+            raise refusal(Reason.METHOD_NOT_ALLOWED, detail, {hdrs.ALLOW: allowed})
         context.method = endpoint.name
         if not endpoint.takes_body:
             await self._bodies.refuse(request)
@@ -113,6 +141,8 @@ class HttpHandler:
     def _no_route_detail(self, path: str) -> str:
         if path.endswith("/") and self._router.find(path.rstrip("/")) is not None:
             return "There is no route with this path; remove the slash at its end."
+        if self._router.find(DOCS_PATH) is None:
+            return "There is no route with this path."
         return f"There is no route with this path; {DOCS_PATH} lists all routes."
 
     def _record(self, context: RequestContext, status: int, seconds: float) -> None:

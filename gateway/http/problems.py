@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, NewType
 
-from appointments.v1.appointment_pb2 import TimeRangeConflict
+from appointments.v1.appointment_pb2 import BatchRefusal, TimeRangeConflict
 from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
@@ -21,6 +21,10 @@ MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 100
 """Maximum number of errors in one response, so that it stays small for a hostile body."""
 MAX_FIELD_PATH = 200
+
+PATCH_SUFFIX = "_patch"
+"""The end of the name of an input field that is merged into the field named before it. In REST
+it is a member of a merge patch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ _KNOWN: Mapping[str, Reason] = {reason.value: reason for reason in Reason}
 _ERROR_INFO = ErrorInfo.DESCRIPTOR.full_name
 _BAD_REQUEST = BadRequest.DESCRIPTOR.full_name
 _TIME_RANGE_CONFLICT = TimeRangeConflict.DESCRIPTOR.full_name
+_BATCH_REFUSAL = BatchRefusal.DESCRIPTOR.full_name
 _RETRY_INFO = RetryInfo.DESCRIPTOR.full_name
 _STATUS_CODES: Mapping[int, StatusCode] = {code.value[0]: code for code in StatusCode}
 
@@ -94,14 +99,19 @@ NewerReason = NewType("NewerReason", str)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """An error as the caller sees it. `retry_after` is in seconds."""
+    """An error as the caller sees it. `retry_after` is in seconds.
+
+    `details` are the members of the service's own details: the conflicts, or the items of a
+    batch that were refused. `scope` is the one that the caller's credentials lack.
+    """
 
     status: HTTPStatus
     code: Reason | NewerReason
     detail: str
     errors: Sequence[FieldError] = ()
-    conflicts: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
     retry_after: int | None = None
+    scope: str = ""
 
     def body(self, request_id: str | None = None) -> dict[str, Any]:
         """Return the JSON object of RFC 9457, with the extension members of this API."""
@@ -117,7 +127,7 @@ class Problem:
                 {"field": error.field[:MAX_FIELD_PATH], "detail": error.detail}
                 for error in self.errors[:MAX_ERRORS]
             ]
-        body.update(self.conflicts)
+        body.update(self.details)
         if request_id is not None:
             body["requestId"] = request_id
         return body
@@ -183,9 +193,12 @@ class StatusConverter:
 
     def __init__(self, body_fields: frozenset[str]) -> None:
         fields = "|".join(sorted(body_fields))
-        self._wrapped = re.compile(rf"((upsert|cancel)\.)?(({fields})\.)?")
+        self._wrapped = re.compile(rf"((upsert|update|confirm|cancel|redact)\.)?(({fields})\.)?")
         self._render_conflicts: Callable[[Any], dict[str, Any]] = MessageRenderer(
             TimeRangeConflict.DESCRIPTOR
+        ).render
+        self._render_refusal: Callable[[Any], dict[str, Any]] = MessageRenderer(
+            BatchRefusal.DESCRIPTOR
         ).render
 
     def of_status(self, status: Status, names: Mapping[str, str] | None = None) -> Problem:
@@ -197,9 +210,9 @@ class StatusConverter:
         """
         code = _STATUS_CODES.get(status.code, StatusCode.UNKNOWN)
         fallback = _FALLBACKS.get(code, _INTERNAL)
-        reason = ""
+        reason = scope = ""
         errors: list[FieldError] = []
-        conflicts: Mapping[str, Any] = {}
+        details: Mapping[str, Any] = {}
         retry_after: int | None = None
         for packed in status.details:
             type_name = packed.type_url.rpartition("/")[2]
@@ -208,6 +221,7 @@ class StatusConverter:
                     info = ErrorInfo.FromString(packed.value)
                     if info.domain == DOMAIN:
                         reason = info.reason
+                        scope = info.metadata.get("scope", "")
                 elif type_name == _BAD_REQUEST:
                     errors.extend(
                         FieldError(
@@ -217,7 +231,9 @@ class StatusConverter:
                         for violation in BadRequest.FromString(packed.value).field_violations
                     )
                 elif type_name == _TIME_RANGE_CONFLICT:
-                    conflicts = self._render_conflicts(TimeRangeConflict.FromString(packed.value))
+                    details = self._render_conflicts(TimeRangeConflict.FromString(packed.value))
+                elif type_name == _BATCH_REFUSAL:
+                    details = self._refusal(BatchRefusal.FromString(packed.value))
                 elif type_name == _RETRY_INFO:
                     delay = RetryInfo.FromString(packed.value).retry_delay
                     retry_after = max(1, math.ceil(delay.seconds + delay.nanos / 1e9))
@@ -238,13 +254,24 @@ class StatusConverter:
             code=known or NewerReason(reason),
             detail=detail,
             errors=tuple(errors),
-            conflicts=conflicts,
+            details=details,
             retry_after=retry_after,
+            scope=scope,
         )
 
     def render(self, status: Status) -> dict[str, Any]:
         """Return the problem object of a status inside a response."""
         return self.of_status(status).body()
 
+    def _refusal(self, refusal: BatchRefusal) -> dict[str, Any]:
+        """Render the refused items. The message for an invalid field begins with its path."""
+        rendered = self._render_refusal(refusal)
+        for item in rendered["items"]:
+            path, colon, change = item["detail"].partition(": ")
+            if item["code"] == Reason.INVALID_FIELD and colon:
+                item["detail"] = f"{self._rest_path(path)} {change}"
+        return rendered
+
     def _rest_path(self, proto_path: str) -> str:
-        return camel_case(self._wrapped.sub("", proto_path, count=1))
+        path = self._wrapped.sub("", proto_path, count=1)
+        return camel_case(path.removesuffix(PATCH_SUFFIX))

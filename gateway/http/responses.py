@@ -7,9 +7,13 @@ from aiohttp import hdrs
 from aiohttp.web import Response, StreamResponse
 
 from gateway.http.context import RequestContext
+from gateway.http.credentials import add_challenge
 from gateway.http.problems import MEDIA_TYPE, Problem
 
 REQUEST_ID = "X-Request-Id"
+# draft-ietf-httpapi-ratelimit-headers
+RATE_LIMIT_POLICY = "RateLimit-Policy"
+RATE_LIMIT = "RateLimit"
 
 
 def json_response(status: int, body: bytes, headers: Mapping[str, str]) -> Response:
@@ -25,6 +29,10 @@ def add_common_headers(response: StreamResponse, context: RequestContext) -> Non
     """Add the headers of every response."""
     response.headers[REQUEST_ID] = context.request_id
     response.headers[hdrs.SERVER] = "appointments"  # aiohttp would disclose its version
+    if context.rate_limits is not None:
+        response.headers[RATE_LIMIT_POLICY], response.headers[RATE_LIMIT] = context.rate_limits
+    if context.cross_origin is not None:
+        context.cross_origin.add_headers(response, context.request)
 
 
 def problem_response(
@@ -39,6 +47,7 @@ def problem_response(
         headers={hdrs.CONTENT_TYPE: MEDIA_TYPE, hdrs.CACHE_CONTROL: "no-store"},
     )
     response.headers.update(headers or {})
+    add_challenge(response, context, problem)
     if problem.retry_after is not None:
         response.headers[hdrs.RETRY_AFTER] = str(problem.retry_after)
     if response.headers.get(hdrs.CONNECTION) == "close":

@@ -14,8 +14,8 @@ LINGERING_TIME = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """Seconds that a connection has: `idle` until a request begins, then `headers` until its
-    headers are complete."""
+    """Seconds that a connection has: `headers` for its TLS handshake, `idle` until a request
+    begins, then `headers` until its headers are complete."""
 
     idle: float
     headers: float

@@ -2,26 +2,19 @@
 
 import asyncio
 import random
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from http import HTTPStatus
 
 from aiohttp import hdrs
 from aiohttp.web import StreamResponse
 
+from gateway.http.body_stream import BodyStream, SlowReaderError
 from gateway.http.context import RequestContext
-from gateway.http.responses import add_common_headers
 
 MEDIA_TYPE = "text/event-stream"
 FINAL_READ_TIMEOUT = 1.0
 """Seconds that a client has to read the rest of a stream that ends."""
-
-CHUNK_BYTES = 16 * 1024
-"""Data is written in chunks of this size, each after the previous one fits into the buffers."""
-SOCKET_BUFFER_BYTES = 64 * 1024
-"""The kernel buffers up to twice as much unread data; its default is some megabytes."""
 
 # Ranges in milliseconds. The delay is random, so that clients that lost their streams together
 # do not reconnect together.
@@ -46,10 +39,6 @@ _END_COMMENTS = {
     EndReason.OVERLOADED: b": too many streams are open\n\n",
     EndReason.STOPPING: b": the gateway stops\n\n",
 }
-
-
-class SlowReaderError(Exception):
-    """A client has read nothing for too long."""
 
 
 class TooManyStreamsError(Exception):
@@ -94,41 +83,35 @@ class Streams:
 class EventStream:
     """One stream of server-sent events (WHATWG HTML, section 9.2).
 
-    Some 200 KB of unread data are buffered. Then sending waits, for at most `reader_timeout`
-    seconds.
+    It waits for a client that reads nothing as `BodyStream` does.
     """
 
     def __init__(self, context: RequestContext, *, reader_timeout: float) -> None:
-        self.response = StreamResponse(
-            headers={
-                hdrs.CONTENT_TYPE: MEDIA_TYPE,
-                hdrs.CACHE_CONTROL: "no-store",
-                hdrs.VARY: hdrs.ACCEPT,
-                "X-Accel-Buffering": "no",  # else a proxy buffers events
-            }
-        )
-        add_common_headers(self.response, context)
+        headers = {
+            hdrs.CONTENT_TYPE: MEDIA_TYPE,
+            hdrs.CACHE_CONTROL: "no-store",
+            hdrs.VARY: hdrs.ACCEPT,
+            "X-Accel-Buffering": "no",  # else a proxy buffers events
+        }
         self.ended = False
+        self._body = BodyStream(context, headers, reader_timeout=reader_timeout)
         self._context = context
         self._reader_timeout = reader_timeout
         self._sending = False
+
+    @property
+    def response(self) -> StreamResponse:
+        return self._body.response
 
     async def begin(self, reconnect_delay: tuple[int, int] = _RECONNECT_DELAY) -> None:
         """Send the headers and, except for HEAD, the reconnect delay, unless already sent."""
         context = self._context
         if context.stream_status is not None:
             return
-        context.stream_status = HTTPStatus.OK
         context.events = 0
+        await self._body.begin()
         if context.request.method == hdrs.METH_HEAD:
-            await self.response.prepare(context.request)
             return
-        transport = context.request.transport
-        if transport is not None:
-            transport.set_write_buffer_limits(high=CHUNK_BYTES)
-            connection = transport.get_extra_info("socket")
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        await self.response.prepare(context.request)
         retry = random.randint(*reconnect_delay)  # noqa: S311  # not for security
         await self.send(b"retry: %d\n\n" % retry)
 
@@ -138,13 +121,7 @@ class EventStream:
         Raises `SlowReaderError`, and `ConnectionError` if the client has disconnected.
         """
         self._sending = True
-        for start in range(0, len(data), CHUNK_BYTES):
-            try:
-                async with asyncio.timeout(self._reader_timeout):
-                    await self.response.write(data[start : start + CHUNK_BYTES])
-                    await self._context.request.writer.drain()
-            except TimeoutError:
-                raise SlowReaderError from None
+        await self._body.send(data)
         self._sending = False
 
     async def finish(self, end: EndReason) -> None:
@@ -170,12 +147,7 @@ class EventStream:
                     await self.response.write(_END_COMMENTS.get(end, b""))
                 await self.response.write_eof()
         except (TimeoutError, SlowReaderError, ConnectionError):
-            self._abort()
+            self._body.abort()
         except BaseException:
-            self._abort()
+            self._body.abort()
             raise
-
-    def _abort(self) -> None:
-        transport = self._context.request.transport
-        if transport is not None:
-            transport.abort()

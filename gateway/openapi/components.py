@@ -3,13 +3,14 @@
 from collections.abc import Collection, Sequence
 from http import HTTPStatus
 
-from appointments.v1.appointment_pb2 import TimeRangeConflict
+from appointments.v1.appointment_pb2 import BatchRefusal, TimeRange, TimeRangeConflict
 
 from gateway.endpoints.operations import MAX_WAIT
 from gateway.endpoints.route_responses import OUTCOME
 from gateway.endpoints.submission import PREFER, PREFERENCE_APPLIED
+from gateway.http.credentials import CHALLENGE
 from gateway.http.problems import MEDIA_TYPE
-from gateway.http.responses import REQUEST_ID
+from gateway.http.responses import RATE_LIMIT, RATE_LIMIT_POLICY, REQUEST_ID
 from gateway.openapi.examples import PROBLEM_EXAMPLES, examples_member
 from gateway.openapi.schemas import Schema, Schemas
 from gateway.upstream.client import REVISION
@@ -17,6 +18,8 @@ from gateway.upstream.metadata import ACTOR, MAX_ACTOR_LENGTH
 from public_json.reasons import TEMPORARY, Reason, Requests
 
 TEXT: Schema = {"type": "string"}
+CALL_HEADERS = (REQUEST_ID, RATE_LIMIT_POLICY, RATE_LIMIT)
+"""The headers of every response that comes from the service."""
 PARAMETERS: dict[str, Schema] = {
     "RequestId": {
         "name": REQUEST_ID,
@@ -52,7 +55,8 @@ HEADERS: dict[str, Schema] = {
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
     },
     "ETag": {
-        "description": "The appointment's `etag`, in double quotes, for `If-Match`.",
+        "description": "The appointment's `etag`, in double quotes, for `If-Match`. If the body is"
+        " compressed, it ends in `-gzip`, which `If-Match` and `If-None-Match` ignore.",
         "schema": TEXT,
     },
     "Location": {
@@ -67,9 +71,25 @@ HEADERS: dict[str, Schema] = {
         "description": "`respond-async`, or `wait=5` if the result was available in that time.",
         "schema": TEXT,
     },
+    RATE_LIMIT_POLICY: {
+        "description": "The limits of this caller, if the service has any: `q` requests in `w`"
+        ' seconds, such as `"credential";q=1000;w=10, "organization";q=5000;w=10`. A tenth of'
+        " them, or ten, may come at once.",
+        "schema": TEXT,
+    },
+    RATE_LIMIT: {
+        "description": "What is left of each limit: `r` requests now, all of them in `t` seconds,"
+        ' such as `"credential";r=99;t=1, "organization";r=420;t=2`.',
+        "schema": TEXT,
+    },
     "Retry-After": {
         "description": "Whole seconds after which a retry may succeed.",
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
+    CHALLENGE: {
+        "description": "How to authenticate (RFC 6750). With credentials, `error` says what is"
+        " wrong with them, and `scope` which scope they lack.",
+        "schema": TEXT,
     },
     "Allow": {"description": "The methods that this path supports.", "schema": TEXT},
 }
@@ -94,9 +114,11 @@ def response_object(status: HTTPStatus | None) -> Schema:
     """Return the response of an error status; None: of all other errors."""
     examples = PROBLEM_EXAMPLES.get(status, {}) if status else {}
     content: Schema = {"schema": reference("Problem"), **examples_member(examples)}
-    headers = [REQUEST_ID, REVISION]
+    headers = [*CALL_HEADERS, REVISION]
     if status in TEMPORARY:
         headers.append("Retry-After")
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        headers.append(CHALLENGE)
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         headers.append("Allow")
     return {
@@ -171,6 +193,23 @@ def problem_schemas(schemas: Schemas) -> dict[str, Schema]:
                 "moreConflicts": {
                     "type": "boolean",
                     "description": "There are more conflicts than listed.",
+                },
+                "alternatives": {
+                    "type": "array",
+                    "items": schemas.output(TimeRange.DESCRIPTOR),
+                    "description": "With `TIME_RANGE_CONFLICT`: free ranges of the same length for"
+                    " the same resources, if `suggest` asked for them: the next ones from the"
+                    " wanted start on, within 31 days. They do not overlap each other. Opening"
+                    " hours are not known.",
+                },
+                "items": {
+                    "type": "array",
+                    "items": schemas.output(BatchRefusal.DESCRIPTOR.nested_types_by_name["Item"]),
+                    "description": "With `BATCH_REFUSED`: the items that were refused.",
+                },
+                "moreItems": {
+                    "type": "boolean",
+                    "description": "More items were refused than listed.",
                 },
                 "requestId": {
                     "type": "string",

@@ -9,16 +9,20 @@ from typing import Any
 from appointments.v1.appointment_pb2 import Outcome
 from google.protobuf.descriptor import ServiceDescriptor
 
+from gateway.endpoints.calendar import calendar_route
 from gateway.endpoints.changes import EVENT_ID, LAST_EVENT_ID
 from gateway.endpoints.route_responses import OUTCOME
 from gateway.endpoints.submission import PREFERENCE_APPLIED, submission_kind
+from gateway.http.bodies import JSON_TYPES, PATCH_TYPES
 from gateway.http.conditions import IF_MATCH, IF_NONE_MATCH, MAX_TAGS
-from gateway.http.responses import REQUEST_ID
 from gateway.http.streams import MEDIA_TYPE as EVENT_STREAM
+from gateway.openapi.calendar import calendar_paths
 from gateway.openapi.comments import read_comments
 from gateway.openapi.components import (
+    CALL_HEADERS,
     HEADERS,
     PARAMETERS,
+    TEXT,
     header_references,
     problem_schemas,
     reference,
@@ -34,8 +38,16 @@ from gateway.openapi.paths import (
     operation_paths,
     operation_schemas,
 )
-from gateway.openapi.schemas import Schema, Schemas
-from gateway.transcoding.bindings import conditions_of, header_fields, query_fields
+from gateway.openapi.schemas import Schema, Schemas, is_required
+from gateway.openapi.security import SECURITY_SCHEMES, guarded, scope_of
+from gateway.transcoding.bindings import (
+    address_fields,
+    conditions_of,
+    header_fields,
+    header_results,
+    query_fields,
+)
+from gateway.transcoding.merge_patch import changeable_fields
 from gateway.transcoding.routes import Route, location_template
 from gateway.upstream.client import REVISION
 from public_json.reasons import Requests
@@ -51,6 +63,16 @@ _READ_CONDITIONS: dict[str, str] = {
     IF_NONE_MATCH: "Return 304 without a body if the appointment has one of these etags,"
     " including weak ones (`W/`).",
 }
+_LIST_CONDITIONS: dict[str, str] = {
+    IF_MATCH: "Return the list only for `*`, and 412 otherwise: its etag is weak.",
+    IF_NONE_MATCH: "Return 304 without a body if the list still has one of these etags. This costs"
+    " little, so that a list can be polled.",
+}
+_LIST_ETAG: Schema = {
+    "description": "Weak; another one after every change of the organization, and when a hold on"
+    " the page expires. Absent with `asOfTime`.",
+    "schema": TEXT,
+}
 _INPUT_HEADER_SCHEMAS: dict[str, Schema] = {
     IF_MATCH: _ENTITY_TAGS,
     IF_NONE_MATCH: {"type": "string", "enum": ["*"]},
@@ -65,7 +87,8 @@ _LAST_EVENT_ID: Schema = {
     "name": LAST_EVENT_ID,
     "in": "header",
     "description": "For a stream: the `id` of the last event received, to continue after it. "
-    "Takes precedence over `afterRevision`. An `EventSource` sends it automatically.",
+    "Takes precedence over `afterRevision`. An `EventSource` sends it automatically, but cannot "
+    "send credentials.",
     "schema": {"type": "string", "pattern": f"^{EVENT_ID}$"},
 }
 _EVENTS: Schema = {
@@ -73,13 +96,15 @@ _EVENTS: Schema = {
         "type": "string",
         "description": "An unlimited stream of server-sent events: first every change after "
         "`afterRevision`, then each new one, less than a second after it was written. The event "
-        "is `created`, `updated` or `cancelled` (add listeners for these, since `onmessage` "
-        "receives none), its `id` the revision, its `data` the entry as JSON. The event `reset`, "
-        "with the latest `revision` as `data`, means that `Last-Event-ID` is beyond it because "
-        "the database was restored; everything that is stored follows. `retry` is the delay "
-        "before reconnecting after the end of the stream. Comments are sent while nothing "
-        "changes or the service is unavailable, and one at the end gives the reason. Only "
-        "`organizationId` and `afterRevision` are accepted.",
+        "is `created`, `updated`, `confirmed`, `expired`, `cancelled` or `redacted` (add listeners "
+        "for these, since `onmessage` receives none), its `id` the revision, its `data` the entry "
+        "as JSON. The event `reset`, with the latest `revision` as `data`, means that "
+        "`Last-Event-ID` is beyond it because the database was restored; everything that is stored "
+        "follows. `retry` is the delay before reconnecting after the end of the stream. Comments "
+        "are sent while nothing changes or the service is unavailable, and one at the end gives "
+        "the reason. While a filter leaves changes out, an `id` without `data` is sent from time "
+        "to time, after which a client that reconnects continues. Only `organizationId`, "
+        "`afterRevision`, `resourceId` and `changes` are accepted.",
     }
 }
 # The document is served by the gateway that it describes.
@@ -107,6 +132,14 @@ def openapi_document(
         creates = location_template(route, routes) is not None
         operation = _operation(route, schemas, comment, creates=creates)
         paths.setdefault(route.template, {})[route.http_method.lower()] = operation
+    calendar = calendar_route(routes)
+    paths.update(
+        calendar_paths(
+            list(_parameters(calendar, schemas)),
+            _tag_name(calendar.rpc.containing_service),
+            scope_of(calendar.rpc),
+        )
+    )
     paths.update(operation_paths())
     paths.update(health_paths())
     return {
@@ -119,7 +152,7 @@ def openapi_document(
             "license": _LICENSE,
         },
         "servers": _SERVERS,
-        "security": [],  # there is no authentication
+        "security": [],  # health is open; every other operation has its own
         "tags": [*(_tag(service, comments) for service in services), *PAGE_TAGS],
         "paths": paths,
         "components": {
@@ -132,6 +165,7 @@ def openapi_document(
             "parameters": PARAMETERS,
             "headers": HEADERS,
             "responses": _problem_responses(paths),
+            "securitySchemes": SECURITY_SCHEMES,
         },
     }
 
@@ -171,23 +205,27 @@ def _operation(route: Route, schemas: Schemas, comment: str, *, creates: bool) -
         "operationId": route.name,
         "tags": [_tag_name(route.rpc.containing_service)],
         "summary": " ".join(summary.split()).replace("`", ""),
-        "description": "".join(rest),
+        **guarded("".join(rest), scope_of(route.rpc)),
         "parameters": list(_parameters(route, schemas)),
     }
     message = route.body_message
     if message is not None:
         in_path = route.variables if route.body == "*" else ()
-        content: Schema = {
-            "schema": schemas.input(message, without=in_path),
-            **examples_member(_examples(route).requests),
-        }
-        operation["requestBody"] = {"required": True, "content": {"application/json": content}}
+        schema = (
+            schemas.patch(message, changeable_fields(route))
+            if route.patches
+            else schemas.input(message, without=in_path)
+        )
+        content: Schema = {"schema": schema, **examples_member(_examples(route).requests)}
+        types = PATCH_TYPES if route.patches else JSON_TYPES
+        operation["requestBody"] = {"required": True, "content": dict.fromkeys(types, content)}
     operation["responses"] = _responses(route, schemas, creates=creates)
     return operation
 
 
 def _parameters(route: Route, schemas: Schemas) -> Iterator[Schema]:
-    fields = route.rpc.input_type.fields_by_name
+    fields = dict(route.rpc.input_type.fields_by_name)
+    fields |= {field.name: field for field in address_fields(route)}
     for name in route.variables:
         parameter = {
             "name": name,
@@ -198,6 +236,8 @@ def _parameters(route: Route, schemas: Schemas) -> Iterator[Schema]:
         yield schemas.described(fields[name], parameter)
     for field in query_fields(route):
         parameter = {"name": field.json_name, "in": "query", "schema": schemas.parameter(field)}
+        if is_required(field):
+            parameter["required"] = True
         yield schemas.described(field, parameter)
     for name, header in header_fields(route).items():
         parameter = {
@@ -206,11 +246,12 @@ def _parameters(route: Route, schemas: Schemas) -> Iterator[Schema]:
             "schema": _INPUT_HEADER_SCHEMAS[header.name],
         }
         yield schemas.described(fields[name], parameter)
+    conditions = _LIST_CONDITIONS if header_results(route) else _READ_CONDITIONS
     for name in () if route.writes else conditions_of(route):
         yield {
             "name": name,
             "in": "header",
-            "description": _READ_CONDITIONS[name],
+            "description": conditions[name],
             "schema": _ENTITY_TAGS,
         }
     if route.stream is not None:
@@ -226,7 +267,7 @@ def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
     output = route.rpc.output_type
     message = route.response_message
     has_outcome = "outcome" in output.fields_by_name
-    headers = [REQUEST_ID, REVISION]
+    headers = [*CALL_HEADERS, REVISION]
     if "etag" in message.fields_by_name:
         headers.append("ETag")
     if has_outcome:
@@ -234,7 +275,10 @@ def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
         schemas.enumeration(Outcome.DESCRIPTOR)
     if creates:
         headers.append("Location")
-    schema = schemas.output(message)
+    schema = schemas.output(message, without=header_results(route))
+    header_objects = header_references(headers)
+    if header_results(route):
+        header_objects["ETag"] = _LIST_ETAG
     examples = _examples(route).responses
 
     def success(status: HTTPStatus, description: str) -> Schema:
@@ -244,7 +288,7 @@ def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
             contents[EVENT_STREAM] = _EVENTS
         return {
             "description": description,
-            "headers": header_references(headers),
+            "headers": header_objects,
             "content": contents,
         }
 
@@ -256,7 +300,7 @@ def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
     if submission_kind(route.rpc.input_type):
         responses["202"] = {
             "description": "Accepted; it will be applied once.",
-            "headers": header_references([REQUEST_ID, "Location", PREFERENCE_APPLIED]),
+            "headers": header_references([*CALL_HEADERS, "Location", PREFERENCE_APPLIED]),
             "content": {
                 "application/json": {
                     "schema": reference("Operation"),
@@ -266,8 +310,8 @@ def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
         }
     if IF_NONE_MATCH in conditions_of(route):
         responses["304"] = {
-            "description": "The appointment has one of the etags in `If-None-Match`.",
-            "headers": header_references(headers),
+            "description": "What is read has one of the etags in `If-None-Match`.",
+            "headers": header_objects,
         }
     for status in statuses(set(_kinds(route))):
         responses[str(status.value)] = {"$ref": f"#/components/responses/{response_name(status)}"}
@@ -276,7 +320,7 @@ def _responses(route: Route, schemas: Schemas, *, creates: bool) -> Schema:
 
 
 def _examples(route: Route) -> Examples:
-    return EXAMPLES.get(route.rpc.name, Examples())
+    return EXAMPLES.get(route.name, Examples())
 
 
 def _kinds(route: Route) -> Iterator[Requests]:

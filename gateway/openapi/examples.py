@@ -34,10 +34,10 @@ def _problem(
     detail: str,
     *,
     errors: Sequence[FieldError] = (),
-    conflicts: Named | None = None,
+    details: Named | None = None,
 ) -> dict[str, Any]:
     problem = Problem(
-        status=reason.http, code=reason, detail=detail, errors=errors, conflicts=conflicts or {}
+        status=reason.http, code=reason, detail=detail, errors=errors, details=details or {}
     )
     return problem.body()
 
@@ -46,6 +46,7 @@ _BOOKED_AT = "2026-02-27T14:05:11.250417Z"
 _CANCELLED_AT = "2026-02-28T08:30:00.125Z"
 _BOOK = {
     "resourceId": "room-1",
+    "additionalResourceIds": ["projector"],
     "id": "standup",
     "start": "2026-03-02T09:00:00Z",
     "end": "2026-03-02T09:15:00Z",
@@ -72,18 +73,39 @@ _OVERLAP = {
 _OVERLAPPED = _problem(
     Reason.TIME_RANGE_CONFLICT,
     "the time range is taken; choose another",
-    conflicts={
+    details={
         "conflicts": [
             {
                 "id": "standup",
                 "start": "2026-03-02T09:00:00Z",
                 "end": "2026-03-02T09:15:00Z",
                 "version": 1,
+                "resourceIds": ["room-1"],
             }
         ],
         "moreConflicts": False,
+        "alternatives": [],
     },
 )
+# For room-1 in the morning, with Mo-Fr 09:00-12:00, an hour's duration and a granularity of half
+# an hour.
+_BOOKABLE = {
+    "resources": [
+        {
+            "resourceId": "room-1",
+            "busy": [{"start": "2026-03-02T09:00:00Z", "end": "2026-03-02T09:15:00Z"}],
+            "free": [{"start": "2026-03-02T09:15:00Z", "end": "2026-03-02T12:00:00Z"}],
+            "starts": [
+                "2026-03-02T09:30:00Z",
+                "2026-03-02T10:00:00Z",
+                "2026-03-02T10:30:00Z",
+                "2026-03-02T11:00:00Z",
+            ],
+        }
+    ],
+    "moreStarts": False,
+    "revision": "1",
+}
 _BACKWARDS = {**_OVERLAP, "end": "2026-03-02T09:00:00Z"}
 _FREE = {
     "resourceId": "room-2",
@@ -92,8 +114,53 @@ _FREE = {
     "end": "2026-03-02T10:00:00Z",
     "title": "Review",
 }
-_FREE_BOOKED = {**_BOOKED, **_FREE, "attributes": {}, "revision": "2", "etag": "2"}
+_BATCH_REFUSED = _problem(
+    Reason.BATCH_REFUSED,
+    "nothing was written; refused items: 1",
+    details={
+        "items": [
+            {
+                "index": 1,
+                "code": "TIME_RANGE_CONFLICT",
+                "detail": "the time range is taken; choose another",
+                "conflicts": _OVERLAPPED["conflicts"],
+                "moreConflicts": False,
+            }
+        ],
+        "moreItems": False,
+    },
+)
+_FREE_BOOKED = {
+    **_BOOKED,
+    **_FREE,
+    "additionalResourceIds": [],
+    "attributes": {},
+    "revision": "2",
+    "etag": "2",
+}
 _CANCELLED = {**_BOOKED, "state": "CANCELLED", "version": 2, "revision": "3", "etag": "3"}
+_CALENDAR = """\
+BEGIN:VCALENDAR
+VERSION:2.0
+PRODID:-//Appointments//Appointments//EN
+NAME:Appointments (default)
+X-WR-CALNAME:Appointments (default)
+REFRESH-INTERVAL;VALUE=DURATION:PT15M
+X-PUBLISHED-TTL:PT15M
+BEGIN:VEVENT
+SUMMARY:Stand-up
+DTSTART:20260302T090000Z
+DTEND:20260302T091500Z
+DTSTAMP:20260227T140511Z
+UID:6f04e14c-7987-5237-b158-92922907b292
+SEQUENCE:0
+CREATED:20260227T140511Z
+LAST-MODIFIED:20260227T140511Z
+LOCATION:room-1\\, projector
+STATUS:CONFIRMED
+END:VEVENT
+END:VCALENDAR
+""".replace("\n", "\r\n")
 _REQUEST_ID = {"requestId": "0b8e7d5c4f5d4a5e9f0f6a4c7b1d2e3f"}
 
 
@@ -133,7 +200,66 @@ _DONE = {
         "etag": "4",
     },
 }
-_REGISTER = {"url": "https://example.com/hook", "changes": ["CREATED", "CANCELLED"]}
+_MOVE = {
+    "resourceId": "room-1",
+    "start": "2026-03-02T09:30:00Z",
+    "end": "2026-03-02T09:45:00Z",
+    "title": "Stand-up",
+    "attributes": {"floor": 3},
+}
+_MOVED = {
+    **_BOOKED,
+    **_MOVE,
+    "additionalResourceIds": [],
+    "version": 4,
+    "revision": "5",
+    "etag": "5",
+}
+_RENAME = {"title": "Daily stand-up", "attributes": {"floor": None, "video": True}}
+_RENAMED = {
+    **_MOVED,
+    "title": "Daily stand-up",
+    "attributes": {"video": True},
+    "version": 5,
+    "revision": "6",
+    "etag": "6",
+}
+_HOLD = {
+    "resourceId": "room-3",
+    "id": "viewing",
+    "start": "2026-03-02T13:00:00Z",
+    "end": "2026-03-02T14:00:00Z",
+    "title": "Viewing",
+    "holdUntil": "2026-02-28T08:47:00Z",
+}
+_HELD = {
+    **_BOOKED,
+    **_HOLD,
+    "additionalResourceIds": [],
+    "attributes": {},
+    "state": "HELD",
+    "revision": "7",
+    "etag": "7",
+}
+_CONFIRMED = {
+    **{name: value for name, value in _HELD.items() if name != "holdUntil"},
+    "state": "ACTIVE",
+    "version": 2,
+    "revision": "8",
+    "etag": "8",
+}
+_REDACTED = {
+    **_CONFIRMED,
+    "title": "",
+    "version": 3,
+    "revision": "9",
+    "etag": "9",
+}
+_REGISTER = {
+    "url": "https://example.com/hook",
+    "changes": ["CREATED", "CANCELLED"],
+    "resourceId": "room-1",
+}
 _REGISTERED = {
     "organizationId": "default",
     "id": "019a2f4e-2b0c-7c55-8a3e-6d1f0e9b4c27",
@@ -159,20 +285,37 @@ EXAMPLES: Mapping[str, Examples] = {
             "overlapping": _OVERLAP,
             "backwards": _BACKWARDS,
             "later": _BOOK,
+            "hold": _HOLD,
         },
-        responses={200: {"again": _BOOKED}, 201: {"book": _BOOKED}, 202: {"later": _ACCEPTED}},
+        responses={
+            200: {"again": _BOOKED},
+            201: {"book": _BOOKED, "hold": _HELD},
+            202: {"later": _ACCEPTED},
+        },
     ),
+    "PutAppointment": Examples(requests={"move": _MOVE}, responses={200: {"move": _MOVED}}),
+    "UpdateAppointment": Examples(
+        requests={"rename": _RENAME}, responses={200: {"rename": _RENAMED}}
+    ),
+    "ConfirmAppointment": Examples(responses={200: {"confirm": _CONFIRMED}}),
+    "RedactAppointment": Examples(responses={200: {"redacted": _REDACTED}}),
     "GetAppointment": Examples(responses={200: {"booked": _BOOKED}}),
     "ListAppointments": Examples(
         responses={
             200: {"booked": {"appointments": [_BOOKED], "nextPageToken": "", "revision": "1"}}
         }
     ),
+    "QueryAvailability": Examples(responses={200: {"bookable": _BOOKABLE}}),
+    "GetCalendar": Examples(responses={200: {"booked": _CALENDAR}}),
     "BatchUpsertAppointments": Examples(
         requests={
             "oneIsRefused": {
                 "requests": [{"appointment": _FREE, "createOnly": True}, {"appointment": _OVERLAP}]
-            }
+            },
+            "allOrNothing": {
+                "requests": [{"appointment": _FREE}, {"appointment": _OVERLAP}],
+                "atomic": True,
+            },
         },
         responses={
             200: {
@@ -236,7 +379,10 @@ PROBLEM_EXAMPLES: Mapping[HTTPStatus, Named] = {
             **_REQUEST_ID,
         }
     },
-    HTTPStatus.CONFLICT: {"overlapping": {**_OVERLAPPED, **_REQUEST_ID}},
+    HTTPStatus.CONFLICT: {
+        "overlapping": {**_OVERLAPPED, **_REQUEST_ID},
+        "allOrNothing": {**_BATCH_REFUSED, **_REQUEST_ID},
+    },
     HTTPStatus.PRECONDITION_FAILED: {
         "changedMeanwhile": {
             **_problem(

@@ -8,11 +8,22 @@ from appointments.v1.appointment_service_pb2 import OperationMetadata
 from gateway.endpoints.operations import MAX_WAIT, OPERATION_PATH, OPERATIONS_PATH
 from gateway.endpoints.organizations import MAX_ORGANIZATION
 from gateway.http.responses import REQUEST_ID
-from gateway.openapi.components import TEXT, header_references, reference, response_name, statuses
+from gateway.openapi.components import (
+    CALL_HEADERS,
+    TEXT,
+    header_references,
+    reference,
+    response_name,
+    statuses,
+)
 from gateway.openapi.examples import EXAMPLES, examples_member
 from gateway.openapi.schemas import Schema, Schemas
+from gateway.openapi.security import guarded
 from gateway.upstream.client import REVISION
 from public_json.reasons import Requests
+
+OPERATIONS_SCOPE = "appointments.write"
+"""The service of operations is not ours, so its RPCs have no option that names it."""
 
 PAGE_TAGS = [
     {"name": "Operations", "description": "Asynchronous writes: accepted, then applied."},
@@ -44,7 +55,7 @@ def operation_paths() -> dict[str, Schema]:
     ) -> Schema:
         success: Schema = {
             "description": "Done.",
-            "headers": header_references([REQUEST_ID, REVISION]),
+            "headers": header_references([*CALL_HEADERS, REVISION]),
             "content": _content(answer, name),
         }
         responses = {"200": success} | {
@@ -56,7 +67,7 @@ def operation_paths() -> dict[str, Schema]:
                 "operationId": name,
                 "tags": ["Operations"],
                 "summary": summary,
-                "description": description,
+                **guarded(description, OPERATIONS_SCOPE),
                 "parameters": [
                     *parameters,
                     organization,

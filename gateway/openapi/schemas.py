@@ -6,11 +6,13 @@ from typing import Any
 from appointments.v1 import rules_pb2
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
 from gateway.transcoding.json_reader import INTEGER_AS_TEXT, is_output_only
+from gateway.transcoding.merge_patch import is_clearable
 
 Schema = dict[str, Any]
 
@@ -29,6 +31,7 @@ TIME_INPUT: Schema = {
         {"type": "string", "pattern": _SPACED_TIME, "description": "Without an offset: UTC."},
     ],
 }
+_DURATION: Schema = {"type": "string", "pattern": "^[0-9]{1,12}([.][0-9]{1,9})?s$"}
 # Nested values are not described, since most client generators do not support recursive
 # schemas.
 _FREE_JSON: Schema = {
@@ -57,15 +60,37 @@ class Schemas:
         name = name if "Request" in name else f"{name}Input"
         return self._message(message, name, True, without=without)
 
-    def output(self, message: Descriptor) -> Schema:
-        """Return a reference to the output schema of a message."""
-        return self._message(message, _component_name(message), False)
+    def patch(self, message: Descriptor, changeable: Collection[FieldDescriptor]) -> Schema:
+        """Return a reference to the schema of a merge patch of a message.
+
+        All that an input has may be in it, nothing must; `null` clears.
+        """
+        name = f"{_component_name(message)}Patch"
+        if name not in self.components:
+            clearable = {field.name for field in changeable if is_clearable(field)}
+            self.components[name] = {
+                "type": "object",
+                "description": "A merge patch (RFC 7396): what it holds changes. `null` clears,"
+                " and removes a member of `attributes`.",
+                "properties": {
+                    field.json_name: _nullable(self._field(field, True))
+                    if field.name in clearable
+                    else self._field(field, True)
+                    for field in message.fields
+                },
+                "additionalProperties": False,
+            }
+        return {"$ref": f"#/components/schemas/{name}"}
+
+    def output(self, message: Descriptor, *, without: Collection[str] = ()) -> Schema:
+        """Return a reference to the output schema of a message, without some fields."""
+        return self._message(message, _component_name(message), False, without=without)
 
     def parameter(self, field: FieldDescriptor) -> Schema:
         """Return the schema of a field as a path variable or query parameter."""
         is_revision = field.type == FieldDescriptor.TYPE_INT64
         schema = dict(_REVISION) if is_revision else self._value(field, True)
-        return {"type": "array", "items": schema} if field.is_repeated else schema
+        return _array(field, schema) if field.is_repeated else schema
 
     def described(self, field: FieldDescriptor, parameter: Schema) -> Schema:
         """Add the comment of a field in the protos to its parameter."""
@@ -91,7 +116,7 @@ class Schemas:
             required = [
                 field.json_name
                 for field in fields
-                if _is_required(field) or not (is_input or _may_be_absent(field))
+                if is_required(field) or not (is_input or _may_be_absent(field))
             ]
             if required:
                 schema["required"] = required
@@ -102,12 +127,7 @@ class Schemas:
     def _field(self, field: FieldDescriptor, is_input: bool) -> Schema:
         schema = self._value(field, is_input)
         if field.is_repeated:
-            schema = {"type": "array", "items": schema}
-            rules = field.GetOptions().Extensions[rules_pb2.rules]
-            if _is_required(field):
-                schema["minItems"] = 1  # an empty list is a missing one
-            if rules.max_items:
-                schema["maxItems"] = rules.max_items
+            schema = _array(field, schema)
         description = self._comments.get(field.full_name, "")
         if is_input and is_output_only(field):
             # Not `readOnly`: clients may send back what they have read.
@@ -127,6 +147,8 @@ class Schemas:
         match message.full_name:
             case Timestamp.DESCRIPTOR.full_name:
                 return dict(TIME_INPUT if is_input else TIME_OUTPUT)
+            case Duration.DESCRIPTOR.full_name:
+                return dict(_DURATION)
             case Struct.DESCRIPTOR.full_name:
                 self.components["JsonObject"] = _FREE_JSON
                 return {"$ref": "#/components/schemas/JsonObject"}
@@ -154,6 +176,23 @@ class Schemas:
         return {"$ref": f"#/components/schemas/{name}"}
 
 
+def _array(field: FieldDescriptor, items: Schema) -> Schema:
+    schema: Schema = {"type": "array", "items": items}
+    rules = field.GetOptions().Extensions[rules_pb2.rules]
+    if is_required(field):
+        schema["minItems"] = 1  # an empty list is a missing one
+    if rules.max_items:
+        schema["maxItems"] = rules.max_items
+    return schema
+
+
+def _nullable(schema: Schema) -> Schema:
+    described = {name: schema[name] for name in ("description",) if name in schema}
+    value = {name: item for name, item in schema.items() if name not in described}
+    choices = value["anyOf"] if set(value) == {"anyOf"} else [value]
+    return {"anyOf": [*choices, {"type": "null"}], **described}
+
+
 def _component_name(descriptor: Descriptor | EnumDescriptor) -> str:
     outer = descriptor.containing_type
     if outer is None:
@@ -162,7 +201,7 @@ def _component_name(descriptor: Descriptor | EnumDescriptor) -> str:
     return name if name.endswith(descriptor.name) else name + descriptor.name
 
 
-def _is_required(field: FieldDescriptor) -> bool:
+def is_required(field: FieldDescriptor) -> bool:
     return field_behavior_pb2.REQUIRED in _behavior(field)
 
 
@@ -196,6 +235,9 @@ def _scalar(field: FieldDescriptor, is_input: bool) -> Schema:
 
 
 def _text(field: FieldDescriptor) -> Schema:
+    rules = field.GetOptions().Extensions[rules_pb2.rules]
+    if rules.one_of:
+        return {"type": "string", "enum": list(rules.one_of)}
     return {"type": "string", "pattern": NO_CONTROL_CHARACTERS, **_limits(field)}
 
 

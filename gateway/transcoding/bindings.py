@@ -6,8 +6,17 @@ from dataclasses import dataclass
 from google.protobuf.descriptor import FieldDescriptor
 
 from gateway.http.conditions import IF_MATCH, IF_NONE_MATCH
+from gateway.http.problems import PATCH_SUFFIX
 from gateway.transcoding.json_reader import nested_paths
 from gateway.transcoding.routes import Route
+
+CONDITION_OF_LISTS = "if_none_match"
+"""The input field of a list that is the header If-None-Match."""
+CONDITION_RESULTS = frozenset({"etag", "not_modified"})
+"""The output fields of such a list that are not in the body, but the header ETag and the status."""
+
+ORGANIZATION = "organization_id"
+UPDATE_MASK = "update_mask"
 
 
 def read_if_none_match(value: str) -> bool:
@@ -65,12 +74,51 @@ def conditions_of(route: Route) -> tuple[str, ...]:
     return (IF_MATCH,) if "etag" in header_fields(route) else ()
 
 
+def header_results(route: Route) -> frozenset[str]:
+    """Return the output fields that are headers and the status, not in the body."""
+    has_condition = CONDITION_OF_LISTS in route.rpc.input_type.fields_by_name
+    return CONDITION_RESULTS if has_condition else frozenset()
+
+
 def query_fields(route: Route) -> tuple[FieldDescriptor, ...]:
     """Return the input fields that are query parameters: all that no other part sets."""
     if route.body == "*":
         return ()
-    elsewhere = {route.body, *route.variables, *header_fields(route)}
-    return tuple(field for field in route.rpc.input_type.fields if field.name not in elsewhere)
+    elsewhere = {route.body, *route.variables, *header_fields(route), *route.without}
+    elsewhere.add(CONDITION_OF_LISTS)
+    if route.patches:
+        elsewhere |= {UPDATE_MASK, *merged_fields(route).values()}
+    named = [field for field in address_fields(route) if field.name not in route.variables]
+    rest = [field for field in route.rpc.input_type.fields if field.name not in elsewhere]
+    return (*named, *rest)
+
+
+def address_fields(route: Route) -> tuple[FieldDescriptor, ...]:
+    """Return the fields of the message in the body that the URL sets.
+
+    Those are the ones in its path, and then also the organization in its query, so that every
+    method takes the same URL.
+    """
+    message = route.body_message
+    if message is None or not route.identifying:
+        return ()
+    names = {*route.identifying, ORGANIZATION}
+    return tuple(field for field in message.fields if field.name in names)
+
+
+def merged_fields(route: Route) -> dict[str, str]:
+    """Return the fields whose value a merge patch changes in part, with the input field that
+    takes such a patch.
+    """
+    message = route.body_message
+    if message is None or not route.patches:
+        return {}
+    inputs = route.rpc.input_type.fields_by_name
+    return {
+        field.name: field.name + PATCH_SUFFIX
+        for field in message.fields
+        if field.name + PATCH_SUFFIX in inputs
+    }
 
 
 def locations_of(route: Route, batch: Route | None) -> tuple[dict[str, str], dict[str, str]]:
@@ -81,12 +129,14 @@ def locations_of(route: Route, batch: Route | None) -> tuple[dict[str, str], dic
     """
     names = {field.name: field.json_name for field in route.rpc.input_type.fields}
     elsewhere = {
-        **{names[name]: "in the path" for name in route.variables},
+        **{names.get(name, name): "in the path" for name in route.variables},
         **{
             names[name]: f"in the header {header.name}"
             for name, header in header_fields(route).items()
         },
     }
+    if header_results(route):
+        elsewhere[names[CONDITION_OF_LISTS]] = f"in the header {IF_NONE_MATCH}"
     query = {field.json_name: "in the query" for field in query_fields(route)}
     body: dict[str, str] = {}
     nested: dict[str, str] = {}

@@ -7,12 +7,13 @@ from aiohttp.web import BaseRequest
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from gateway.http.conditions import IF_MATCH, read_tags
+from gateway.http.conditions import IF_MATCH, EntityTags, possible_list_etags, read_tags
 from gateway.http.context import RequestContext
 from gateway.http.problems import Errors, FieldError, invalid_fields
 from gateway.http.router import decode_percent
 from gateway.transcoding.bindings import (
     INPUT_HEADERS,
+    address_fields,
     array_error,
     conditions_of,
     header_fields,
@@ -20,9 +21,18 @@ from gateway.transcoding.bindings import (
     query_fields,
 )
 from gateway.transcoding.json_reader import MessageReader
+from gateway.transcoding.merge_patch import MergePatch
 from gateway.transcoding.query import QueryParameter, query_reader, read_query
 from gateway.transcoding.routes import Route
 from gateway.transcoding.strict_json import parse_json
+
+
+def set_condition(message: Any, tags: EntityTags, prefix: str = "") -> None:  # noqa: ANN401
+    """Set the etags that the list must not have, without their prefix; tags of others lack it."""
+    known = possible_list_etags(tags)
+    message.if_none_match = ",".join(
+        tag.removeprefix(prefix) for tag in known if tag.startswith(prefix)
+    )
 
 
 class InputReader:
@@ -41,9 +51,14 @@ class InputReader:
             if message is not None
             else None
         )
+        self._patch = MergePatch(route) if route.patches else None
         self._array_error = array_error(route, batch)
+        self._address = {field.name: field.json_name for field in address_fields(route)}
+        in_body = message.fields_by_name if message is not None else {}
         self._variables = {
-            name: (fields[name].json_name, query_reader(fields[name])) for name in route.variables
+            name: (field.json_name, query_reader(field))
+            for name in route.variables
+            for field in [in_body[name] if name in route.identifying else fields[name]]
         }
         self._parameters = {
             field.json_name: QueryParameter.of(field) for field in query_fields(route)
@@ -79,7 +94,12 @@ class InputReader:
             if type(value) is list:
                 errors.append(FieldError("", self._array_error))
             else:
+                if self._patch is not None and type(value) is dict:
+                    value, given = self._patch.split(value, errors)
+                    fields.update(given)
                 message = self._body_reader.read(value, "", errors)
+                if message is not None:
+                    self._set_address(message, fields, errors)
         if errors:
             raise invalid_fields(errors)
         if message is not None and self._body == "*":
@@ -89,6 +109,18 @@ class InputReader:
         if message is not None:
             fields[self._body] = message
         return self._new(**fields)
+
+    def _set_address(self, message: Any, fields: dict[str, Any], errors: Errors) -> None:  # noqa: ANN401
+        """Set the fields that the URL sets in the message of the body."""
+        for name, json_name in self._address.items():
+            if name not in fields:
+                continue
+            value = fields.pop(name)
+            if value is None:
+                continue  # an error has been appended
+            if message.HasField(name) and getattr(message, name) != value:
+                errors.append(FieldError(json_name, "must be that of the URL, or be left out"))
+            setattr(message, name, value)
 
     def _read_variables(
         self, variables: Mapping[str, str], fields: dict[str, Any], errors: Errors

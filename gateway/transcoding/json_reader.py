@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from appointments.v1 import rules_pb2
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -24,7 +25,6 @@ from gateway.transcoding.values import (
     repeated,
 )
 
-_NULL = "must not be null; leave it out"
 # This field alone also accepts an integer, which is converted to its decimal text.
 INTEGER_AS_TEXT = frozenset({"appointments.v1.Appointment.id"})
 
@@ -33,6 +33,7 @@ INTEGER_AS_TEXT = frozenset({"appointments.v1.Appointment.id"})
 class _Field:
     name: str
     read: Read
+    required: bool
     ignored: bool
     """OUTPUT_ONLY: a value that a caller sends back is checked and ignored (AIP-203)."""
 
@@ -56,7 +57,10 @@ class MessageReader:
         self._new: Callable[..., Message] = GetMessageClass(descriptor)
         self._fields: Mapping[str, _Field] = {
             field.json_name: _Field(
-                name=field.name, read=_read_of(field), ignored=is_output_only(field)
+                name=field.name,
+                read=_read_of(field),
+                required=_behaves(field, field_behavior_pb2.REQUIRED),
+                ignored=is_output_only(field),
             )
             for field in descriptor.fields
             if field.name not in without
@@ -81,7 +85,8 @@ class MessageReader:
             if field is None:
                 errors.append(FieldError(printable(where), self._unknown(json_name)))
             elif item is None:
-                errors.append(FieldError(where, _NULL))
+                leave_out = "" if field.required else "; leave it out"
+                errors.append(FieldError(where, f"must not be null{leave_out}"))
             else:
                 read = field.read(item, where, errors)
                 if not field.ignored:
@@ -124,13 +129,18 @@ def nested_paths(descriptor: Descriptor) -> dict[str, str]:
 
 def is_output_only(field: FieldDescriptor) -> bool:
     """Return whether only the service sets this field (AIP-203)."""
-    behavior = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
-    return field_behavior_pb2.OUTPUT_ONLY in behavior
+    return _behaves(field, field_behavior_pb2.OUTPUT_ONLY)
+
+
+def _behaves(field: FieldDescriptor, behavior: int) -> bool:
+    return behavior in field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
 
 
 def _read_of(field: FieldDescriptor) -> Read:
     one = field_reader(field)
-    return repeated(one) if field.is_repeated else one
+    if not field.is_repeated:
+        return one
+    return repeated(one, most=field.GetOptions().Extensions[rules_pb2.rules].max_items)
 
 
 def field_reader(field: FieldDescriptor) -> Read:
@@ -139,7 +149,13 @@ def field_reader(field: FieldDescriptor) -> Read:
         return read_text_or_integer
     if field.message_type is not None:
         known = WELL_KNOWN.get(field.message_type.full_name)
-        return known or MessageReader(field.message_type).read
+        if known is not None:
+            return known
+        locations = {
+            name: f"in {field.json_name}{'[]' if field.is_repeated else ''}.{path}"
+            for name, path in nested_paths(field.message_type).items()
+        }
+        return MessageReader(field.message_type, locations=locations).read
     if field.enum_type is not None:
         return enum_reader(field.enum_type)
     read = SCALARS.get(field.type)

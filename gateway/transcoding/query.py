@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.http.problems import Errors, FieldError
@@ -26,7 +27,8 @@ class QueryParameter:
     @classmethod
     def of(cls, field: FieldDescriptor) -> Self:
         """Return the parameter of a field."""
-        is_time = field.message_type is not None  # Timestamp is the only message allowed
+        message = field.message_type
+        is_time = message is not None and message.full_name == Timestamp.DESCRIPTOR.full_name
         return cls(field.name, field.is_repeated, query_reader(field), is_time)
 
 
@@ -35,6 +37,7 @@ class QueryParameter:
 # and a time with a T has no space.
 _PLAIN_TIME = re.compile("[:Tt]")
 MAX_SHOWN = 100
+_PLAIN_MESSAGES = {Timestamp.DESCRIPTOR.full_name, Duration.DESCRIPTOR.full_name}
 _NO_LOCATIONS: Mapping[str, str] = {}
 
 
@@ -83,7 +86,7 @@ def read_query(
         if parameter.repeated:
             fields.setdefault(parameter.name, []).append(read)
         elif parameter.name in fields:
-            errors.append(FieldError(name, "must not be repeated"))
+            errors.append(FieldError(name, "must not be repeated; send one value"))
         else:
             fields[parameter.name] = read
 
@@ -104,7 +107,7 @@ def query_reader(field: FieldDescriptor) -> Read:
     if field.type == FieldDescriptor.TYPE_BOOL:
         return read_query_bool
     message = field.message_type
-    if message is not None and message.full_name != Timestamp.DESCRIPTOR.full_name:
+    if message is not None and message.full_name not in _PLAIN_MESSAGES:
         raise NotImplementedError(f"{field.full_name}: no query parameter of this type")
     return field_reader(field)
 

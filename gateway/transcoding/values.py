@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -18,16 +19,27 @@ MAX_ATTRIBUTES_DEPTH = 30
 """Maximum nesting of a free-form JSON object, itself included. A message needs three levels
 for each, and protobuf parsers stop at 100."""
 
+MAX_ATTRIBUTES_BYTES = 16 * 1024
+"""Maximum size of a free-form JSON object as JSON text. The service checks it; here it limits the
+number of values, each of which takes two bytes with its comma or brackets."""
+
 _BAD_CHARACTER = re.compile("[\x00\ud800-\udfff]")
-_DECIMAL = re.compile(r"-?[0-9]{1,19}")
+# More digits than any field can hold, so that a number that is too large is named as such.
+_DECIMAL = re.compile(r"-?[0-9]{1,100}")
+_SECONDS = re.compile(r"(-?)([0-9]{1,100})(?:\.([0-9]{1,9}))?s")
+_MAX_SECONDS = 315_576_000_000
+"""The longest google.protobuf.Duration: 10,000 years."""
 
 
-def repeated(read: Read) -> Read:
-    """Return a reader of arrays of what `read` accepts."""
+def repeated(read: Read, *, most: int) -> Read:
+    """Return a reader of arrays of what `read` accepts. None of too many elements is read."""
 
     def read_all(value: Any, path: str, errors: Errors) -> list[Any] | None:  # noqa: ANN401
         if type(value) is not list:
             errors.append(FieldError(path, "must be an array"))
+            return None
+        if len(value) > most:
+            errors.append(FieldError(path, f"must have at most {most:,} elements"))
             return None
         items = []
         for index, item in enumerate(value):
@@ -90,7 +102,8 @@ def integer_reader(bits: int) -> Read:
 def enum_reader(enum: EnumDescriptor) -> Read:
     """Return a reader of the names of an enum, which gives their numbers."""
     numbers = {value.name: value.number for value in enum.values}
-    names = ", ".join(numbers)
+    # The zero value means that the field is absent.
+    names = ", ".join(name for name, number in numbers.items() if number)
 
     def read(value: Any, path: str, errors: Errors) -> int | None:  # noqa: ANN401
         number = numbers.get(value) if type(value) is str else None
@@ -101,53 +114,77 @@ def enum_reader(enum: EnumDescriptor) -> Read:
     return read
 
 
+def read_duration(value: Any, path: str, errors: Errors) -> Duration | None:  # noqa: ANN401
+    match = _SECONDS.fullmatch(value) if type(value) is str else None
+    if match is None:
+        errors.append(FieldError(path, "must be a duration in seconds, such as 1800s or 0.5s"))
+        return None
+    sign, seconds, fraction = match.groups()
+    if int(seconds) > _MAX_SECONDS:
+        errors.append(FieldError(path, f"must be a duration of at most {_MAX_SECONDS:,} s"))
+        return None
+    duration = Duration(seconds=int(seconds), nanos=int((fraction or "").ljust(9, "0")))
+    return Duration(seconds=-duration.seconds, nanos=-duration.nanos) if sign else duration
+
+
 def read_struct(value: Any, path: str, errors: Errors) -> Struct | None:  # noqa: ANN401
     if type(value) is not dict:
         errors.append(FieldError(path, "must be an object"))
         return None
     struct = Struct()
     try:
-        _fill_struct(struct, value, 1)
+        _StructFiller().fill(struct, value, 1)
     except ValueError as error:
         errors.append(FieldError(path, str(error)))
         return None
     return struct
 
 
-def _fill_struct(struct: Struct, value: dict[str, Any], depth: int) -> None:
-    if depth > MAX_ATTRIBUTES_DEPTH:
-        raise ValueError(f"must be at most {MAX_ATTRIBUTES_DEPTH} levels deep")
-    for name, item in value.items():
-        if _BAD_CHARACTER.search(name):
-            raise ValueError("must not contain NUL or half of a surrogate pair in a name")
-        _fill_value(struct.fields[name], item, depth)
+class _StructFiller:
+    """Fills one Struct, with as many values as its JSON text can have."""
 
+    def __init__(self) -> None:
+        self._left = MAX_ATTRIBUTES_BYTES // 2
 
-def _fill_value(target: Value, value: Any, depth: int) -> None:  # noqa: ANN401
-    if value is None:
-        target.null_value = NULL_VALUE
-    elif value is True or value is False:
-        target.bool_value = value
-    elif type(value) is str:
-        if _BAD_CHARACTER.search(value):
-            raise ValueError("must not contain NUL or half of a surrogate pair")
-        target.string_value = value
-    elif type(value) is dict:
-        target.struct_value.SetInParent()
-        _fill_struct(target.struct_value, value, depth + 1)
-    elif type(value) is list:
-        if depth + 1 > MAX_ATTRIBUTES_DEPTH:
+    def fill(self, struct: Struct, value: dict[str, Any], depth: int) -> None:
+        self._enter(len(value), depth)
+        for name, item in value.items():
+            if _BAD_CHARACTER.search(name):
+                raise ValueError("must not contain NUL or half of a surrogate pair in a name")
+            self._fill_value(struct.fields[name], item, depth)
+
+    def _enter(self, size: int, depth: int) -> None:
+        if depth > MAX_ATTRIBUTES_DEPTH:
             raise ValueError(f"must be at most {MAX_ATTRIBUTES_DEPTH} levels deep")
-        target.list_value.SetInParent()
-        for item in value:
-            _fill_value(target.list_value.values.add(), item, depth + 1)
-    else:
-        target.number_value = value
+        self._left -= size
+        if self._left < 0:
+            raise ValueError(f"must be at most {MAX_ATTRIBUTES_BYTES:,} bytes as JSON text")
+
+    def _fill_value(self, target: Value, value: Any, depth: int) -> None:  # noqa: ANN401
+        if value is None:
+            target.null_value = NULL_VALUE
+        elif value is True or value is False:
+            target.bool_value = value
+        elif type(value) is str:
+            if _BAD_CHARACTER.search(value):
+                raise ValueError("must not contain NUL or half of a surrogate pair")
+            target.string_value = value
+        elif type(value) is dict:
+            target.struct_value.SetInParent()
+            self.fill(target.struct_value, value, depth + 1)
+        elif type(value) is list:
+            self._enter(len(value), depth + 1)
+            target.list_value.SetInParent()
+            for item in value:
+                self._fill_value(target.list_value.values.add(), item, depth + 1)
+        else:
+            target.number_value = value
 
 
 WELL_KNOWN: Mapping[str, Read] = {
     Timestamp.DESCRIPTOR.full_name: read_time,
     Struct.DESCRIPTOR.full_name: read_struct,
+    Duration.DESCRIPTOR.full_name: read_duration,
 }
 SCALARS: Mapping[int, Read] = {
     FieldDescriptor.TYPE_STRING: read_text,

@@ -1,6 +1,18 @@
 """Connections to the service."""
 
+import asyncio
+from collections.abc import Callable
+
+import grpc
+import structlog
 from grpc import aio
+
+from runtime.tls import Certificates
+
+# Seconds for which calls wait for the handshake with new certificates on the old connection.
+HANDSHAKE_TIMEOUT = 5.0
+# Seconds for which a replaced connection continues its calls. None of them lasts that long.
+OLD_CONNECTION_GRACE = 120.0
 
 _OPTIONS = (
     # Otherwise channels to the same address share a connection.
@@ -10,7 +22,8 @@ _OPTIONS = (
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
     # A page of a thousand appointments with attributes exceeds the default of 4 MiB.
     ("grpc.max_receive_message_length", -1),
-    # The service compresses nothing, and gRPC would decompress a response of any size.
+    # Do not accept compressed responses, so that the service sends none: between programs that
+    # are near each other it costs more than it saves. gRPC would decompress one of any size.
     ("grpc.compression_enabled_algorithms_bitset", 1),
     # Reconnect within a second when the service is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -25,7 +38,62 @@ _OPTIONS = (
     ("grpc.http2.bdp_probe", 0),
 )
 
+log = structlog.get_logger()
 
-def open_channel(address: str) -> aio.Channel:
-    """Return a channel with a connection of its own to the service."""
-    return aio.insecure_channel(address, options=_OPTIONS)
+
+class Connection:
+    """A connection to the service, which is replaced when certificates are renewed.
+
+    Without `certificates` it does not use TLS. `server_name` is the name to expect in the
+    service's certificate if it is not the host of the address.
+
+    Call methods on `channel`, taken anew for each call. `when_replaced` has functions that are
+    called when the channel is replaced. Streams end themselves then, so that they continue on
+    the new one.
+    """
+
+    def __init__(
+        self, address: str, certificates: Certificates | None = None, server_name: str | None = None
+    ) -> None:
+        self._address = address
+        self._server_name = server_name
+        self._closing: set[asyncio.Task[None]] = set()
+        self.when_replaced: set[Callable[[], object]] = set()
+        self.channel = self._open(certificates)
+
+    async def replace(self, certificates: Certificates) -> None:
+        """Move to a new connection with these certificates.
+
+        Waits for its handshake, so that no call has to. If that fails, moves all the same: what
+        has been replaced is not to be trusted or shown any more.
+        """
+        replacement = self._open(certificates)
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                await replacement.channel_ready()
+        except TimeoutError:
+            log.warning("no connection to the service with the renewed certificates")
+        replaced, self.channel = self.channel, replacement
+        for call in list(self.when_replaced):
+            call()
+        closing = asyncio.create_task(replaced.close(OLD_CONNECTION_GRACE))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Cancel all calls."""
+        for closing in self._closing:
+            closing.cancel()
+        await self.channel.close()
+
+    def _open(self, certificates: Certificates | None) -> aio.Channel:
+        if certificates is None:
+            return aio.insecure_channel(self._address, options=_OPTIONS)
+        pair = certificates.pair
+        credentials = grpc.ssl_channel_credentials(
+            certificates.authorities, pair.key if pair else None, pair.chain if pair else None
+        )
+        options = list(_OPTIONS)
+        if self._server_name is not None:
+            options.append(("grpc.ssl_target_name_override", self._server_name))
+        return aio.secure_channel(self._address, credentials, options=options)

@@ -37,7 +37,7 @@ class ServiceClient:
         organization = (context.organization or "").encode()
         relay = self._relays[crc32(organization) % len(self._relays)]
         try:
-            return await relay.call(
+            reply = await relay.call(
                 method, message.SerializeToString(), metadata_of(context), wait=wait
             )
         except MessageTooLargeError as error:
@@ -46,10 +46,13 @@ class ServiceClient:
                 f"Encoded as a gRPC message, the request is larger than {error.max_bytes} bytes.",
             ) from error
         except CallError as error:
+            context.rate_limits = error.rate_limits
             raise ProblemError(
                 self._statuses.of_status(error.status),
                 revision_header(error.organization_revision),
             ) from error
+        context.rate_limits = reply.rate_limits
+        return reply
 
 
 def revision_header(revision: int | None) -> dict[str, str]:

@@ -7,6 +7,7 @@ forward another header, add it here and in `service/rpc/context.py`.
 import re
 
 from gateway.http.context import RequestContext
+from gateway.http.credentials import authorization_of
 from gateway.http.problems import FieldError, invalid_fields
 
 ACTOR = "X-Actor"
@@ -21,9 +22,12 @@ _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 def metadata_of(context: RequestContext) -> Metadata:
     """Return the metadata of every call for a request. Raises `ProblemError`: 400."""
-    request_id = ("x-request-id", context.request_id)
-    actor = _actor_of(context)
-    return (request_id, ("x-actor-bin", actor.encode())) if actor else (request_id,)
+    metadata: list[tuple[str, str | bytes]] = [("x-request-id", context.request_id)]
+    if authorization := authorization_of(context):
+        metadata.append(("authorization", authorization))
+    if actor := _actor_of(context):
+        metadata.append(("x-actor-bin", actor.encode()))
+    return tuple(metadata)
 
 
 def _actor_of(context: RequestContext) -> str:

@@ -5,6 +5,7 @@ next message. There is no timer: a single call is sent at once, and messages gro
 """
 
 import asyncio
+from itertools import islice
 from typing import NamedTuple
 
 import structlog
@@ -14,11 +15,16 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode, aio
 from prometheus_client import Counter
 
+from gateway.http.context import RateLimits
+from gateway.upstream.channels import Connection
 from gateway.upstream.metadata import Metadata
 from runtime.backoff import log_unexpected
 
 MAX_MESSAGE_BYTES = 1024 * 1024
 """Maximum size of a message with more than one call."""
+MAX_MESSAGE_CALLS = 1000
+"""Maximum number of calls in a message, and of calls that it cancels; the service refuses a
+message with more than ten times as many."""
 ENVELOPE_BYTES = 256
 """Maximum size of the other fields of a call, without its request and metadata."""
 
@@ -26,10 +32,16 @@ ENVELOPE_BYTES = 256
 class CallError(Exception):
     """A call ended with this status instead of a response."""
 
-    def __init__(self, status: Status, organization_revision: int | None = None) -> None:
+    def __init__(
+        self,
+        status: Status,
+        organization_revision: int | None = None,
+        rate_limits: RateLimits | None = None,
+    ) -> None:
         super().__init__(status.message)
         self.status = status
         self.organization_revision = organization_revision
+        self.rate_limits = rate_limits
 
 
 class MessageTooLargeError(Exception):
@@ -45,6 +57,7 @@ class Reply(NamedTuple):
 
     response: bytes
     organization_revision: int | None
+    rate_limits: RateLimits | None
 
 
 class Relay:
@@ -54,9 +67,9 @@ class Relay:
     """
 
     def __init__(
-        self, channel: aio.Channel, *, timeout: float, max_message_bytes: int, errors: Counter
+        self, connection: Connection, *, timeout: float, max_message_bytes: int, errors: Counter
     ) -> None:
-        self._stub = RelayServiceStub(channel)
+        self._connection = connection
         self._timeout = timeout
         self._max_message_bytes = max_message_bytes
         self._errors = errors
@@ -81,20 +94,28 @@ class Relay:
         stream = self._stream
         if stream is None or not stream.open:
             stream = self._stream = _Stream(
-                self._stub.Relay(),
+                RelayServiceStub(self._connection.channel).Relay(),
                 min(MAX_MESSAGE_BYTES, self._max_message_bytes),
                 self._errors,
             )
-            task = asyncio.create_task(stream.run())
+            task = asyncio.create_task(self._run(stream))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         answer = await stream.call(_Call(method, request, metadata, size, self._timeout + wait))
         revision = (
             answer.organization_revision if answer.HasField("organization_revision") else None
         )
+        limits = (answer.rate_limit_policy, answer.rate_limit) if answer.rate_limit else None
         if answer.HasField("response"):
-            return Reply(answer.response, revision)
-        raise CallError(answer.error, revision)
+            return Reply(answer.response, revision, limits)
+        raise CallError(answer.error, revision, limits)
+
+    async def _run(self, stream: "_Stream") -> None:
+        self._connection.when_replaced.add(stream.finish)
+        try:
+            await stream.run()
+        finally:
+            self._connection.when_replaced.discard(stream.finish)
 
     async def close(self) -> None:
         """End the streams. Unanswered calls fail with UNAVAILABLE."""
@@ -152,6 +173,11 @@ class _Stream:
                 self._cancelled.append(number)
                 self._wake.set()
 
+    def finish(self) -> None:
+        """Accept no further calls, and end when the others are answered."""
+        self.open = False
+        self._wake.set()
+
     async def run(self) -> None:
         """Send calls and receive answers until the stream ends.
 
@@ -183,10 +209,8 @@ class _Stream:
                 waiting = self._unanswered.pop(answer.number, None)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(answer)
-            if message.closing:
-                self.open = False
-            if not self.open:
-                self._wake.set()
+            if message.closing or not self.open:
+                self.finish()
 
     async def _write(self) -> None:
         try:
@@ -205,10 +229,10 @@ class _Stream:
             self.open = False
 
     def _next_message(self) -> pb.RelayRequest:
-        message = pb.RelayRequest(cancelled=self._cancelled)
-        self._cancelled.clear()
+        message = pb.RelayRequest(cancelled=self._cancelled[:MAX_MESSAGE_CALLS])
+        del self._cancelled[:MAX_MESSAGE_CALLS]
         room = self._max_message_bytes - message.ByteSize()
-        for number, call in self._unsent.items():
+        for number, call in islice(self._unsent.items(), MAX_MESSAGE_CALLS):
             room -= call.size
             if room < 0 and (message.calls or message.cancelled):
                 break

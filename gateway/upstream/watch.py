@@ -17,12 +17,16 @@ from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode, aio
 
+from gateway.upstream.channels import Connection
 from gateway.upstream.metadata import Metadata
 from gateway.upstream.relay import CallError
 
 # Seconds between attempts to resume: doubled up to the longest, with 50 % jitter.
 RESUME_DELAY = 0.5
 LONGEST_RESUME_DELAY = 5.0
+
+# The certificate of the connection is the gateway's. `service/rpc/context.py` reads this.
+RELAYED = ("x-relayed", "1")
 
 # Temporary errors.
 _TEMPORARY = frozenset(
@@ -45,14 +49,14 @@ class Watch:
 
     def __init__(
         self,
-        channels: Sequence[aio.Channel],
+        connections: Sequence[Connection],
         *,
         timeout: float,
         heartbeat: float,
         outage_timeout: float,
     ) -> None:
         # Each connection may lead to a different instance of the service.
-        self._stubs = itertools.cycle([AppointmentServiceStub(channel) for channel in channels])
+        self._connections = itertools.cycle(connections)
         self._timeout = timeout
         self._heartbeat = heartbeat
         self._outage_timeout = outage_timeout
@@ -71,14 +75,18 @@ class Watch:
         down_since: float | None = monotonic()
         delay = RESUME_DELAY
         while True:
-            call: Any = next(self._stubs).WatchAppointments(
-                request, metadata=metadata, wait_for_ready=begun
+            connection = next(self._connections)
+            call: Any = AppointmentServiceStub(connection.channel).WatchAppointments(
+                request, metadata=(*metadata, RELAYED), wait_for_ready=begun
             )
+            connection.when_replaced.add(call.cancel)
             try:
                 reading = _reading(call)
                 while True:
                     wait = self._heartbeat if begun else self._timeout
                     await asyncio.wait({reading}, timeout=min(wait, self._left(down_since)))
+                    if reading.cancelled():
+                        break  # the connection was replaced
                     if reading.done():
                         response = reading.result()
                         if response is aio.EOF:
@@ -105,6 +113,7 @@ class Watch:
                     )
                     return
             finally:
+                connection.when_replaced.discard(call.cancel)
                 call.cancel()
             if not begun:
                 begun = True
@@ -133,4 +142,9 @@ def _call_error(error: aio.AioRpcError) -> CallError:
     details = metadata.get("grpc-status-details-bin")
     status = Status.FromString(details) if details else Status(code=error.code().value[0])
     revision = metadata.get("organization-revision")
-    return CallError(status, int(revision) if revision else None)
+    limit = metadata.get("ratelimit")
+    return CallError(
+        status,
+        int(revision) if revision else None,
+        (metadata["ratelimit-policy"], limit) if limit else None,
+    )

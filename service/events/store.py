@@ -13,7 +13,7 @@ SCAN_SIZE: LiteralString = "10000"
 
 # Leases use only the database's clock, since the clocks of workers may differ.
 _TAKE: LiteralString = """
-    INSERT INTO event_publishers AS publisher (consumer, fence, leased_until)
+    INSERT INTO public.event_publishers AS publisher (consumer, fence, leased_until)
     VALUES (%(consumer)s, 1, clock_timestamp() + %(lease)s * interval '1 second')
     ON CONFLICT (consumer) DO UPDATE
     SET fence = publisher.fence + 1, leased_until = EXCLUDED.leased_until
@@ -22,7 +22,7 @@ _TAKE: LiteralString = """
 """
 
 _RENEW: LiteralString = """
-    UPDATE event_publishers
+    UPDATE public.event_publishers
     SET leased_until = clock_timestamp() + %(lease)s * interval '1 second'
     WHERE consumer = %(consumer)s AND fence = %(fence)s
     RETURNING fence
@@ -31,7 +31,7 @@ _RENEW: LiteralString = """
 _BEHIND: LiteralString = f"""
     WITH part AS (
         SELECT organization_id, revision
-        FROM organizations
+        FROM public.organizations
         WHERE organization_id > %(after)s
         ORDER BY organization_id
         LIMIT {SCAN_SIZE}
@@ -45,7 +45,7 @@ _BEHIND: LiteralString = f"""
         array_agg(coalesce(cursor.revision, 0))
             FILTER (WHERE part.revision > coalesce(cursor.revision, 0))
     FROM part
-    LEFT JOIN event_cursors AS cursor
+    LEFT JOIN public.event_cursors AS cursor
         ON cursor.organization_id = part.organization_id AND cursor.consumer = %(consumer)s
 """
 
@@ -55,7 +55,7 @@ _ENTRIES: LiteralString = f"""
         AS wanted (organization_id, after)
     CROSS JOIN LATERAL (
         SELECT {rows.HISTORY_ENTRY}
-        FROM appointment_history
+        FROM public.appointment_history
         WHERE organization_id = wanted.organization_id AND revision > wanted.after
         ORDER BY revision
         LIMIT %(each)s
@@ -68,7 +68,7 @@ _ENTRIES: LiteralString = f"""
 _ADVANCE: LiteralString = f"""
     WITH held AS ({_RENEW}),
     moved AS (
-        INSERT INTO event_cursors AS cursor (organization_id, consumer, revision)
+        INSERT INTO public.event_cursors AS cursor (organization_id, consumer, revision)
         SELECT given.organization_id, %(consumer)s, given.revision
         FROM held
         CROSS JOIN unnest(%(organizations)s::text[], %(revisions)s::bigint[])
@@ -105,18 +105,20 @@ class EventStore:
 
         Returns the fence, which `renew` and `advance` require, or None.
         """
-        found = await self._database.fetch(_TAKE, {"consumer": self._consumer, "lease": lease})
+        found = await self._database.fetch_across(
+            _TAKE, {"consumer": self._consumer, "lease": lease}
+        )
         return found[0][0] if found else None
 
     async def renew(self, fence: int, lease: float) -> bool:
         """Renew the lease; 0 seconds release it. False if the lease was lost."""
         parameters = {"consumer": self._consumer, "fence": fence, "lease": lease}
-        return bool(await self._database.fetch(_RENEW, parameters))
+        return bool(await self._database.fetch_across(_RENEW, parameters))
 
     async def scan(self, after: str) -> Scan:
         """Return the pending changes of the next organizations, by id."""
         parameters = {"consumer": self._consumer, "after": after}
-        ((more, end, behind, organizations, cursors),) = await self._database.fetch(
+        ((more, end, behind, organizations, cursors),) = await self._database.fetch_across(
             _BEHIND, parameters
         )
         return Scan(
@@ -128,7 +130,7 @@ class EventStore:
 
     async def entries(self, cursors: Mapping[str, int], *, each: int) -> list[HistoryEntry]:
         """Return up to `each` changes after each cursor, by organization and revision."""
-        found = await self._database.fetch(
+        found = await self._database.fetch_across(
             _ENTRIES,
             {
                 "organizations": list(cursors),
@@ -141,7 +143,7 @@ class EventStore:
     async def advance(self, cursors: Mapping[str, int], fence: int, lease: float) -> bool:
         """Move cursors forward and renew the lease; False, with nothing moved, if the lease
         was lost."""
-        found = await self._database.fetch(
+        found = await self._database.fetch_across(
             _ADVANCE,
             {
                 "consumer": self._consumer,

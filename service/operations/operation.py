@@ -9,12 +9,11 @@ from uuid import UUID
 from service import rules
 from service.domain import Write, WriteResult, new_id
 from service.errors import InvalidFields, OperationNotFound, ServiceError
+from service.times import EPOCH
 from service.writes.store import write_parameter
 
 # An operation is given up after this many database calls for it alone that got no response.
 MAX_ATTEMPTS = 10
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +64,7 @@ def queued_form(operation: Operation) -> dict[str, Any]:
 
 def time_of(id: UUID) -> datetime:
     """Return when a UUIDv7 was created, to the millisecond."""
-    return _EPOCH + timedelta(milliseconds=id.int >> 80)
+    return EPOCH + timedelta(milliseconds=id.int >> 80)
 
 
 def parent_name(organization_id: str) -> str:
@@ -97,6 +96,16 @@ def read_name(name: str) -> tuple[str, UUID]:
                 raise OperationNotFound("there is no such operation")
             return organization_id, operation_id
     raise InvalidFields([("name", "must be organizations/{organization}/operations/{id}")])
+
+
+def organization_in(name: str) -> str:
+    """Return the organization of the name of an operation or of its parent, also if the rest is
+    wrong. Raises InvalidFields.
+    """
+    match name.split("/"):
+        case ["organizations", organization, *_] if organization:
+            return _read_organization(organization)
+    raise InvalidFields([("name", "must begin with organizations/{organization}")])
 
 
 def _read_organization(part: str) -> str:

@@ -19,12 +19,15 @@ from service.writes.store import refusal
 # Finished and queued operations, in one snapshot, each limited to the size of the result.
 _OPERATIONS: LiteralString = f"""
     SELECT o.operation_id, o.accepted_at, o.wanted_id, o.finished_at,
-        o.outcome, o.organization_revision, o.conflicts, o.failure, {rows.APPOINTMENT}
+        o.outcome, o.organization_revision, o.conflicts, o.alternatives, o.failure,
+        -- A negative revision is that of a hold that had expired without a change of its own.
+        CASE WHEN o.left_revision < 0 THEN o.finished_at END,
+        {rows.APPOINTMENT}
     FROM (
         (
             SELECT organization_id, operation_id, accepted_at, appointment_id AS wanted_id,
                 finished_at, outcome, organization_revision, revision AS left_revision,
-                conflicts, failure
+                conflicts, alternatives, failure
             FROM operations
             WHERE organization_id = %(organization_id)s {{only}} {{done}}
             ORDER BY operation_id DESC
@@ -33,7 +36,7 @@ _OPERATIONS: LiteralString = f"""
         UNION ALL
         (
             SELECT organization_id, operation_id, accepted_at, write ->> 'id', NULL,
-                NULL, NULL, NULL, NULL, NULL
+                NULL, NULL, NULL, NULL, NULL, NULL
             FROM queued_operations
             WHERE organization_id = %(organization_id)s {{only}} {{queued}}
             ORDER BY operation_id DESC
@@ -44,18 +47,16 @@ _OPERATIONS: LiteralString = f"""
     LEFT JOIN LATERAL (
         SELECT {rows.APPOINTMENT}
         FROM appointment_history h
-        WHERE h.organization_id = o.organization_id AND h.revision >= o.left_revision
+        WHERE h.organization_id = o.organization_id AND h.revision >= abs(o.left_revision)
         ORDER BY h.organization_id, h.revision
         LIMIT 1
-    ) AS h ON h.revision = o.left_revision
+    ) AS h ON h.revision = abs(o.left_revision)
     ORDER BY o.operation_id DESC
     LIMIT %(limit)s
 """
 
 _DONE: LiteralString = """
-    SELECT o.organization_id, o.operation_id
-    FROM unnest(%s::text[], %s::uuid[]) AS wanted (organization_id, operation_id)
-    JOIN operations o USING (organization_id, operation_id)
+    SELECT organization_id, operation_id FROM finished_operations(%s::text[], %s::uuid[])
 """
 
 # How far the clock of the machine that accepted an operation may be ahead.
@@ -73,6 +74,8 @@ FILTERS: dict[str, tuple[LiteralString, LiteralString]] = {
 class OperationResults:
     """Reads operations. A finished operation is kept for at least `retention`.
 
+    `max_hold` is the longest time for which an appointment can be held.
+
     `poll_interval` is in seconds. `queued_elsewhere` means that operations are queued in a
     broker, where they cannot be read. An operation that is not found then counts as not done
     if its id was created within `retention`.
@@ -84,11 +87,13 @@ class OperationResults:
         metrics: Metrics,
         *,
         retention: timedelta,
+        max_hold: timedelta,
         poll_interval: float,
         queued_elsewhere: bool,
     ) -> None:
         self._database = database
         self._retention = retention
+        self._max_hold = max_hold
         self._poll_interval = poll_interval
         self._queued_elsewhere = queued_elsewhere
         # Events to set when an operation is done, by organization and operation.
@@ -100,11 +105,12 @@ class OperationResults:
     async def get(self, organization_id: str, id: UUID) -> OperationState:
         """Return the state of an operation. Raises OperationNotFound."""
         found = await self._database.fetch(
+            organization_id,
             _OPERATIONS.format(only="AND operation_id = %(id)s", done="", queued=""),
             {"organization_id": organization_id, "id": id, "limit": 1},
         )
         if found:
-            return _state(organization_id, found[0])
+            return self._state(organization_id, found[0])
         age = datetime.now(UTC) - time_of(id) if id.version == 7 else None
         if not self._queued_elsewhere or age is None or not -CLOCK_SKEW < age < self._retention:
             raise OperationNotFound("there is no such operation, or its result is no longer kept")
@@ -119,10 +125,11 @@ class OperationResults:
         done, queued = FILTERS[filter]
         only: LiteralString = "" if before is None else "AND operation_id < %(before)s"
         found = await self._database.fetch(
+            organization_id,
             _OPERATIONS.format(only=only, done=done, queued=queued),
             {"organization_id": organization_id, "before": before, "limit": limit},
         )
-        return [_state(organization_id, row) for row in found]
+        return [self._state(organization_id, row) for row in found]
 
     async def wait(self, organization_id: str, id: UUID, *, at_most: float) -> OperationState:
         """Return the state of an operation when it is done, or after `at_most` seconds."""
@@ -160,7 +167,9 @@ class OperationResults:
                 organizations, ids = zip(*self._waiting, strict=True)
                 # After an error the waits continue, each until its own timeout.
                 try:
-                    found = await self._database.fetch(_DONE, (list(organizations), list(ids)))
+                    found = await self._database.fetch_across(
+                        _DONE, (list(organizations), list(ids))
+                    )
                     for key in found:
                         for done in self._waiting.get((key[0], key[1]), ()):
                             done.set()
@@ -178,29 +187,31 @@ class OperationResults:
         if not self._waiting[key]:
             del self._waiting[key]
 
+    def _state(self, organization_id: str, row: Row) -> OperationState:
+        result = None
+        if row[4] is not None:
+            result = _result(organization_id, row[4:], max_hold=self._max_hold)
+        return OperationState(
+            organization_id=organization_id,
+            id=row[0],
+            accepted_at=row[1],
+            appointment_id=row[2],
+            finished_at=row[3],
+            result=result,
+        )
 
-def _state(organization_id: str, row: Row) -> OperationState:
-    return OperationState(
-        organization_id=organization_id,
-        id=row[0],
-        accepted_at=row[1],
-        appointment_id=row[2],
-        finished_at=row[3],
-        result=_result(organization_id, row[4:]) if row[4] is not None else None,
-    )
 
-
-def _result(organization_id: str, row: Row) -> WriteResult | ServiceError:
-    outcome, revision, conflicts, failure, *appointment = row
+def _result(organization_id: str, row: Row, *, max_hold: timedelta) -> WriteResult | ServiceError:
+    outcome, revision, conflicts, alternatives, failure, clock, *appointment = row
     if failure is not None:
         return OperationFailed(
             f"it could not be applied, nothing was written: {failure}",
             organization_revision=revision,
         )
     if appointment[0] is None:
-        return refusal(outcome, revision, conflicts)
+        return refusal(outcome, revision, conflicts, alternatives, max_hold=max_hold)
     return WriteResult(
         outcome=Outcome(outcome),
-        appointment=rows.appointment(organization_id, tuple(appointment)),
+        appointment=rows.appointment(organization_id, tuple(appointment), clock),
         organization_revision=revision,
     )

@@ -3,7 +3,7 @@
 import asyncio
 import select
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from time import monotonic
 from typing import Any, LiteralString, Self
 
@@ -19,6 +19,20 @@ from service.postgres.rows import Row
 from service.postgres.session import Timeouts, check_session, session_conninfo
 
 _NOTHING_WRITTEN = "nothing was written, try again"
+
+# A statement for one organization sets it before anything else runs, for its transaction only, so
+# that it costs no round trip and stays on no connection. What follows depends on the first row, so
+# PostgreSQL cannot run it before. OFFSET 0 keeps the planner from mixing the two.
+_FOR_ONE: LiteralString = """
+    SELECT found.*
+    FROM (
+        SELECT set_config('appointments.organization', {organization}, true) AS id
+    ) AS organization
+    CROSS JOIN LATERAL (
+        SELECT * FROM ({statement}) AS statement WHERE organization.id IS NOT NULL OFFSET 0
+    ) AS found
+"""
+
 _NOT_KNOWN = "whether a write was stored is not known, the same request may be sent again"
 
 
@@ -33,9 +47,18 @@ class _Connection(AsyncConnection[TupleRow]):
     # Reused, because creating a cursor costs as much as executing a statement.
     statements: AsyncCursor[TupleRow]
 
+    async def cancel_safe(self, *, timeout: float = 0.0) -> None:  # noqa: ARG002, ASYNC109
+        """Close the connection instead of cancelling its statement, which psycopg would do.
 
-async def _prepare(connection: _Connection, timeouts: Timeouts) -> None:
-    await check_session(connection, timeouts)
+        A statement that outlasts its timeout may be a commit that waits for a synchronous standby.
+        Cancelled, it would become visible without being on any standby: callers would see, and
+        base answers on, what a failover takes away.
+        """
+        await self.close()
+
+
+async def _prepare(connection: _Connection, timeouts: Timeouts, role: str) -> None:
+    await check_session(connection, timeouts, role=role)
 
     def store_warning(diagnostic: Diagnostic) -> None:
         if diagnostic.severity_nonlocalized == "WARNING":
@@ -46,7 +69,9 @@ async def _prepare(connection: _Connection, timeouts: Timeouts) -> None:
 
 
 class Database:
-    """A pool of connections that use the service's role.
+    """A pool of connections that use a role of the service.
+
+    What a statement can reach is decided by PostgreSQL, whatever it says: see `fetch`.
 
     Before a connection is used, its socket is checked for a close by the server, so that a
     restart of the server fails no later request.
@@ -60,13 +85,14 @@ class Database:
         connections: int,
         max_waiting: int,
         timeouts: Timeouts,
+        role: str,
         replica: bool,
         metrics: Metrics,
     ) -> None:
         self._pool = AsyncConnectionPool(
-            session_conninfo(url, timeouts, replica=replica),
+            session_conninfo(url, timeouts, replica=replica, role=role),
             connection_class=_Connection,
-            configure=partial(_prepare, timeouts=timeouts),
+            configure=partial(_prepare, timeouts=timeouts, role=role),
             name=name,
             min_size=connections,
             max_size=connections,
@@ -101,9 +127,33 @@ class Database:
         await self._pool.close(timeout=5.0)
 
     async def fetch(
+        self,
+        organization_id: str,
+        statement: LiteralString,
+        parameters: Sequence[Any] | Mapping[str, Any] = (),
+    ) -> list[Row]:
+        """Run one query for an organization in a transaction of its own and return its rows.
+
+        Its unqualified tables have the rows of this organization only, and functions refuse
+        another one: a statement that forgets or confuses the organization finds nothing and
+        changes nothing. Raises what `fetch_across` raises.
+        """
+        if isinstance(parameters, Mapping):
+            wrapped = _for_one(statement, "%(organization_of_statement)s::text")
+            parameters = {**parameters, "organization_of_statement": organization_id}
+        else:
+            wrapped = _for_one(statement, "%s::text")
+            parameters = (organization_id, *parameters)
+        return await self.fetch_across(wrapped, parameters)
+
+    async def fetch_across(
         self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> list[Row]:
-        """Run one statement in a transaction of its own and return its rows.
+        """Run one statement for several organizations, or none, and return its rows.
+
+        It runs in a transaction of its own, and sees no rows in unqualified tables. For callers
+        it can only call the functions for several organizations. In the background it names the
+        tables of all organizations: `public.appointments`.
 
         The statement runs in a task of its own. A caller that is cancelled returns at once,
         while the statement completes and its connection returns to the pool.
@@ -158,6 +208,9 @@ class Database:
                     f"the commit is not confirmed ({connection.warning}); {_NOT_KNOWN}"
                 )
         except psycopg.Error as error:
+            # Detail and context can quote the row or the parameters, which belong in no log.
+            if error.sqlstate is not None:
+                error.args = (error.diag.message_primary,)
             translated = await _translate(connection, error)
             if translated is None:
                 raise
@@ -189,6 +242,11 @@ class Database:
                 return connection
             await connection.close()
             await self._pool.putconn(connection)
+
+
+@lru_cache(maxsize=512)
+def _for_one(statement: LiteralString, organization: LiteralString) -> LiteralString:
+    return _FOR_ONE.format(statement=statement, organization=organization)
 
 
 async def _translate(connection: _Connection, error: psycopg.Error) -> ServiceError | None:

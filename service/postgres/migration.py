@@ -10,11 +10,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit, urlunsplit
 
 import psycopg
+from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
+from runtime.secrets import secret_of
 from service.postgres.schema import connect
 from service.postgres.session import ENCODING, DatabaseUnfit, check_encoding
 
@@ -31,10 +36,18 @@ DEFAULTS = {
 }
 FIXED = {"search_path": "public"}
 
+# The advisory lock of the process that migrates: any number that nothing else uses.
+_LOCK_KEY = 7236002
+# Seconds between two attempts to get it.
+_LOCK_INTERVAL = 0.2
+
 
 def main() -> None:
     """Execute dbmate. Errors before that are one line on standard error."""
-    url = os.environ.get("DATABASE_URL")
+    try:
+        url = secret_of("DATABASE_URL", os.environ)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     if not url:
         sys.exit("DATABASE_URL is not set, as in DATABASE_URL=postgresql://user:password@host/name")
     command = sys.argv[1:]
@@ -48,10 +61,39 @@ def main() -> None:
         if waited.returncode != 0:
             sys.exit(waited.returncode)
     try:
-        asyncio.run(_check(url))
+        sys.exit(asyncio.run(_run([*dbmate, *command], environment)))
     except DatabaseUnfit as error:
         sys.exit(f"error: {error}")
-    os.execvpe(dbmate[0], [*dbmate, *command], environment)  # noqa: S606  there is no shell
+
+
+async def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run dbmate when no other process does; returns its exit code. Raises DatabaseUnfit.
+
+    A process that waits for dbmate's own lock keeps a snapshot, for whose end CREATE INDEX
+    CONCURRENTLY waits: a deadlock. So this tries to get another lock, repeatedly.
+    """
+    conninfo = make_conninfo(
+        environment["DATABASE_URL"],
+        client_encoding=ENCODING,
+        connect_timeout=5,
+        target_session_attrs="read-write",
+    )
+    try:
+        connection = await connect(conninfo)
+    except psycopg.Error:
+        connection = None  # dbmate reports the error
+    async with connection or nullcontext():
+        if connection is not None:
+            check_encoding(connection)
+            while not await _locked(connection):  # noqa: ASYNC110  another process's lock
+                await asyncio.sleep(_LOCK_INTERVAL)
+        process = await asyncio.create_subprocess_exec(*command, env=environment)
+        return await process.wait()
+
+
+async def _locked(connection: AsyncConnection[Any]) -> bool:
+    cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", [_LOCK_KEY])
+    return await cursor.fetchone() == (True,)
 
 
 def with_options(url: str) -> str:
@@ -71,18 +113,6 @@ def with_options(url: str) -> str:
 
 def _options(settings: dict[str, str]) -> list[str]:
     return [f"-c {name}={value}" for name, value in settings.items()]
-
-
-async def _check(url: str) -> None:
-    """Raise DatabaseUnfit for an unsuitable database. dbmate reports connection errors."""
-    try:
-        conninfo = make_conninfo(
-            url, client_encoding=ENCODING, connect_timeout=5, target_session_attrs="read-write"
-        )
-        async with await connect(conninfo) as connection:
-            check_encoding(connection)
-    except psycopg.Error:
-        return
 
 
 if __name__ == "__main__":

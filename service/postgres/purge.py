@@ -1,4 +1,4 @@
-"""Deletes rows after their retention period; runs in workers."""
+"""Deletes rows of all organizations after their retention period; runs in workers."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -16,10 +16,10 @@ INTERVAL = 10.0
 # An index by time finds the oldest rows. Rows are never updated, so their ctid is stable. The
 # scan starts at the time of the last deleted row, so that it does not pass dead rows again.
 _PURGE: LiteralString = """
-    DELETE FROM {table}
+    DELETE FROM public.{table}
     WHERE ctid = ANY (ARRAY(
         SELECT old.ctid
-        FROM {table} old
+        FROM public.{table} old
         WHERE old.{time} < now() - %(keep)s::interval AND old.{time} >= %(since)s::timestamptz
         ORDER BY old.{time}
         LIMIT %(limit)s
@@ -64,6 +64,6 @@ class Purge:
     async def purge(self) -> int:
         """Delete up to BATCH rows and return how many. Raises ServiceError."""
         parameters = {"keep": self._keep, "limit": BATCH, "since": self._since}
-        purged = await self._database.fetch(self._statement, parameters)
+        purged = await self._database.fetch_across(self._statement, parameters)
         self._since = max((time for (time,) in purged), default=self._since)
         return len(purged)

@@ -15,9 +15,11 @@ from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
 
-# Created by the migrations. May read appointments and history, and writes them only through
-# functions.
-ROLE = "appointments_service"
+# The roles of statements, created by the migrations. Both write appointments and history only
+# through functions. Statements for callers see one organization at a time.
+CALLER_ROLE = "appointments_caller"
+# The work of all organizations in the background. May read all of them.
+WORKER_ROLE = "appointments_service"
 
 # Other encodings cannot store every character.
 ENCODING = "UTF8"
@@ -45,7 +47,8 @@ class Timeouts:
 def session_settings(timeouts: Timeouts) -> dict[str, str]:
     """Return the settings of every connection of the service, except role and encoding."""
     return {
-        "search_path": "public",
+        # An unqualified table is a view of one organization's rows in the schema `own`.
+        "search_path": "own, public",
         # apply_writes is correct under no other level.
         "default_transaction_isolation": "read committed",
         # A write that succeeded is durable.
@@ -75,9 +78,7 @@ def session_settings(timeouts: Timeouts) -> dict[str, str]:
     }
 
 
-def session_conninfo(
-    url: str, timeouts: Timeouts, *, replica: bool, role: str | None = ROLE
-) -> str:
+def session_conninfo(url: str, timeouts: Timeouts, *, replica: bool, role: str | None) -> str:
     """Add the settings of every connection of the service to a connection string.
 
     They follow the `options` of the connection string, and so override them.
@@ -115,7 +116,7 @@ def check_encoding(connection: AsyncConnection[Any]) -> None:
         )
 
 
-async def check_session(connection: AsyncConnection[Any], timeouts: Timeouts) -> None:
+async def check_session(connection: AsyncConnection[Any], timeouts: Timeouts, *, role: str) -> None:
     """Raise DatabaseUnfit, naming every wrong setting of a new connection.
 
     Takes one round trip. Closes a connection that is unsuitable or does not respond.
@@ -123,7 +124,7 @@ async def check_session(connection: AsyncConnection[Any], timeouts: Timeouts) ->
     try:
         check_encoding(connection)
         async with asyncio.timeout(_CHECK_TIMEOUT):
-            await _check_settings(connection, session_settings(timeouts))
+            await _check_settings(connection, {"role": role, **session_settings(timeouts)})
     except BaseException:
         await connection.close()
         raise
@@ -141,7 +142,7 @@ async def _check_settings(connection: AsyncConnection[Any], wanted: Mapping[str,
             prepare=False,
         )
         found: dict[str, str] = dict(await cursor.fetchall())
-    wanted = {"role": ROLE, **wanted}
+    wanted = dict(wanted)
     # Not sent, since it does not exist before PostgreSQL 17. A value above statement_timeout
     # ends no statement of the service and is accepted.
     if 0 < int(found.get("transaction_timeout", 0)) <= int(wanted["statement_timeout"]):
@@ -158,7 +159,13 @@ async def _check_settings(connection: AsyncConnection[Any], wanted: Mapping[str,
     if overridden:
         raise DatabaseUnfit(f"the connection has {has}: unset {' and '.join(overridden)}")
     user = sql.Identifier(found["user"]).as_string()
-    statements = " ".join(f"ALTER ROLE {user} SET {name} = '{wanted[name]}';" for name in lacking)
+    # In quotes, the schemas of the search path would be the name of one schema.
+    statements = " ".join(
+        f"ALTER ROLE {user} SET {name} = "
+        + (wanted[name] if name == "search_path" else f"'{wanted[name]}'")
+        + ";"
+        for name in lacking
+    )
     raise DatabaseUnfit(
         f"the connection has {has}: set for its user what cannot be sent, or what a pooler in"
         f" between drops: {statements}"

@@ -6,6 +6,7 @@ before.
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from service.batcher import Batcher
 from service.errors import Overloaded
@@ -18,6 +19,26 @@ Moment = tuple[int, datetime | None]
 NEVER_WRITTEN: Moment = (0, None)
 
 
+class Now(NamedTuple):
+    """The moment of an organization, and the time of the database when it was read.
+
+    `clock` is never before the moment's own time. It is None before the first revision.
+    """
+
+    moment: Moment
+    clock: datetime | None
+
+    def shows(self, moment: Moment, first_expiry: datetime | None) -> bool:
+        """Return whether what was read at a moment is still valid.
+
+        `first_expiry` is when the first hold expires that was read, None without holds: a hold
+        expires without a change of the moment.
+        """
+        return self.moment == moment and (
+            first_expiry is None or (self.clock is not None and self.clock < first_expiry)
+        )
+
+
 class Moments:
     """Reads moments from the database. At most `max_waiting` callers wait at a time."""
 
@@ -26,7 +47,7 @@ class Moments:
         self._max_waiting = max_waiting
         self._batcher = Batcher(self._fetch)
 
-    async def of(self, organization_id: str) -> Moment:
+    async def of(self, organization_id: str) -> Now:
         """Return the current moment of an organization.
 
         Raises Overloaded, DatabaseUnavailable.
@@ -36,11 +57,12 @@ class Moments:
             raise Overloaded(f"{waiting} requests wait for the database; try later")
         return await self._batcher.submit(organization_id)
 
-    async def _fetch(self, organization_ids: Sequence[str]) -> list[Moment]:
-        found = await self._database.fetch(
-            "SELECT organization_id, revision, recorded_at FROM organizations"
-            " WHERE organization_id = ANY (%s)",
+    async def _fetch(self, organization_ids: Sequence[str]) -> list[Now]:
+        found = await self._database.fetch_across(
+            "SELECT organization_id, revision, recorded_at, clock"
+            " FROM organization_moments(%s::text[])",
             (list(set(organization_ids)),),
         )
-        moments = {organization_id: (at, time) for organization_id, at, time in found}
-        return [moments.get(organization_id, NEVER_WRITTEN) for organization_id in organization_ids]
+        known = {name: Now((revision, time), clock) for name, revision, time, clock in found}
+        never = Now(NEVER_WRITTEN, None)
+        return [known.get(organization_id, never) for organization_id in organization_ids]

@@ -1,54 +1,86 @@
-"""A cache of list pages. A page is valid while its organization is unchanged."""
+"""A cache of responses.
+
+A response is valid while its organization is unchanged, and until the first hold in it expires by
+the clock of the database. One that is not used is dropped within seconds, so that what a redaction
+erases does not stay in memory.
+"""
 
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, TypeVar
 
-from appointments.v1 import appointment_service_pb2 as rpc
-
-from service.reads.moments import Moment, Moments
+from runtime.recent import Recent
+from service.reads.moments import Moment, Moments, Now
 
 MAX_BYTES = 16 * 1024 * 1024
 MAX_CACHED_PAGE_BYTES = 256 * 1024
 # Seconds. Changes made directly in the database, without apply_writes, show after this time.
 MAX_AGE = 10.0
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
-class CachedPage:
-    """A page, and the moment of its organization when it was read."""
+class CachedPage(Generic[T]):
+    """A response, the moment of its organization when it was read, and its first expiry."""
 
     moment: Moment
-    response: rpc.ListAppointmentsResponse
-    size: int
-    until: float
+    first_expiry: datetime | None
+    response: T
+    fresh_until: float
 
 
-class PageCache:
-    """Pages by serialized request. The least recently used are evicted first."""
+class PageCache(Generic[T]):
+    """Responses of one method by serialized request. The least recently used are evicted first.
 
-    def __init__(self, moments: Moments) -> None:
+    Responses larger than `max_page_bytes` are not stored.
+    """
+
+    def __init__(
+        self,
+        moments: Moments,
+        *,
+        max_bytes: int = MAX_BYTES,
+        max_page_bytes: int = MAX_CACHED_PAGE_BYTES,
+    ) -> None:
         self._moments = moments
-        self._pages: OrderedDict[bytes, CachedPage] = OrderedDict()
-        self._size = 0
+        self._max_page_bytes = max_page_bytes
+        self._pages: Recent[bytes, CachedPage[T]] = Recent(max_size=max_bytes)
 
-    async def current(self, request: bytes, organization_id: str) -> CachedPage | None:
-        """Return the page of a request if the organization is unchanged in the database."""
+    async def current(
+        self, request: bytes, organization_id: str, now: Now | None = None
+    ) -> CachedPage[T] | None:
+        """Return the page of a request if it is still valid by what the database says.
+
+        `now` is what the call has read of the database already, if anything.
+        """
         page = self._pages.get(request)
-        if page is None or page.until < time.monotonic():
+        if page is None:
             return None
-        self._pages.move_to_end(request)
-        return page if page.moment == await self._moments.of(organization_id) else None
+        if page.fresh_until >= time.monotonic():
+            if now is None:
+                now = await self._moments.of(organization_id)
+            if now.shows(page.moment, page.first_expiry):
+                return page
+        self._pages.drop(request)
+        return None
 
-    def put(self, request: bytes, moment: Moment, response: rpc.ListAppointmentsResponse) -> None:
-        """Store a page unless it is too large."""
-        # In memory a message takes several times its serialized size.
-        size = 4 * response.ByteSize() + len(request)
-        if size > MAX_CACHED_PAGE_BYTES:
+    def put(
+        self,
+        request: bytes,
+        moment: Moment,
+        first_expiry: datetime | None,
+        response: T,
+        *,
+        size: int,
+    ) -> None:
+        """Store a response unless it is too large. `first_expiry` is None if it has no holds.
+
+        `size` is how much memory it takes, in bytes.
+        """
+        size += len(request)
+        if size > self._max_page_bytes:
             return
-        old = self._pages.pop(request, None)
-        self._pages[request] = CachedPage(moment, response, size, time.monotonic() + MAX_AGE)
-        self._size += size - (old.size if old else 0)
-        while self._size > MAX_BYTES:
-            _, oldest = self._pages.popitem(last=False)
-            self._size -= oldest.size
+        page = CachedPage(moment, first_expiry, response, time.monotonic() + MAX_AGE)
+        self._pages.put(request, page, size=size)

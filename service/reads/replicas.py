@@ -19,7 +19,7 @@ from service.metrics import Metrics
 from service.postgres.database import Database
 from service.postgres.rows import Row
 from service.postgres.schema import check_replica
-from service.postgres.session import DatabaseUnfit, Timeouts
+from service.postgres.session import CALLER_ROLE, DatabaseUnfit, Timeouts
 
 # Seconds between probes of a replica that failed.
 PROBE_INTERVAL = 2.0
@@ -63,6 +63,7 @@ class Replicas:
                     connections=connections,
                     max_waiting=max_waiting,
                     timeouts=self._timeouts,
+                    role=CALLER_ROLE,
                     replica=True,
                     metrics=metrics,
                 ),
@@ -74,7 +75,7 @@ class Replicas:
         """Raise DatabaseUnfit if a replica that responds now is unsuitable."""
         for name, url in self._urls.items():
             try:
-                await check_replica(url, self._timeouts)
+                await check_replica(url, self._timeouts, role=CALLER_ROLE)
             except DatabaseUnfit as error:
                 raise DatabaseUnfit(f"the replica {name} of DATABASE_READ_URL: {error}") from error
 
@@ -93,7 +94,12 @@ class Replicas:
         await self._stack.aclose()
 
     async def fetch(
-        self, statement: LiteralString, parameters: Mapping[str, Any], *, revision: int
+        self,
+        organization_id: str,
+        statement: LiteralString,
+        parameters: Mapping[str, Any],
+        *,
+        revision: int,
     ) -> list[Row] | None:
         """Return rows from a replica that has a revision; None if the primary must be read.
 
@@ -104,7 +110,7 @@ class Replicas:
         for replica in [replica for replica in self._replicas if not replica.failed.is_set()]:
             try:
                 async with asyncio.timeout_at(deadline):
-                    rows = await replica.database.fetch(statement, parameters)
+                    rows = await replica.database.fetch(organization_id, statement, parameters)
             except Overloaded:
                 self._count(replica, "busy")
             except TimeoutError:
@@ -140,7 +146,7 @@ class Replicas:
     async def _responds(self, replica: _Replica) -> bool:
         try:
             async with asyncio.timeout(self._timeout):
-                await replica.database.fetch("SELECT 1")
+                await replica.database.fetch_across("SELECT 1")
         except (ServiceError, TimeoutError):
             return False
         return True

@@ -5,21 +5,27 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, LiteralString, TypeVar
 
-from service.domain import Appointment, HistoryEntry
+from service.domain import Appointment, ChangeFilter, HistoryEntry
 from service.errors import AppointmentNotFound, InvalidFields
 from service.postgres import rows
 from service.postgres.database import Database
 from service.postgres.rows import Row
-from service.reads.moments import Moment
+from service.reads import by_revision, entries, occupied, past, present
+from service.reads.moments import Moment, Now
+from service.reads.occupied import Occupied
 from service.reads.replicas import Replicas
+from service.reads.unconfirmed import fetch_confirmed
+from service.reads.window import Window
 
 T = TypeVar("T")
 
 # One statement has one snapshot, so the rows are consistent with the revision.
 _WITH_MOMENT: LiteralString = """
-    SELECT organization.revision, organization.recorded_at, found.*
+    SELECT organization.revision, organization.recorded_at, organization.clock, found.*
     FROM (
-        SELECT coalesce(max(o.revision), 0) AS revision, max(o.recorded_at) AS recorded_at
+        SELECT
+            coalesce(max(o.revision), 0) AS revision, max(o.recorded_at) AS recorded_at,
+            {clock} AS clock
         FROM organizations o
         WHERE o.organization_id = %(organization_id)s
     ) AS organization
@@ -27,14 +33,24 @@ _WITH_MOMENT: LiteralString = """
     ORDER BY {order}
 """
 
-# BETWEEN and ORDER BY select the primary key; for an equality, the planner estimates the same
-# cost for another index.
-_GET: LiteralString = f"""
-    SELECT {rows.APPOINTMENT}
-    FROM appointments
-    WHERE organization_id = %(organization_id)s AND appointment_id BETWEEN %(id)s AND %(id)s
-    ORDER BY appointment_id
+# The time of the state that is read. A hold that ended by then has expired.
+_NOW: LiteralString = "greatest(max(o.recorded_at), now())"
+_NOW_OF_ONE: LiteralString = f"""
+    SELECT coalesce(max(o.revision), 0), max(o.recorded_at), {_NOW}
+    FROM organizations o
+    WHERE o.organization_id = %(organization_id)s
 """
+_TIME_OF_REVISION: LiteralString = """(
+    SELECT recorded_at
+    FROM appointment_history
+    WHERE organization_id = %(organization_id)s
+        AND revision BETWEEN %(as_of)s AND %(as_of)s
+    ORDER BY revision
+)"""
+# What is held now has not expired yet in the state of a time to come.
+_AT_MOST_NOW: LiteralString = f"least(%(at)s::timestamptz, {_NOW})"
+
+_GET: LiteralString = present.BY_ID.format(id="%(id)s")
 
 _GET_AS_OF: LiteralString = f"""
     SELECT {rows.APPOINTMENT}
@@ -45,31 +61,17 @@ _GET_AS_OF: LiteralString = f"""
     LIMIT 1
 """
 
-# The state of every appointment right after a revision.
-_ALL_AS_OF: LiteralString = f"""
-    SELECT DISTINCT ON (appointment_id) {rows.APPOINTMENT}
-    FROM appointment_history
-    WHERE organization_id = %(organization_id)s AND revision <= %(as_of)s
-    ORDER BY appointment_id, revision DESC
-"""
-
-_BY_START: LiteralString = "start_time, appointment_id"
-
-_ENTRIES: LiteralString = f"""
-    SELECT {rows.HISTORY_ENTRY}
-    FROM appointment_history
-    WHERE organization_id = %(organization_id)s AND revision > %(after)s {{only}}
-    ORDER BY revision
-    LIMIT %(limit)s
-"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page(Generic[T]):
-    """Rows, and the state of their organization that they belong to."""
+    """Rows, and the state of their organization that they belong to.
+
+    `clock` is the time of this state. It is None for the state before the first revision.
+    """
 
     items: Sequence[T]
     moment: Moment
+    clock: datetime | None
 
     @property
     def revision(self) -> int:
@@ -77,16 +79,21 @@ class Page(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """The filter of a list: appointments that intersect `[start, end)`.
+class PageByRevision(Page[Appointment]):
+    """Every appointment whose latest change is up to `reached` is on the page, if it is selected.
 
-    If start and end are equal, appointments that run at that time.
+    `last` is the revision of the state that the page shows.
     """
 
-    resource_id: str | None
-    start: datetime | None
-    end: datetime | None
-    include_cancelled: bool
+    reached: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangesPage(Page[HistoryEntry]):
+    """Every change up to the revision `reached` is on the page, unless the filter left it out."""
+
+    reached: int
 
 
 class ReadStore:
@@ -95,7 +102,8 @@ class ReadStore:
     `min_revision` None reads the latest state, from the primary. A number allows a replica
     that has this revision of the organization, and the revision that the read is about.
     `as_of` is the revision of a past state. Both raise InvalidFields if they are beyond the
-    organization's latest revision.
+    organization's latest revision. `at` is the time of the past state, None for the time of its
+    revision.
     """
 
     def __init__(self, primary: Database, replicas: Replicas | None) -> None:
@@ -105,14 +113,33 @@ class ReadStore:
     async def revision_at(self, organization_id: str, time: datetime) -> int:
         """Return the latest revision recorded at or before a time, or 0."""
         found = await self._primary.fetch(
+            organization_id,
             "SELECT revision_at(%(id)s, %(time)s)",
             {"id": organization_id, "time": time},
         )
         revision: int = found[0][0]
         return revision
 
+    async def now_at_replica(self, organization_id: str, *, min_revision: int) -> Now | None:
+        """Return the moment at a replica that has a revision; None if the primary must be asked."""
+        if self._replicas is None:
+            return None
+        found = await self._replicas.fetch(
+            organization_id,
+            _NOW_OF_ONE,
+            {"organization_id": organization_id},
+            revision=min_revision,
+        )
+        return Now(found[0][:2], found[0][2]) if found else None
+
     async def get(
-        self, organization_id: str, id: str, *, as_of: int | None, min_revision: int | None
+        self,
+        organization_id: str,
+        id: str,
+        *,
+        as_of: int | None,
+        at: datetime | None,
+        min_revision: int | None,
     ) -> tuple[Appointment, int]:
         """Return an appointment and the organization's revision.
 
@@ -121,7 +148,7 @@ class ReadStore:
         page = await self._read(
             _GET if as_of is None else _GET_AS_OF,
             "1",
-            {"organization_id": organization_id, "id": id, "as_of": as_of},
+            {"organization_id": organization_id, "id": id, "as_of": as_of, "at": at},
             min_revision=min_revision,
         )
         if not page.items:
@@ -131,7 +158,7 @@ class ReadStore:
                 else f"the organization had no appointment with this id then (revision {as_of})",
                 organization_revision=page.revision,
             )
-        return rows.appointment(organization_id, page.items[0]), page.revision
+        return rows.appointment(organization_id, page.items[0], page.clock), page.revision
 
     async def list(
         self,
@@ -141,49 +168,136 @@ class ReadStore:
         after: tuple[datetime, str] | None,
         limit: int,
         as_of: int | None,
+        at: datetime | None,
         min_revision: int | None,
     ) -> Page[Appointment]:
         """Return appointments by start and id, following the start and id in `after`."""
+        parameters = {
+            **window.parameters,
+            "organization_id": organization_id,
+            "after_start": after[0] if after else None,
+            "after_id": after[1] if after else None,
+            "as_of": as_of,
+            "at": at,
+            "limit": limit,
+        }
+        if as_of is None:
+            query = present.query(window, after=after is not None)
+            page = await self._read(query, present.ORDER, parameters, min_revision=min_revision)
+        else:
+            page = await self._list_past(
+                window, parameters, as_of=as_of, limit=limit, min_revision=min_revision
+            )
+        return Page(
+            items=[rows.appointment(organization_id, row, page.clock) for row in page.items],
+            moment=page.moment,
+            clock=page.clock,
+        )
+
+    async def _list_past(
+        self,
+        window: Window,
+        parameters: Mapping[str, Any],
+        *,
+        as_of: int,
+        limit: int,
+        min_revision: int | None,
+    ) -> Page[Row]:
+        parameters = {**parameters, "unlimited": None}
+        after = parameters["after_start"] is not None
+        by_place = past.by_place(window)
+        budget = past.budget(limit)
         page = await self._read(
-            _list_query(window, after=after is not None, as_of=as_of is not None),
-            _BY_START,
-            {
-                "organization_id": organization_id,
-                "resource_id": window.resource_id,
-                "window_start": window.start,
-                "window_end": window.end,
-                "after_start": after[0] if after else None,
-                "after_id": after[1] if after else None,
-                "as_of": as_of,
-                "limit": limit,
-            },
+            by_place, past.ORDER, {**parameters, "budget": budget}, min_revision=min_revision
+        )
+        if not past.is_spent(page.items, budget):
+            return page
+        most = past.few(limit, as_of)
+        counted = await self._read(
+            past.COUNT, "1", {**parameters, "most": most}, min_revision=min_revision
+        )
+        few = counted.items[0][0] < most
+        return await self._read(
+            past.by_appointment(window, after=after) if few else by_place,
+            past.ORDER,
+            {**parameters, "budget": None},
             min_revision=min_revision,
         )
-        return Page(
-            items=[rows.appointment(organization_id, row) for row in page.items],
+
+    async def list_by_revision(
+        self,
+        organization_id: str,
+        window: Window,
+        *,
+        after: int,
+        limit: int,
+        as_of: int | None,
+        at: datetime | None,
+        min_revision: int | None,
+    ) -> PageByRevision:
+        """Return appointments by the revision of their latest change, following `after`.
+
+        Looks only at the next `LOOKED_AT` changes, unless the organization has fewer
+        appointments. So a page can be short or empty though more appointments follow.
+        """
+        through = min(after + by_revision.LOOKED_AT, entries.LATEST)
+        parameters = {
+            **window.parameters,
+            "organization_id": organization_id,
+            "after": after,
+            "through": through if as_of is None else min(through, as_of),
+            "unlimited": None,
+            "as_of": as_of,
+            "at": at,
+            "limit": limit,
+        }
+        page = await self._read(
+            by_revision.by_change(window, is_past=as_of is not None),
+            by_revision.ORDER,
+            parameters,
+            min_revision=min_revision,
+        )
+        last = page.revision if as_of is None else as_of
+        if len(page.items) < limit and through < last:
+            most = {**parameters, "most": by_revision.LOOKED_AT}
+            counted = await self._read(past.COUNT, "1", most, min_revision=min_revision)
+            if counted.items[0][0] < by_revision.LOOKED_AT:
+                page = await self._read(
+                    by_revision.by_appointment(window, is_past=as_of is not None),
+                    by_revision.ORDER,
+                    parameters,
+                    min_revision=min_revision,
+                )
+                last = through = page.revision if as_of is None else as_of
+        items = [rows.appointment(organization_id, row, page.clock) for row in page.items]
+        return PageByRevision(
+            items=items,
             moment=page.moment,
+            clock=page.clock,
+            reached=items[-1].revision if len(items) == limit else max(after, min(through, last)),
+            last=last,
         )
 
     async def history(
         self,
         organization_id: str,
-        id: str | None,
+        id: str,
         *,
         after: int,
         limit: int,
         min_revision: int | None,
     ) -> Page[HistoryEntry]:
-        """Return the changes after a revision of one appointment, or of all if `id` is None.
+        """Return the changes of one appointment after a revision.
 
         Raises AppointmentNotFound for an id without history.
         """
         page = await self._read(
-            _ENTRIES.format(only="" if id is None else "AND appointment_id = %(id)s"),
-            "found.revision",
+            entries.OF_APPOINTMENT,
+            entries.IN_ORDER,
             {"organization_id": organization_id, "id": id, "after": after, "limit": limit},
             min_revision=min_revision,
         )
-        if id is not None and after == 0 and not page.items:
+        if after == 0 and not page.items:
             raise AppointmentNotFound(
                 "the organization never had an appointment with this id",
                 organization_revision=page.revision,
@@ -191,6 +305,57 @@ class ReadStore:
         return Page(
             items=[rows.history_entry(organization_id, row) for row in page.items],
             moment=page.moment,
+            clock=page.clock,
+        )
+
+    async def changes(
+        self,
+        organization_id: str,
+        selected: ChangeFilter,
+        *,
+        after: int,
+        limit: int,
+        min_revision: int | None,
+    ) -> ChangesPage:
+        """Return the changes of an organization after a revision that a filter selects.
+
+        With a filter, looks only at the next `FILTERED_CHANGES`, so a page can be short or empty
+        though more changes follow.
+        """
+        page = await self._read(
+            entries.query(selected),
+            entries.IN_ORDER,
+            entries.parameters(organization_id, selected, after, limit),
+            min_revision=min_revision,
+        )
+        items = [rows.history_entry(organization_id, row) for row in page.items]
+        if len(items) == limit:
+            reached = items[-1].revision
+        else:
+            reached = max(after, min(entries.last(selected, after), page.revision))
+        return ChangesPage(items=items, moment=page.moment, clock=page.clock, reached=reached)
+
+    async def occupied(
+        self,
+        organization_id: str,
+        resource_ids: Sequence[str],
+        *,
+        start: int,
+        end: int,
+        as_of: int | None,
+        min_revision: int | None,
+    ) -> Page[Occupied]:
+        """Return what occupies each resource, as ranges that intersect `[start, end)`."""
+        page = await self._read(
+            occupied.query(as_of),
+            occupied.IN_ORDER,
+            occupied.parameters(organization_id, resource_ids, start, end, as_of),
+            min_revision=min_revision,
+        )
+        return Page(
+            items=[occupied.occupied(row) for row in page.items],
+            moment=page.moment,
+            clock=page.clock,
         )
 
     async def _read(
@@ -201,84 +366,32 @@ class ReadStore:
         *,
         min_revision: int | None,
     ) -> Page[Row]:
-        statement = _WITH_MOMENT.format(query=query, order=order)
+        organization_id: str = parameters["organization_id"]
         as_of = parameters.get("as_of")
+        clock = _NOW
+        if as_of is not None:
+            clock = _TIME_OF_REVISION if parameters.get("at") is None else _AT_MOST_NOW
+        statement = _WITH_MOMENT.format(query=query, order=order, clock=clock)
+        # A replica without the revision `after` would return no changes, as if there were none.
+        needed = max(min_revision or 0, as_of or 0, parameters.get("after", 0))
         if self._replicas is not None and min_revision is not None:
-            # A replica without the revision `after` would return no changes, as if there
-            # were none.
-            needed = max(min_revision, as_of or 0, parameters.get("after", 0))
-            found = await self._replicas.fetch(statement, parameters, revision=needed)
+            found = await self._replicas.fetch(
+                organization_id, statement, parameters, revision=needed
+            )
             if found is not None:
                 return _page(found)
-        page = _page(await self._primary.fetch(statement, parameters))
+        page = _page(
+            await fetch_confirmed(
+                self._primary, organization_id, statement, parameters, revision=needed
+            )
+        )
         for field, revision in (("min_revision", min_revision), ("as_of_revision", as_of)):
             if revision is not None and revision > page.revision:
                 raise InvalidFields.beyond_latest(field, page.revision)
         return page
 
 
-def _list_query(window: Window, *, after: bool, as_of: bool) -> LiteralString:
-    """Build the query of a list.
-
-    In the current state, appointments that start inside the window are read in order from a
-    B-tree index. Appointments that started before are found as ranges that contain the
-    start of the window, with one GiST index each for active and cancelled appointments.
-    """
-    active: LiteralString = "state = 'ACTIVE'"
-    same: list[LiteralString] = []
-    if window.resource_id is not None:
-        same.append("resource_id = %(resource_id)s")
-    beyond: list[LiteralString] = []
-    if after:
-        beyond.append("(start_time, appointment_id) > (%(after_start)s, %(after_id)s)")
-    before_end: list[LiteralString] = []
-    if window.end is not None:
-        point = window.start == window.end
-        before_end.append(f"start_time {'<=' if point else '<'} %(window_end)s")
-    if as_of:
-        conditions = [*same, *beyond, *before_end]
-        if not window.include_cancelled:
-            conditions.append(active)
-        if window.start is not None:
-            conditions.append("end_time > %(window_start)s")
-        return _part(f"({_ALL_AS_OF}) AS past", conditions, columns="*")
-
-    same.append("organization_id = %(organization_id)s")
-    starting = [*same, *beyond, *before_end]
-    if not window.include_cancelled:
-        starting.append(active)
-    if window.start is None:
-        return _part("appointments", starting)
-    parts = [_part("appointments", [*starting, "start_time >= %(window_start)s"])]
-    for state in (active, *(["state = 'CANCELLED'"] if window.include_cancelled else [])):
-        running = _where(
-            [*same, state, "tstzrange(start_time, end_time) @> %(window_start)s::timestamptz"]
-        )
-        # Few appointments run at a time. OFFSET 0 keeps the other conditions and the order
-        # out of the subquery: with them the planner prefers an index by start, which reads
-        # everything that ever started.
-        fenced: LiteralString = f"(SELECT * FROM appointments {running} OFFSET 0) AS running"
-        parts.append(_part(fenced, [*beyond, "start_time < %(window_start)s"]))
-    union: LiteralString = " UNION ALL ".join(f"({part})" for part in parts)
-    return f"SELECT * FROM ({union}) AS parts ORDER BY {_BY_START} LIMIT %(limit)s"
-
-
-def _part(
-    source: LiteralString,
-    conditions: Sequence[LiteralString],
-    *,
-    columns: LiteralString = rows.APPOINTMENT,
-) -> LiteralString:
-    where = _where(conditions)
-    return f"SELECT {columns} FROM {source} {where} ORDER BY {_BY_START} LIMIT %(limit)s"
-
-
-def _where(conditions: Sequence[LiteralString]) -> LiteralString:
-    every: LiteralString = " AND ".join(conditions)
-    return f"WHERE {every}" if conditions else ""
-
-
 def _page(found: list[Row]) -> Page[Row]:
-    """Split off the moment. Without a match, there is one row with nothing else."""
-    items = [row[2:] for row in found if row[2] is not None]
-    return Page(items=items, moment=found[0][:2])
+    """Split off moment and clock. Without a match, there is one row with nothing else."""
+    items = [row[3:] for row in found if row[3] is not None]
+    return Page(items=items, moment=found[0][:2], clock=found[0][2])

@@ -5,7 +5,7 @@ when a connection is.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -14,6 +14,7 @@ from appointments.v1 import appointment_service_pb2 as rpc
 
 from runtime.backoff import Backoff
 from service import messages
+from service.domain import ALL_CHANGES, ChangeFilter, HistoryEntry
 from service.errors import DatabaseUnavailable, InvalidFields, Overloaded
 from service.metrics import Metrics
 from service.postgres.database import Database
@@ -26,8 +27,13 @@ MAX_MESSAGE_BYTES = 64 * 1024
 # Entries that are read for the first message. Each next message reads twice as many as the
 # last one contained, so that few large entries are read and then do not fit.
 FIRST_ENTRIES = 8
+# A watcher that is further behind reads with its own filter. A busy organization makes some hundred
+# changes between two polls, which its watchers should share.
+FAR_BEHIND = 8 * MAX_ENTRIES
 # Concurrent reads of all watchers. Other reads use the other connections.
 MAX_CONCURRENT_READS = 2
+# Seconds. While a filter leaves changes out, its watcher gets the revision reached this often.
+PROGRESS_INTERVAL = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +44,37 @@ class Changes:
     organization_revision: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A message with what was read for it, which filters are applied to."""
+
+    changes: Changes
+    items: Sequence[HistoryEntry] = ()
+
+    def selected_by(self, selected: ChangeFilter) -> Changes:
+        if selected.selects_all:
+            return self.changes
+        response = self.changes.response
+        chosen = [
+            entry
+            for item, entry in zip(self.items, response.entries, strict=True)
+            if selected.selects(item)
+        ]
+        return Changes(
+            rpc.WatchAppointmentsResponse(entries=chosen, revision=response.revision),
+            self.changes.organization_revision,
+        )
+
+
 class Watch:
     """Sends changes to watchers, each from its own revision on.
 
     One query per poll `interval` serves all watchers; without watchers there is none. While
     the database is unavailable, watchers wait for up to `outage_timeout`. Both in seconds.
+
+    A change that many wait for is read once, whatever their filters select: a filter is applied
+    to what was read. Only a watcher that is far behind reads with its filter, which skips many
+    changes at once.
     """
 
     def __init__(
@@ -54,6 +86,7 @@ class Watch:
         interval: float,
         outage_timeout: float,
         max_watchers: int,
+        progress_interval: float = PROGRESS_INTERVAL,
     ) -> None:
         self._database = database
         self._reads = reads
@@ -61,35 +94,54 @@ class Watch:
         self._interval = interval
         self._outage_timeout = outage_timeout
         self._max_watchers = max_watchers
+        self._progress_interval = progress_interval
         self._watchers = 0
         metrics.watchers.set_function(lambda: self._watchers)
         self._organizations: dict[str, _Organization] = {}
         self._polling: asyncio.Task[None] | None = None
         self._backoff = Backoff("watch organizations", metrics.unexpected_errors)
         self._pause = interval
-        self._reading: dict[tuple[str, int], asyncio.Task[Changes]] = {}
+        self._reading: dict[tuple[str, ChangeFilter, int], asyncio.Task[_Read]] = {}
         self._read_slots = asyncio.Semaphore(MAX_CONCURRENT_READS)
 
-    async def changes(self, organization_id: str, *, after: int) -> AsyncGenerator[Changes, None]:
-        """Yield every change after a revision in order, without end.
+    async def changes(
+        self, organization_id: str, selected: ChangeFilter = ALL_CHANGES, *, after: int
+    ) -> AsyncGenerator[Changes, None]:
+        """Yield every change after a revision that a filter selects, in order, without end.
 
-        The first message comes at once, without entries if there are none yet. Raises
-        Overloaded, InvalidFields for a revision beyond the latest, DatabaseUnavailable.
+        The first message comes at once, without entries if there are none yet. While changes are
+        left out, a message without entries comes every `progress_interval`. Raises Overloaded,
+        InvalidFields for a revision beyond the latest, DatabaseUnavailable.
         """
         with self._watching(organization_id) as organization:
-            changes = await self._read(organization_id, after, FIRST_ENTRIES, min_revision=None)
-            latest = changes.organization_revision
+            read = await self._read(
+                organization_id, selected, after, FIRST_ENTRIES, min_revision=None
+            )
+            latest = read.changes.organization_revision
             if after > latest:
                 raise InvalidFields.beyond_latest("after_revision", latest)
+            reported, report_at = -1, 0.0
             while True:
-                organization.advance(changes.organization_revision)
-                after = changes.response.revision
-                yield changes
-                count = len(changes.response.entries)
-                self._entries.inc(count)
-                await organization.wait_beyond(after)
-                changes = await self._read_with_retries(
+                changes, count = read.selected_by(selected), len(read.items)
+                del read  # a slow watcher holds only its message
+                after, latest = changes.response.revision, changes.organization_revision
+                organization.advance(latest)
+                if changes.response.entries or monotonic() >= report_at:
+                    yield changes
+                    self._entries.inc(len(changes.response.entries))
+                    reported, report_at = after, monotonic() + self._progress_interval
+                try:
+                    async with asyncio.timeout(
+                        None if reported == after else report_at - monotonic()
+                    ):
+                        await organization.wait_beyond(after)
+                except TimeoutError:
+                    read = _Read(Changes(rpc.WatchAppointmentsResponse(revision=after), latest))
+                    continue
+                far_behind = organization.revision - after > FAR_BEHIND
+                read = await self._read_with_retries(
                     organization_id,
+                    selected if far_behind else ALL_CHANGES,
                     after,
                     min(max(2 * count, FIRST_ENTRIES), MAX_ENTRIES),
                     min_revision=organization.revision,
@@ -124,9 +176,8 @@ class Watch:
             self._pause = self._interval
             try:
                 known = {name: watched.revision for name, watched in self._organizations.items()}
-                found = await self._database.fetch(
-                    "SELECT organization_id, revision FROM organizations"
-                    " WHERE organization_id = ANY (%s)",
+                found = await self._database.fetch_across(
+                    "SELECT organization_id, revision FROM organization_moments(%s::text[])",
                     (list(known),),
                 )
                 revisions: dict[str, int] = dict(found)
@@ -169,34 +220,47 @@ class Watch:
         )
 
     async def _read_with_retries(
-        self, organization_id: str, after: int, limit: int, *, min_revision: int
-    ) -> Changes:
+        self,
+        organization_id: str,
+        selected: ChangeFilter,
+        after: int,
+        limit: int,
+        *,
+        min_revision: int,
+    ) -> _Read:
         deadline = monotonic() + self._outage_timeout
         while True:
             try:
-                return await self._read_shared(organization_id, after, limit, min_revision)
+                return await self._read_shared(
+                    organization_id, selected, after, limit, min_revision
+                )
             except (DatabaseUnavailable, Overloaded) as error:
                 if monotonic() >= deadline:
                     raise self._unavailable(error) from error
             await asyncio.sleep(self._interval)
 
     async def _read_shared(
-        self, organization_id: str, after: int, limit: int, min_revision: int
-    ) -> Changes:
+        self,
+        organization_id: str,
+        selected: ChangeFilter,
+        after: int,
+        limit: int,
+        min_revision: int,
+    ) -> _Read:
         """Read the changes after a revision once for all watchers that wait for them.
 
         A read in flight can be shared, whatever its limit, because it began after the
         organization had advanced.
         """
-        key = organization_id, after
+        key = organization_id, selected, after
         reading = self._reading.get(key)
         if reading is None:
             reading = asyncio.create_task(
-                self._read(organization_id, after, limit, min_revision=min_revision)
+                self._read(organization_id, selected, after, limit, min_revision=min_revision)
             )
             self._reading[key] = reading
 
-            def forget(task: asyncio.Task[Changes]) -> None:
+            def forget(task: asyncio.Task[_Read]) -> None:
                 del self._reading[key]
                 if not task.cancelled():
                     task.exception()  # retrieved, even if all watchers have gone
@@ -205,24 +269,34 @@ class Watch:
         return await asyncio.shield(reading)
 
     async def _read(
-        self, organization_id: str, after: int, limit: int, *, min_revision: int | None
-    ) -> Changes:
+        self,
+        organization_id: str,
+        selected: ChangeFilter,
+        after: int,
+        limit: int,
+        *,
+        min_revision: int | None,
+    ) -> _Read:
+        """Read the changes after a revision, up to `min_revision` if given.
+
+        A replica may have changes that the primary does not show yet, since they are not on a
+        synchronous standby. A failover could take them away.
+        """
         async with self._read_slots:
-            page = await self._reads.history(
-                organization_id,
-                None,
-                after=after,
-                limit=limit,
-                min_revision=min_revision,
+            page = await self._reads.changes(
+                organization_id, selected, after=after, limit=limit, min_revision=min_revision
             )
+        latest = page.revision if min_revision is None else min(page.revision, min_revision)
+        items = [item for item in page.items if item.revision <= latest]
         entries = messages.fitting(
-            page.items, limit, messages.history_entry, max_bytes=MAX_MESSAGE_BYTES
+            items, limit, messages.history_entry, max_bytes=MAX_MESSAGE_BYTES
         )
-        if min_revision is not None or entries:
-            after = entries[-1].revision
-        return Changes(
-            rpc.WatchAppointmentsResponse(entries=entries, revision=after), page.revision
+        whole = len(entries) == len(items)
+        response = rpc.WatchAppointmentsResponse(
+            entries=entries,
+            revision=min(page.reached, latest) if whole else entries[-1].revision,
         )
+        return _Read(Changes(response, latest), items[: len(entries)])
 
 
 class _Organization:

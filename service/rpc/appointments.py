@@ -1,88 +1,111 @@
 """The RPCs of AppointmentService: read the request, call the committer or store, respond."""
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from datetime import datetime
-from typing import Any
+from time import monotonic
+from typing import TypeVar
 
 import structlog
+from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
+from appointments.v1 import availability_pb2
 from google.longrunning import operations_pb2
 
 from service import messages
-from service.domain import Appointment, HistoryEntry, Upsert, Write, WriteResult
+from service.domain import (
+    AtomicBatch,
+    HistoryEntry,
+    Upsert,
+    WriteResult,
+)
 from service.errors import InvalidFields, ServiceError
 from service.operations.accepter import Accepter
-from service.reads.page_cache import PageCache
-from service.reads.store import ReadStore, Window
+from service.reads.store import Page, ReadStore
 from service.reads.watch import Watch
 from service.rpc import page_tokens
+from service.rpc.availability import AvailabilityReader, EncodedResponse
 from service.rpc.handler import Call
+from service.rpc.lists import DEFAULT_PAGE_SIZE, MAX_PAGE_BYTES, AppointmentLists
+from service.rpc.moments import as_of_revision, min_revision
 from service.rpc.operations import submit
 from service.rpc.status import status_of
+from service.rpc.write_requests import WriteReader, WriteRequest, organization_of
 from service.writes.committer import Committer
-
-DEFAULT_PAGE_SIZE = 100
-# Below the 4 MiB that a gRPC client accepts by default. A page of large appointments has fewer
-# items than requested, instead of being refused by the client.
-MAX_PAGE_BYTES = 3 * 1024 * 1024
 
 # Keeps the response to a batch whose items are all refused below 4 MiB too.
 MAX_ITEM_DETAILS = 1024
 
+# Seconds for which a batch may be read without a pause.
+MAX_UNINTERRUPTED = 0.01
+
 log = structlog.get_logger()
+
+Response = TypeVar("Response")
 
 
 class AppointmentServicer:
-    def __init__(
+    def __init__(  # noqa: PLR0917  # what it calls
         self,
         committer: Committer,
         accepter: Accepter,
         reads: ReadStore,
-        pages: PageCache,
+        lists: AppointmentLists,
+        availability: AvailabilityReader,
         watch: Watch,
+        reader: WriteReader,
     ) -> None:
         self._committer = committer
         self._accepter = accepter
         self._reads = reads
-        self._pages = pages
+        self._lists = lists
+        self._availability = availability
         self._watch = watch
+        self._reader = reader
 
     async def UpsertAppointment(
         self, request: rpc.UpsertAppointmentRequest, call: Call
     ) -> rpc.UpsertAppointmentResponse:
-        organization_id = call.organization_id = messages.organization_of(request.appointment)
-        write = messages.upsert(
-            request, validate_only=request.validate_only, actor=call.context.actor
-        )
-        result = await self._decide(call, organization_id, write)
-        return rpc.UpsertAppointmentResponse(
-            appointment=messages.appointment(result.appointment),
-            outcome=messages.OUTCOMES[result.outcome],
-        )
+        return await self._write(request, call, rpc.UpsertAppointmentResponse)
+
+    async def UpdateAppointment(
+        self, request: rpc.UpdateAppointmentRequest, call: Call
+    ) -> rpc.UpdateAppointmentResponse:
+        return await self._write(request, call, rpc.UpdateAppointmentResponse)
+
+    async def ConfirmAppointment(
+        self, request: rpc.ConfirmAppointmentRequest, call: Call
+    ) -> rpc.ConfirmAppointmentResponse:
+        return await self._write(request, call, rpc.ConfirmAppointmentResponse)
 
     async def CancelAppointment(
         self, request: rpc.CancelAppointmentRequest, call: Call
     ) -> rpc.CancelAppointmentResponse:
-        organization_id = call.organization_id = messages.organization_of(request)
-        write = messages.cancel(request, actor=call.context.actor)
-        result = await self._decide(call, organization_id, write)
-        return rpc.CancelAppointmentResponse(
+        return await self._write(request, call, rpc.CancelAppointmentResponse)
+
+    async def RedactAppointment(
+        self, request: rpc.RedactAppointmentRequest, call: Call
+    ) -> rpc.RedactAppointmentResponse:
+        return await self._write(request, call, rpc.RedactAppointmentResponse)
+
+    async def _write(
+        self, request: WriteRequest, call: Call, response: Callable[..., Response]
+    ) -> Response:
+        """Apply a write and respond. Sets the call's outcome and revision."""
+        call.organization_id = organization_of(request)
+        write = self._reader.read(request, actor=call.context.actor)
+        result = await self._committer.submit(call.organization_id, write)
+        call.outcome = result.outcome
+        call.organization_revision = result.organization_revision
+        return response(
             appointment=messages.appointment(result.appointment),
             outcome=messages.OUTCOMES[result.outcome],
         )
 
-    async def _decide(self, call: Call, organization_id: str, write: Write) -> WriteResult:
-        """Submit a write. Sets the call's outcome and revision."""
-        result = await self._committer.submit(organization_id, write)
-        call.outcome = result.outcome
-        call.organization_revision = result.organization_revision
-        return result
-
     async def SubmitAppointment(
         self, request: rpc.SubmitAppointmentRequest, call: Call
     ) -> operations_pb2.Operation:
-        return await submit(self._accepter, request, call)
+        return await submit(self._accepter, self._reader, request, call)
 
     async def BatchUpsertAppointments(
         self, request: rpc.BatchUpsertAppointmentsRequest, call: Call
@@ -90,14 +113,26 @@ class AppointmentServicer:
         call.organization_id = _one_organization(request)
         results: dict[int, WriteResult | Exception] = {}
         writes: dict[int, Upsert] = {}
+        pause = monotonic() + MAX_UNINTERRUPTED
         for index, item in enumerate(request.requests):
+            if monotonic() > pause:
+                await asyncio.sleep(0)  # lets other calls continue
+                pause = monotonic() + MAX_UNINTERRUPTED
             try:
-                writes[index] = messages.upsert(
-                    item, validate_only=request.validate_only, actor=call.context.actor
+                writes[index] = self._reader.upsert(
+                    item,
+                    # An atomic batch is validated as a whole.
+                    validate_only=request.validate_only and not request.atomic,
+                    actor=call.context.actor,
                 )
             except InvalidFields as error:
-                results[index] = error
-        if writes:
+                # Its frames have the batch and these results, which would be a cycle.
+                results[index] = error.with_traceback(None)
+        if request.atomic:
+            _check_atomic(request, results)
+            batch = AtomicBatch(upserts=list(writes.values()), validate_only=request.validate_only)
+            results |= enumerate(await self._committer.submit_batch(call.organization_id, batch))
+        elif writes:
             decided = await self._committer.submit_all(call.organization_id, list(writes.values()))
             results |= zip(writes, decided, strict=True)
         # Writes are applied in order, so the highest revision is the latest.
@@ -117,132 +152,76 @@ class AppointmentServicer:
         found, call.organization_revision = await self._reads.get(
             organization_id,
             request.id,
-            as_of=await self._as_of(organization_id, request, time),
-            min_revision=_min_revision(request),
+            as_of=await as_of_revision(self._reads, organization_id, request, time),
+            at=time,
+            min_revision=min_revision(request),
         )
         return rpc.GetAppointmentResponse(appointment=messages.appointment(found))
 
     async def ListAppointments(
         self, request: rpc.ListAppointmentsRequest, call: Call
     ) -> rpc.ListAppointmentsResponse:
-        organization_id = call.organization_id = messages.organization_of(request)
-        start, end, time = messages.check(request, "from", "to", "as_of_time")
-        if start and end and end < start:
-            raise InvalidFields([("to", "must not be before from")])
-        cache_key = request.SerializeToString(deterministic=True)
-        # Not with a time: later changes may still be recorded at or before it.
-        cacheable = not request.HasField("min_revision") and time is None
-        if cacheable and (cached := await self._pages.current(cache_key, organization_id)):
-            call.organization_revision, _ = cached.moment
-            return cached.response
-        after = None
-        if request.page_token:
-            *after, as_of = page_tokens.decode(
-                request,
-                request.page_token,
-                (page_tokens.time, page_tokens.appointment_id, page_tokens.revision_or_none),
-            )
-        else:
-            as_of = await self._as_of(organization_id, request, time)
-        limit = request.page_size or DEFAULT_PAGE_SIZE
-        page = await self._reads.list(
-            organization_id,
-            Window(
-                resource_id=request.resource_id if request.HasField("resource_id") else None,
-                start=start,
-                end=end,
-                include_cancelled=request.include_cancelled,
-            ),
-            after=(after[0], after[1]) if after else None,
-            limit=limit + 1,
-            as_of=as_of,
-            min_revision=_min_revision(request),
-        )
-        call.organization_revision = page.revision
-        shown = messages.fitting(page.items, limit, messages.appointment, max_bytes=MAX_PAGE_BYTES)
-        response = rpc.ListAppointmentsResponse(
-            appointments=shown, revision=page.revision if as_of is None else as_of
-        )
-        if len(shown) < len(page.items):
-            last: Appointment = page.items[len(shown) - 1]
-            position = [last.start.isoformat(), last.id, as_of]
-            response.next_page_token = page_tokens.encode(request, position)
-        if cacheable:
-            self._pages.put(cache_key, page.moment, response)
-        return response
+        return await self._lists.answer(request, call)
+
+    async def QueryAvailability(
+        self, request: availability_pb2.QueryAvailabilityRequest, call: Call
+    ) -> EncodedResponse:
+        return await self._availability.answer(request, call)
 
     async def ListAppointmentHistory(
         self, request: rpc.ListAppointmentHistoryRequest, call: Call
     ) -> rpc.ListAppointmentHistoryResponse:
-        entries, token, _ = await self._history(call, request, request.id, after=0)
-        return rpc.ListAppointmentHistoryResponse(entries=entries, next_page_token=token)
+        organization_id = call.organization_id = messages.organization_of(request)
+        messages.check(request)
+        limit = request.page_size or DEFAULT_PAGE_SIZE
+        page = await self._reads.history(
+            organization_id,
+            request.id,
+            after=_after_page(request, 0),
+            limit=limit + 1,
+            min_revision=min_revision(request),
+        )
+        call.organization_revision = page.revision
+        shown = _entries(page, limit)
+        response = rpc.ListAppointmentHistoryResponse(entries=shown)
+        if len(shown) < len(page.items):
+            response.next_page_token = page_tokens.encode(request, [shown[-1].revision])
+        return response
 
     async def ListChanges(
         self, request: rpc.ListChangesRequest, call: Call
     ) -> rpc.ListChangesResponse:
-        entries, token, revision = await self._history(
-            call, request, None, after=request.after_revision
+        organization_id = call.organization_id = messages.organization_of(request)
+        selected = messages.check_filtered(request)
+        limit = request.page_size or DEFAULT_PAGE_SIZE
+        page = await self._reads.changes(
+            organization_id,
+            selected,
+            after=_after_page(request, request.after_revision),
+            limit=limit,
+            min_revision=min_revision(request),
         )
-        return rpc.ListChangesResponse(entries=entries, next_page_token=token, revision=revision)
+        call.organization_revision = page.revision
+        shown = _entries(page, limit)
+        response = rpc.ListChangesResponse(entries=shown, revision=page.revision)
+        reached = page.reached if len(shown) == len(page.items) else shown[-1].revision
+        if reached < page.revision:
+            response.next_page_token = page_tokens.encode(request, [reached])
+        return response
 
     async def WatchAppointments(
         self, request: rpc.WatchAppointmentsRequest, call: Call
     ) -> AsyncGenerator[rpc.WatchAppointmentsResponse, None]:
         call.organization_id = messages.organization_of(request)
-        messages.check(request)
+        selected = messages.check_filtered(request)
         call.entries = 0
         async with aclosing(
-            self._watch.changes(call.organization_id, after=request.after_revision)
+            self._watch.changes(call.organization_id, selected, after=request.after_revision)
         ) as stream:
             async for changes in stream:
                 call.organization_revision = changes.organization_revision
                 yield changes.response
                 call.entries += len(changes.response.entries)
-
-    async def _history(
-        self,
-        call: Call,
-        request: rpc.ListAppointmentHistoryRequest | rpc.ListChangesRequest,
-        id: str | None,
-        *,
-        after: int,
-    ) -> tuple[list[Any], str, int]:
-        call.organization_id = messages.organization_of(request)
-        messages.check(request)
-        if request.page_token:
-            [after] = page_tokens.decode(request, request.page_token, (page_tokens.revision,))
-        limit = request.page_size or DEFAULT_PAGE_SIZE
-        page = await self._reads.history(
-            call.organization_id,
-            id,
-            after=after,
-            limit=limit + 1,
-            min_revision=_min_revision(request),
-        )
-        call.organization_revision = page.revision
-        shown = messages.fitting(
-            page.items, limit, messages.history_entry, max_bytes=MAX_PAGE_BYTES
-        )
-        token = ""
-        if len(shown) < len(page.items):
-            last: HistoryEntry = page.items[len(shown) - 1]
-            token = page_tokens.encode(request, [last.revision])
-        return shown, token, page.revision
-
-    async def _as_of(
-        self,
-        organization_id: str,
-        request: rpc.GetAppointmentRequest | rpc.ListAppointmentsRequest,
-        time: datetime | None,
-    ) -> int | None:
-        """Return the revision to read at, None for the latest. Raises InvalidFields."""
-        if request.HasField("as_of_revision"):
-            if time is not None:
-                raise InvalidFields([("as_of_time", "must not be given with as_of_revision")])
-            return request.as_of_revision
-        if time is not None:
-            return await self._reads.revision_at(organization_id, time)
-        return None
 
 
 def _batch_result(
@@ -280,10 +259,47 @@ def _one_organization(request: rpc.BatchUpsertAppointmentsRequest) -> str:
     return organizations[0]
 
 
-def _min_revision(
-    request: rpc.GetAppointmentRequest
-    | rpc.ListAppointmentsRequest
-    | rpc.ListAppointmentHistoryRequest
-    | rpc.ListChangesRequest,
-) -> int | None:
-    return request.min_revision if request.HasField("min_revision") else None
+def _check_atomic(
+    request: rpc.BatchUpsertAppointmentsRequest, results: Mapping[int, WriteResult | Exception]
+) -> None:
+    """Check what an atomic batch must not contain. Raises InvalidFields, naming all of it."""
+    violations = [
+        (f"requests[{index}].{field}", detail)
+        for index, error in results.items()
+        if isinstance(error, InvalidFields)
+        for field, detail in error.violations
+    ]
+    for field, value_of in _DISTINCT.items():
+        first: dict[str, int] = {}
+        for index, item in enumerate(request.requests):
+            value = value_of(item)
+            if value and first.setdefault(value, index) != index:
+                violations.append(
+                    (
+                        f"requests[{index}].{field}",
+                        f"must differ from that of requests[{first[value]}]",
+                    )
+                )
+    if violations:
+        raise InvalidFields(violations)
+
+
+_DISTINCT: Mapping[str, Callable[[rpc.BatchUpsertAppointmentsRequest.Item], str]] = {
+    "appointment.id": lambda item: item.appointment.id,
+    "idempotency_key": lambda item: item.idempotency_key,
+}
+
+
+def _after_page(
+    request: rpc.ListAppointmentHistoryRequest | rpc.ListChangesRequest, first: int
+) -> int:
+    """Return the revision that the previous page reached, or `first` for the first page."""
+    if not request.page_token:
+        return first
+    [after] = page_tokens.decode(request, request.page_token, (page_tokens.revision,))
+    reached: int = after
+    return reached
+
+
+def _entries(page: Page[HistoryEntry], limit: int) -> list[pb.HistoryEntry]:
+    return messages.fitting(page.items, limit, messages.history_entry, max_bytes=MAX_PAGE_BYTES)

@@ -7,8 +7,8 @@ from grpc_channelz.v1 import channelz_pb2
 from grpc_channelz.v1._async import ChannelzServicer
 
 from service.rpc.listening import bind
-from service.rpc.reflection import with_reflection
-from service.rpc.request_reader import SERVER_OPTIONS, servicer_handlers
+from service.rpc.reflection import reflection_of
+from service.rpc.request_reader import SERVER_OPTIONS, Arrivals, servicer_handlers
 
 CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"]
 
@@ -22,7 +22,8 @@ async def serve_channelz(
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *SERVER_OPTIONS])
     server.add_generic_rpc_handlers(
         servicer_handlers(
-            with_reflection({CHANNELZ: ChannelzServicer()}),
+            {CHANNELZ: ChannelzServicer(), **reflection_of(CHANNELZ)},
+            Arrivals(),
             max_bytes=max_bytes,
             timeout=request_timeout,
         )

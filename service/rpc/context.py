@@ -1,4 +1,4 @@
-"""The context of a call, read from its gRPC metadata: request id, actor and deadline."""
+"""The context of a call, read from its gRPC metadata: request id, actor, credential, deadline."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -10,6 +10,9 @@ REQUEST_ID = "x-request-id"
 ACTOR = "x-actor"
 ACTOR_BYTES = "x-actor-bin"
 """The actor in UTF-8. Metadata without `-bin` is ASCII only."""
+AUTHORIZATION = "authorization"
+RELAYED = "x-relayed"
+"""A plain call of a gateway, for one of its callers."""
 MAX_ACTOR = 256
 MAX_REQUEST_ID = 128
 
@@ -30,20 +33,39 @@ class CallContext(NamedTuple):
     timeout: float | None
     violations: Sequence[tuple[str, str]] = ()
     """Invalid metadata: pairs of key and description. `CallHandler` refuses such a call."""
+    authorization: str | None = None
+    """The value of the key `authorization`; empty if it is repeated. It contains secrets."""
+    identity: str | None = None
+    """Whom the certificate of the caller's connection names, if that is a credential here. A call
+    on a relay stream, or with RELAYED, has none: the certificate is the gateway's."""
+
+    def __repr__(self) -> str:
+        """Return the request id only, so that no log contains a credential."""
+        return f"CallContext({self.request_id!r})"
 
 
-def read_context(metadata: Metadata, timeout: float | None) -> CallContext:
+def read_context(
+    metadata: Metadata, timeout: float | None, identity: str | None = None
+) -> CallContext:
     """Read the metadata of a call. Unknown keys are ignored."""
     request_ids: list[str | bytes] = []
     actors: list[str | bytes] = []
+    credentials: list[str | bytes] = []
     for key, value in metadata:
         if key == REQUEST_ID:
             request_ids.append(value)
         elif key in _ACTOR_KEYS:
             actors.append(value)
+        elif key == AUTHORIZATION:
+            credentials.append(value)
+        elif key == RELAYED:
+            identity = None
     actor, problem = _actor_of(actors) if actors else ("", "")
     violations = [(ACTOR, problem)] if problem else ()
-    return CallContext(_request_id_of(request_ids), actor, timeout, violations)
+    authorization = _authorization_of(credentials) if credentials else None
+    return CallContext(
+        _request_id_of(request_ids), actor, timeout, violations, authorization, identity
+    )
 
 
 def _request_id_of(given: Sequence[str | bytes]) -> str:
@@ -71,3 +93,8 @@ def _actor_of(given: Sequence[str | bytes]) -> tuple[str, str]:
     if rules.CONTROL.search(actor):
         return actor, "must not contain control characters"
     return actor, ""
+
+
+def _authorization_of(given: Sequence[str | bytes]) -> str:
+    [value, *others] = given
+    return value if isinstance(value, str) and not others else ""

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -15,16 +15,23 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.status_pb2 import Status
 
+from service import rules
+from service.access.principal import Principal
 from service.errors import (
     DeadlineExceeded,
     InvalidFields,
+    RateLimited,
+    RequestTooLarge,
     ServiceError,
     ServiceStopping,
     SlowReader,
 )
+from service.limits.limiter import RateLimiter
 from service.metrics import Metrics
+from service.rpc.access import Authenticate, RuleOf, actor_of, permit, rule_of
 from service.rpc.context import CallContext
-from service.rpc.request_reader import NO_REQUEST, parsed
+from service.rpc.large_requests import MAX_SINGLE_BYTES, LargeRequests, parts_of
+from service.rpc.request_reader import NO_REQUEST, inflated, is_compressed, parsed
 from service.rpc.status import code_of, status_of
 
 T = TypeVar("T")
@@ -34,17 +41,25 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Call:
-    """A call in progress: its context, and what the servicer sets for the log and the response."""
+    """A call in progress: its context, and what the servicer sets for the log and the response.
+
+    `principal` is its caller, set when the call is admitted; None while access control is off.
+    """
 
     context: CallContext
+    principal: Principal | None = None
     organization_id: str | None = None
     organization_revision: int | None = None
     outcome: str | None = None
     # The number of entries that a stream has sent.
     entries: int | None = None
+    # Whether the response may be compressed.
+    compress: bool = True
+    # The values of the headers RateLimit-Policy and RateLimit, if there are limits.
+    rate_limits: tuple[str, str] | None = None
 
 
-# Waits for a call's request and returns it, serialized. Raises ServiceError.
+# Waits for a call's request and returns it as it came. Raises ServiceError.
 Receive = Callable[[], Awaitable[bytes]]
 # Handles a call of the method with a path. Returns the serialized response, or the error.
 Handle = Callable[[str, Receive, Call], Awaitable[bytes | Status]]
@@ -52,6 +67,9 @@ Handle = Callable[[str, Receive, Call], Awaitable[bytes | Status]]
 Send = Callable[[bytes], Awaitable[None]]
 # Like Handle, for a method that returns a stream. Returns the error that ended it, if any.
 Stream = Callable[[str, Receive, Call, Send], Awaitable[Status | None]]
+
+# Seconds between two checks whether the caller of a stream may still read it.
+CHECK_INTERVAL = 1.0
 
 # grpcio's own message.
 _NOT_FOUND = Status(code=grpc.StatusCode.UNIMPLEMENTED.value[0], message="Method not found!")
@@ -68,8 +86,43 @@ class _Method:
 
     label: str
     """The method's name in logs and metrics."""
+    max_bytes: int
+    """The longest request."""
+    max_items: Mapping[int, int]
+    """The most elements of the request's repeated fields, by number."""
     read: Callable[[bytes], Message]
     answer: Callable[[Any, Call], Any]
+    rule: RuleOf
+    """What its callers need while access control is on."""
+    cost: Callable[[Any], int]
+    """As how many calls a request counts."""
+
+
+def _cost_of(method: MethodDescriptor) -> Callable[[Any], int]:
+    """Return as how many calls a request counts: a batch as its writes.
+
+    A batch of too many, which is refused later, counts as the largest one.
+    """
+    items = method.input_type.fields_by_name.get("requests")
+    if items is None:
+        return lambda _: 1
+    most = rules.of(items).max_items
+    return lambda batch: max(1, min(len(batch.requests), most))
+
+
+def _inflated(method: _Method, request: bytes) -> bytes:
+    request = inflated(request, method.max_bytes)
+    if len(request) > method.max_bytes:
+        raise RequestTooLarge(
+            f"a request of {method.label} must have at most {method.max_bytes} bytes"
+        )
+    return request
+
+
+def _longest(method: MethodDescriptor, max_bytes: int) -> int:
+    """Return the size of the longest request of a method."""
+    has_list = any(field.is_repeated and field.message_type for field in method.input_type.fields)
+    return max_bytes if has_list else min(max_bytes, MAX_SINGLE_BYTES)
 
 
 class CallHandler:
@@ -83,6 +136,12 @@ class CallHandler:
     `timeout` (seconds) bounds calls without a deadline or with a later one, from the moment
     they are opened. For a stream it bounds only the wait for the request. `send_timeout`
     (seconds) bounds the wait for the caller of a stream to read a response.
+
+    A request has at most `max_bytes` if it has a list of messages, as a batch has, otherwise at
+    most MAX_SINGLE_BYTES.
+
+    `authenticate` returns the caller of a call; None switches access control off. Raises
+    RuleMissing if a method has no rule of access, also while it is off.
     """
 
     def __init__(
@@ -92,6 +151,9 @@ class CallHandler:
         *,
         timeout: float,
         send_timeout: float,
+        max_bytes: int,
+        authenticate: Authenticate | None = None,
+        rate_limiter: RateLimiter | None = None,
     ) -> None:
         self._methods: dict[str, _Method] = {}
         self._streaming_methods: dict[str, _Method] = {}
@@ -105,7 +167,16 @@ class CallHandler:
                 # The servicer of a standard service may implement only some of its methods.
                 if answer := getattr(servicer, method.name, None):
                     read = GetMessageClass(method.input_type).FromString
-                    methods[path] = _Method(label, read, answer)
+                    methods[path] = _Method(
+                        label=label,
+                        max_bytes=_longest(method, max_bytes),
+                        max_items=rules.most_items(method.input_type),
+                        read=read,
+                        answer=answer,
+                        rule=rule_of(method),
+                        cost=_cost_of(method),
+                    )
+        self._large = LargeRequests()
         self.under_way = 0
         """The number of calls of `handle` that have a request and no response yet."""
         # One for each open stream. `end_streams` makes them expire.
@@ -114,6 +185,8 @@ class CallHandler:
         self._seconds_of = cache(
             lambda label, code: metrics.request_seconds.labels(label, code.name)
         )
+        self._authenticate = authenticate
+        self._rate_limiter = rate_limiter
         self._timeout = timeout
         self._send_timeout = send_timeout
 
@@ -151,19 +224,23 @@ class CallHandler:
             failure, code = error, code_of(error)
             if isinstance(error, ServiceError) and error.organization_revision is not None:
                 call.organization_revision = error.organization_revision
+            if isinstance(error, RateLimited):
+                call.rate_limits = error.headers
             return status_of(error)
         finally:
             self._report(label, call, time.perf_counter() - started, code, failure)
+            # The error has this frame, and the frames that have the request. Without a cycle both
+            # are freed now, and not when garbage is collected.
+            failure = None
         return response
 
     async def _answer(self, method: _Method, receive: Receive, call: Call) -> bytes:
         timeout = call.context.timeout
         timeout = self._timeout if timeout is None else min(timeout, self._timeout)
-        request: bytes | None = None
+        message: Message | None = None
         try:
             async with asyncio.timeout(timeout):
-                request = await receive()
-                message = self._admit(method, request, call.context)
+                message = await self._admit(method, receive, call)
                 self.under_way += 1
                 try:
                     response: Message = await method.answer(message, call)
@@ -172,7 +249,7 @@ class CallHandler:
         except TimeoutError as error:
             raise DeadlineExceeded(
                 NO_REQUEST
-                if request is None
+                if message is None
                 else "no result in time; whether a write was stored is not known, the same"
                 " request may be sent again"
             ) from error
@@ -181,7 +258,7 @@ class CallHandler:
     async def _send(self, method: _Method, receive: Receive, call: Call, send: Send) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                message = self._admit(method, await receive(), call.context)
+                message = await self._admit(method, receive, call)
         except TimeoutError as error:
             raise DeadlineExceeded(NO_REQUEST) from error
         try:
@@ -189,7 +266,7 @@ class CallHandler:
                 self._stream_timeouts.add(timeout)
                 try:
                     responses: AsyncGenerator[Message, None] = method.answer(message, call)
-                    async with aclosing(responses):
+                    async with self._permitted(method, message, call), aclosing(responses):
                         async for response in responses:
                             await self._send_in_time(send, response.SerializeToString())
                 finally:
@@ -199,17 +276,85 @@ class CallHandler:
                 "the service is stopping; call again with the last revision seen"
             ) from error
 
-    def _admit(self, method: _Method, request: bytes, context: CallContext) -> Message:
-        """Parse a request and check that its caller may make the call.
+    async def _admit(self, method: _Method, receive: Receive, call: Call) -> Message:
+        """Receive a request and check that its caller may make the call.
 
-        Every call of every method passes here, plain or relayed. Check credentials here.
+        Every call of every method passes here, plain or relayed. The request of an unknown
+        caller is not read. Sets the call's principal, and the actor to what it may be.
 
-        Raises MalformedRequest or InvalidFields.
+        Raises Unauthenticated, PermissionDenied, RateLimited, InvalidFields, and the errors of
+        `_read`.
         """
-        message = parsed(method.read, request)
-        if context.violations:
-            raise InvalidFields(context.violations)
+        if self._authenticate is not None:
+            call.principal = await self._authenticate(call.context)
+        message = await self._read(method, await receive())
+        rule = method.rule(message)
+        if call.principal is not None:
+            permit(rule, call.principal, message)
+            actor = actor_of(call.principal, call.context.actor)
+            call.context = call.context._replace(actor=actor)
+        if self._rate_limiter is not None:
+            call.rate_limits = self._rate_limiter.admit(
+                credential=call.principal.credential_id if call.principal else None,
+                organization=next(iter(rule.organizations(message)), None),
+                cost=method.cost(message),
+            )
+        if call.context.violations:
+            raise InvalidFields(call.context.violations)
         return message
+
+    async def _read(self, method: _Method, request: bytes) -> Message:
+        """Parse a request, a large one when it is its turn.
+
+        Raises Overloaded, RequestTooLarge or MalformedRequest.
+        """
+        if method.max_bytes <= MAX_SINGLE_BYTES or (
+            len(request) <= MAX_SINGLE_BYTES and not is_compressed(request)
+        ):
+            return parsed(method.read, _inflated(method, request))
+        message = method.read(b"")
+        async with self._large.turn() as turn:
+            for part in parts_of(_inflated(method, request), method.max_items):
+                parsed(message.MergeFromString, part)
+                await turn.after_part()
+        return message
+
+    @asynccontextmanager
+    async def _permitted(
+        self, method: _Method, message: Message, call: Call
+    ) -> AsyncIterator[None]:
+        """End the block soon after its caller may no longer make the call.
+
+        That is when the credential has expired, was revoked, or cannot be checked any more.
+        Raises the error that a new call would get.
+        """
+        authenticate = self._authenticate
+        if authenticate is None:
+            yield
+            return
+        refusal: Exception | None = None
+
+        async def check() -> None:
+            nonlocal refusal
+            while refusal is None:
+                await asyncio.sleep(CHECK_INTERVAL)
+                try:
+                    permit(method.rule(message), await authenticate(call.context), message)
+                except Exception as error:  # noqa: BLE001  # reported as that of the call
+                    refusal = error
+                    ended.reschedule(0)
+
+        try:
+            async with asyncio.timeout(None) as ended:
+                checks = asyncio.create_task(check())
+                try:
+                    yield
+                finally:
+                    checks.cancel()
+        except TimeoutError:
+            if refusal is not None:
+                raise refusal from None
+            raise
 
     async def _send_in_time(self, send: Send, response: bytes) -> None:
         try:
@@ -236,6 +381,8 @@ class CallHandler:
             "code": code.name,
             "duration_ms": round(seconds * 1000, 3),
         }
+        if call.principal is not None:
+            fields["credential"] = call.principal.credential_id
         if call.organization_id is not None:
             fields["organization"] = call.organization_id
         if call.outcome is not None:

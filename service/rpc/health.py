@@ -2,14 +2,20 @@
 
 import asyncio
 from collections.abc import Collection
+from contextlib import AsyncExitStack
 from typing import Any, NoReturn
 
+import grpc
 import structlog
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2
 
 from service.errors import Overloaded, ServiceError
 from service.postgres.database import Database
+from service.rpc.listening import bind
+from service.rpc.request_reader import SERVER_OPTIONS, Arrivals, servicer_handlers
+
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 # Seconds.
 INTERVAL = 1.0
@@ -18,6 +24,33 @@ INTERVAL = 1.0
 EXPECTED = (ServiceError, TimeoutError, asyncio.CancelledError)
 
 log = structlog.get_logger()
+
+
+async def serve_health(
+    servicer: health.aio.HealthServicer,
+    host: str,
+    port: int | None,
+    stack: AsyncExitStack,
+    *,
+    max_bytes: int,
+    request_timeout: float,
+) -> int | None:
+    """Serve the health service alone, without TLS, for probes that have no certificate.
+
+    Returns the port, None without one.
+    """
+    if port is None:
+        return None
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *SERVER_OPTIONS])
+    server.add_generic_rpc_handlers(
+        servicer_handlers(
+            {HEALTH: servicer}, Arrivals(), max_bytes=max_bytes, timeout=request_timeout
+        )
+    )
+    bound = bind(server, host, port, settings="GRPC_HOST, GRPC_HEALTH_PORT")
+    await server.start()
+    stack.push_async_callback(server.stop, None)
+    return bound
 
 
 async def set_serving(
@@ -49,7 +82,7 @@ async def watch_readiness(
         was_ready = ready
         # The statement timeout of a server that hangs does not work either, so the wait has
         # a timeout of its own. A probe that is still running is not started again.
-        probe = probe or asyncio.create_task(database.fetch("SELECT 1"))
+        probe = probe or asyncio.create_task(database.fetch_across("SELECT 1"))
         await asyncio.wait({probe}, timeout=probe_timeout)
         failure: BaseException | None = TimeoutError("the probe timed out")
         if probe.done():

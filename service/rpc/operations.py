@@ -16,6 +16,7 @@ from service.operations.results import FILTERS, OperationResults
 from service.rpc import page_tokens
 from service.rpc.handler import Call
 from service.rpc.status import status_of
+from service.rpc.write_requests import WriteReader, WriteRequest, organization_of
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
@@ -79,27 +80,21 @@ class OperationsServicer:
 
 
 async def submit(
-    accepter: Accepter, request: rpc.SubmitAppointmentRequest, call: Call
+    accepter: Accepter, reader: WriteReader, request: rpc.SubmitAppointmentRequest, call: Call
 ) -> operations_pb2.Operation:
     """Accept a write. Raises InvalidFields, and the errors of the accepter."""
     kind = request.WhichOneof("write")
     if kind is None:
-        raise InvalidFields([("write", "is required: upsert or cancel")])
-    wanted = request.upsert if kind == "upsert" else request.cancel
-    call.organization_id = messages.organization_of(
-        request.upsert.appointment if kind == "upsert" else request.cancel
-    )
+        raise InvalidFields([("write", "is required: upsert, update, confirm, cancel or redact")])
+    wanted: WriteRequest = getattr(request, kind)
+    call.organization_id = organization_of(wanted)
     violations = []
     if wanted.validate_only:
         violations.append(
             ("validate_only", "is not supported in an operation; send a synchronous write")
         )
     try:
-        write = (
-            messages.upsert(request.upsert, validate_only=False, actor=call.context.actor)
-            if kind == "upsert"
-            else messages.cancel(request.cancel, actor=call.context.actor)
-        )
+        write = reader.read(wanted, actor=call.context.actor)
     except InvalidFields as error:
         violations += error.violations
     if violations:

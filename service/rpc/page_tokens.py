@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from service.domain import DEFAULT_ORGANIZATION
 from service.errors import InvalidFields
 
 # Fields that may change between pages.
-_IGNORED_FIELDS = frozenset({"page_token", "page_size", "min_revision"})
+_IGNORED_FIELDS = frozenset({"page_token", "page_size", "min_revision", "if_none_match"})
 
 
 def encode(request: Message, position: Sequence[str | int | None]) -> str:
@@ -68,22 +68,27 @@ def revision_or_none(part: object) -> int | None:
 
 
 def _digest(request: Message, position: Sequence[str | int | None]) -> str:
-    filters = _normalized(request)
+    filters = normalized(request, _IGNORED_FIELDS)
     digest = hashlib.sha256(request.DESCRIPTOR.full_name.encode())
     digest.update(filters.SerializeToString(deterministic=True))
     digest.update(orjson.dumps(list(position)))
     return digest.hexdigest()[:16]
 
 
-def _normalized(request: Message) -> Message:
-    """Return a request's filters in a form that is equal for requests with the same meaning."""
+def normalized(request: Message, ignored: Collection[str]) -> Message:
+    """Return a request in a form that is equal for requests with the same meaning."""
     filters = type(request)()
     filters.CopyFrom(request)
-    for name in _IGNORED_FIELDS & set(request.DESCRIPTOR.fields_by_name):
-        filters.ClearField(name)
+    for name in ignored:
+        if name in request.DESCRIPTOR.fields_by_name:
+            filters.ClearField(name)
     for field, value in filters.ListFields():
         if field.name == "organization_id" and value == DEFAULT_ORGANIZATION:
             filters.ClearField(field.name)
         elif isinstance(value, Timestamp):
             value.nanos -= value.nanos % 1000  # times have microseconds
+        elif field.is_repeated:
+            wanted = sorted(set(value))  # a filter selects the same in any order
+            del value[:]
+            value.extend(wanted)
     return filters

@@ -30,13 +30,10 @@ def v1() -> ServiceDescriptor:
     return service
 
 
-def with_reflection(
-    servicers: Mapping[ServiceDescriptor, object], *others: ServiceDescriptor
-) -> dict[ServiceDescriptor, object]:
-    """Return the servicers with those of reflection, which describe them and `others`."""
+def reflection_of(*services: ServiceDescriptor) -> dict[ServiceDescriptor, object]:
+    """Return the servicers of reflection, which describe `services` and themselves."""
     reflections = (v1(), V1ALPHA)
-    servicer = ReflectionServicer([*servicers, *others, *reflections])
-    return {**servicers, **dict.fromkeys(reflections, servicer)}
+    return dict.fromkeys(reflections, ReflectionServicer([*services, *reflections]))
 
 
 class ReflectionServicer:

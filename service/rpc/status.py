@@ -1,5 +1,6 @@
 """Converts the service's errors to gRPC statuses with `google.rpc` details."""
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -12,11 +13,20 @@ from google.rpc.status_pb2 import Status
 
 from public_json.reasons import DOMAIN, RETRY_DELAY, Reason
 from service import messages
-from service.errors import InvalidFields, ServiceError, TimeRangeConflict
+from service.errors import (
+    BatchRefused,
+    InvalidFields,
+    PermissionDenied,
+    RateLimited,
+    ServiceError,
+    TimeRangeConflict,
+)
 
 # Bytes. The status is sent in the trailers, of which gRPC clients accept 8 KiB (some accept up
 # to 16). Its base64 encoding is longer by a third.
 MAX_DETAILS = 4 * 1024
+# Bytes of the conflicts of an item of an atomic batch, so that several items fit.
+MAX_ITEM_CONFLICTS = 512
 _INTERNAL = "the service failed; the error is in its log"
 
 Item = TypeVar("Item", bound=Message)
@@ -40,27 +50,54 @@ def status_of(error: Exception, *, max_details: int = MAX_DETAILS) -> Status:
     of the first items are listed as fit.
     """
     reason = _reason_of(error)
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)]
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
+    if isinstance(error, PermissionDenied) and error.scope:
+        info.metadata["scope"] = error.scope
+    details: list[Message] = [info]
     if isinstance(error, InvalidFields):
         violation = error_details_pb2.BadRequest.FieldViolation
         named = [violation(field=field, description=text) for field, text in error.violations]
         details.append(error_details_pb2.BadRequest(field_violations=_fitting(named, max_details)))
     if isinstance(error, TimeRangeConflict):
-        conflicts = [messages.conflict(found) for found in error.conflicts]
-        listed = _fitting(conflicts, max_details)
-        details.append(
-            pb.TimeRangeConflict(
-                conflicts=listed,
-                more_conflicts=error.more_conflicts or len(listed) < len(conflicts),
-            )
-        )
+        details.append(_conflict(error, max_details))
+    if isinstance(error, BatchRefused):
+        items = [_refused_item(index, refused) for index, refused in error.errors.items()]
+        shown = _fitting(items, max_details)
+        details.append(pb.BatchRefusal(items=shown, more_items=len(shown) < len(items)))
     if reason.temporary:
-        details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_DELAY)))
+        delay = Duration()
+        delay.FromMilliseconds(
+            math.ceil(error.retry_after * 1000)
+            if isinstance(error, RateLimited)
+            else RETRY_DELAY * 1000
+        )
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     message = error.message if isinstance(error, ServiceError) else _INTERNAL
     status = Status(code=code_of(error).value[0], message=message)
     for detail in details:
         status.details.add().Pack(detail)
     return status
+
+
+def _conflict(error: TimeRangeConflict, max_details: int) -> pb.TimeRangeConflict:
+    conflicts = [messages.conflict(found) for found in error.conflicts]
+    # At most 20 of some 30 bytes.
+    alternatives = [messages.time_range(free) for free in error.alternatives]
+    listed = _fitting(conflicts, max_details - sum(free.ByteSize() for free in alternatives))
+    return pb.TimeRangeConflict(
+        conflicts=listed,
+        more_conflicts=error.more_conflicts or len(listed) < len(conflicts),
+        alternatives=alternatives,
+    )
+
+
+def _refused_item(index: int, error: ServiceError) -> pb.BatchRefusal.Item:
+    item = pb.BatchRefusal.Item(index=index, code=error.reason, detail=error.message)
+    if isinstance(error, TimeRangeConflict):
+        conflict = _conflict(error, MAX_ITEM_CONFLICTS)
+        item.conflicts.extend(conflict.conflicts)
+        item.more_conflicts = conflict.more_conflicts
+    return item
 
 
 def _fitting(items: Sequence[Item], max_bytes: int) -> list[Item]:

@@ -1,21 +1,13 @@
 """Converts between the messages of WebhookService and stored webhooks."""
 
-from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import webhook_service_pb2 as rpc
 
 from service import rules
-from service.domain import Outcome
 from service.errors import InvalidFields
-from service.messages import timestamp
+from service.messages import CHANGES, change_filter, timestamp
 from service.webhooks.addresses import AddressRules
 from service.webhooks.headers import check_headers
 from service.webhooks.webhook import Delivery, Header, Webhook, WebhookContent
-
-_CHANGES = {
-    pb.HistoryEntry.Change.Value(change): change
-    for change in (Outcome.CREATED, Outcome.UPDATED, Outcome.CANCELLED)
-}
-_NUMBERS = {change: number for number, change in _CHANGES.items()}
 
 
 def content(
@@ -34,18 +26,14 @@ def content(
         error = addresses.url_error(wanted.url)
         if error is not None:
             violations.append(("webhook.url", error))
-    violations.extend(
-        (f"webhook.changes[{index}]", f"must be one of {', '.join(_NUMBERS)}")
-        for index, number in enumerate(wanted.changes)
-        if number not in _CHANGES
-    )
+    selected = change_filter(wanted, "webhook.", violations)
     headers = _headers(wanted, violations, all_new=isinstance(request, rpc.CreateWebhookRequest))
     if violations:
         raise InvalidFields(violations)
     return WebhookContent(
         url=wanted.url,
         description=wanted.description,
-        changes=frozenset(_CHANGES[number] for number in wanted.changes),
+        selected=selected,
         disabled=wanted.disabled,
         headers=headers,
     )
@@ -73,7 +61,8 @@ def webhook(stored: Webhook, *, secret: str | None = None) -> rpc.Webhook:
         id=stored.id,
         url=stored.content.url,
         description=stored.content.description,
-        changes=sorted(_NUMBERS[change] for change in stored.content.changes),
+        changes=sorted(CHANGES[change] for change in stored.content.selected.changes),
+        resource_id=stored.content.selected.resource_id,
         disabled=stored.content.disabled,
         disabled_reason=stored.disabled_reason,
         secret=secret,

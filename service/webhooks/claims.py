@@ -15,17 +15,17 @@ from service.postgres.database import Database
 from service.webhooks.webhook import Attempt, Claim
 
 _COLUMNS: LiteralString = """
-    w.organization_id, w.webhook_id, w.fence, w.url, w.changes, w.header_names,
-    w.disabled, w.cursor_revision, w.attempts, w.updated_at
+    w.organization_id, w.webhook_id, w.fence, w.url, w.changes, w.resource_id,
+    w.header_names, w.disabled, w.cursor_revision, w.attempts, w.updated_at
 """
 
 # No other statement reads secrets and header values. They are read for a row that this
 # statement has locked, so that they belong to the URL and header names returned with them.
 _WITH_SECRETS: LiteralString = """
     SELECT
-        w.organization_id, w.webhook_id, w.fence, w.url, w.changes, own.live_secrets,
-        w.header_names, own.header_values, w.disabled, w.cursor_revision, w.attempts,
-        w.updated_at
+        w.organization_id, w.webhook_id, w.fence, w.url, w.changes, w.resource_id,
+        own.live_secrets, w.header_names, own.header_values, w.disabled, w.cursor_revision,
+        w.attempts, w.updated_at
     FROM {held} AS w
     CROSS JOIN LATERAL webhook_secrets(w.organization_id, w.webhook_id) AS own
 """
@@ -34,13 +34,15 @@ _WITH_SECRETS: LiteralString = """
 # looked up for each, so the cost does not depend on the number of organizations.
 _DUE: LiteralString = """
     SELECT w.organization_id, w.webhook_id
-    FROM webhooks w
+    FROM public.webhooks w
     WHERE NOT w.disabled
         AND w.attempts {attempts}
         AND w.next_attempt_at <= now()
         AND w.leased_until <= now()
         AND w.cursor_revision < (
-            SELECT o.revision FROM organizations o WHERE o.organization_id = w.organization_id
+            SELECT o.revision
+            FROM public.organizations o
+            WHERE o.organization_id = w.organization_id
         )
     ORDER BY w.next_attempt_at
     LIMIT {limit}
@@ -51,7 +53,7 @@ _CLAIM: LiteralString = f"""
     WITH due AS MATERIALIZED ({_DUE.format(attempts="= 0", limit="%(slots)s")}),
     failing AS MATERIALIZED ({_DUE.format(attempts="> 0", limit="%(failing_slots)s")}),
     claimed AS (
-        UPDATE webhooks w
+        UPDATE public.webhooks w
         SET leased_until = now() + make_interval(secs => %(lease)s), fence = w.fence + 1
         FROM (
             SELECT organization_id, webhook_id FROM due
@@ -74,13 +76,13 @@ _OURS: LiteralString = """
 # Updates the webhook and inserts the log entries in one statement: both or neither.
 _RECORD: LiteralString = """
     WITH recorded AS (
-        UPDATE webhooks w
+        UPDATE public.webhooks w
         SET {changes}
         WHERE {ours}
         RETURNING {columns}
     ),
     logged AS (
-        INSERT INTO webhook_deliveries (
+        INSERT INTO public.webhook_deliveries (
             organization_id, webhook_id, revision, attempt, attempted_at, duration_ms,
             http_status, error
         )
@@ -150,7 +152,7 @@ _FAIL: LiteralString = _RECORD.format(
 )
 
 _RELEASE: LiteralString = """
-    UPDATE webhooks w
+    UPDATE public.webhooks w
     SET leased_until = '-infinity',
         next_attempt_at = greatest(w.next_attempt_at, now() + make_interval(secs => %(wait)s))
     WHERE w.organization_id = %(organization_id)s
@@ -179,7 +181,7 @@ class ClaimStore:
     async def claim(self, *, slots: int, failing_slots: int) -> list[Claim]:
         """Lease webhooks that are due: at most `slots`, and `failing_slots` whose last
         attempt failed."""
-        found = await self._database.fetch(
+        found = await self._database.fetch_across(
             _CLAIM, {"slots": slots, "failing_slots": failing_slots, "lease": self._lease}
         )
         return [Claim(*row) for row in found]
@@ -215,7 +217,7 @@ class ClaimStore:
 
     async def release(self, claim: Claim, *, wait: float) -> None:
         """End the lease, if it still is this worker's. The webhook is due after `wait`."""
-        await self._database.fetch(
+        await self._database.fetch_across(
             _RELEASE,
             {
                 "organization_id": claim.organization_id,
@@ -232,7 +234,7 @@ class ClaimStore:
         sent: Sequence[Sent],
         **parameters: float | str | datetime,
     ) -> Claim | None:
-        found = await self._database.fetch(
+        found = await self._database.fetch_across(
             statement,
             {
                 "organization_id": claim.organization_id,

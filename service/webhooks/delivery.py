@@ -22,6 +22,7 @@ from service.metrics import Metrics
 from service.reads.store import ReadStore
 from service.webhooks.addresses import AddressRules
 from service.webhooks.claims import ClaimStore, Sent
+from service.webhooks.encryption import SecretKeys, SecretUnreadable
 from service.webhooks.events import body_of, headers_of
 from service.webhooks.resolver import LookUp, look_up
 from service.webhooks.sender import Sender
@@ -38,6 +39,8 @@ STOP_SECONDS = 3.0
 # Polling uses at most this share of one connection's time.
 POLL_SHARE = 0.1
 GONE = 410
+# Before the next look at a webhook whose secret cannot be decrypted.
+UNREADABLE_SECONDS = 10.0
 LOOP = "send to webhooks"
 
 log = structlog.get_logger()
@@ -61,11 +64,13 @@ class Deliverer:
         claims: ClaimStore,
         reads: ReadStore,
         rules: AddressRules,
+        keys: SecretKeys,
         metrics: Metrics,
         *,
         settings: DeliverySettings,
         look_up: LookUp = look_up,
     ) -> None:
+        self._keys = keys
         self._claims = claims
         self._reads = reads
         self._rules = rules
@@ -148,6 +153,10 @@ class Deliverer:
             # Changes that were not recorded will be sent again.
             log.warning("webhook postponed", webhook=claim.id, error=error.message)
             wait = self._settings.first_retry
+        except SecretUnreadable as error:
+            # Not an attempt: it is sent once a worker has the key.
+            log.warning("webhook postponed", webhook=claim.id, error=str(error))
+            wait = UNREADABLE_SECONDS
         except Exception as error:  # noqa: BLE001  must not affect other webhooks
             self._log_unexpected(error, claim)
             webhook.internal_error = True
@@ -170,9 +179,10 @@ class Deliverer:
     async def _send_all(self, sender: Sender, webhook: "_ClaimedWebhook") -> None:
         end = monotonic() + TURN_SECONDS
         while webhook.may_send and monotonic() < end:
-            page = await self._reads.history(
+            selected = webhook.claim.selected
+            page = await self._reads.changes(
                 webhook.claim.organization_id,
-                None,
+                selected,
                 after=webhook.reached,
                 limit=GROUP,
                 min_revision=None,
@@ -180,10 +190,29 @@ class Deliverer:
             for entry in page.items:
                 if self._stopping or not webhook.may_send:
                     return
-                await _send(sender, webhook, entry)
-            if not page.items or webhook.reached >= page.revision:
-                return
+                if webhook.claim.selected != selected:
+                    break
+                webhook.skip_to(entry.revision - 1)
+                await self._send(sender, webhook, entry)
+            else:
+                webhook.skip_to(page.reached)
+                if page.reached >= page.revision:
+                    return
             await webhook.record()
+
+    async def _send(self, sender: Sender, webhook: "_ClaimedWebhook", entry: HistoryEntry) -> None:
+        claim = webhook.claim
+        body = body_of(entry)
+        values = map(self._keys.decrypt, claim.header_values)
+        own = dict(zip(claim.header_names, values, strict=True))
+        secrets = [self._keys.decrypt(stored) for stored in claim.live_secrets]
+        ours = headers_of(claim.id, entry, body, secrets=secrets, time=datetime.now(UTC))
+        outcome = await sender.send(claim.url, body, {**own, **ours}, resend=webhook.attempt == 1)
+        sent = Sent(entry.revision, webhook.attempt, outcome)
+        if sent.outcome.delivered:
+            await webhook.delivered(sent)
+        else:
+            await webhook.failed(sent)
 
 
 class _ClaimedWebhook:
@@ -215,8 +244,10 @@ class _ClaimedWebhook:
         """The number of the next attempt."""
         return self.claim.attempts + 1 if self.reached == self.claim.cursor else 1
 
-    def skip(self, revision: int) -> None:
-        self.reached = revision
+    def skip_to(self, revision: int) -> None:
+        """Note that the webhook selects no change that follows, up to a revision."""
+        if not self._ended:
+            self.reached = revision
 
     async def delivered(self, sent: Sent) -> None:
         """Note that a change was delivered. It is recorded together with others."""
@@ -293,22 +324,6 @@ class _ClaimedWebhook:
         wait = min(self._settings.first_retry * 2.0 ** min(attempt - 1, 60), longest)
         wait *= random.uniform(0.5, 1.0)  # noqa: S311
         return max(wait, min(retry_after or 0.0, longest))
-
-
-async def _send(sender: Sender, webhook: _ClaimedWebhook, entry: HistoryEntry) -> None:
-    claim = webhook.claim
-    if claim.changes and entry.change not in claim.changes:
-        webhook.skip(entry.revision)
-        return
-    body = body_of(entry)
-    own = dict(zip(claim.header_names, claim.header_values, strict=True))
-    ours = headers_of(claim.id, entry, body, secrets=claim.live_secrets, time=datetime.now(UTC))
-    outcome = await sender.send(claim.url, body, {**own, **ours}, resend=webhook.attempt == 1)
-    sent = Sent(entry.revision, webhook.attempt, outcome)
-    if sent.outcome.delivered:
-        await webhook.delivered(sent)
-    else:
-        await webhook.failed(sent)
 
 
 def _internal_error() -> Attempt:

@@ -2,20 +2,22 @@
 
 import base64
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, LiteralString
 
-from service.domain import Outcome, new_id
+from service.domain import Change, ChangeFilter, new_id
 from service.errors import InvalidFields, WebhookLimitReached, WebhookNotFound
 from service.postgres.database import Database
 from service.postgres.rows import Row
+from service.webhooks.encryption import SecretKeys
 from service.webhooks.webhook import Delivery, Header, Webhook, WebhookContent
 
 SECRET_BYTES = 32
 
 _COLUMNS: LiteralString = """
     webhook_id, url, description, changes, disabled, header_names, disabled_reason,
-    cursor_revision, attempts, failing_since, next_attempt_at, created_at, updated_at
+    cursor_revision, attempts, failing_since, next_attempt_at, created_at, updated_at,
+    resource_id
 """
 
 # Returns the organization's revision with each row, and one row if nothing was found.
@@ -41,26 +43,6 @@ _LIST: LiteralString = f"""
     ORDER BY webhook_id
 """
 
-_DELETE: LiteralString = f"DELETE FROM webhooks WHERE {_THIS} RETURNING {_COLUMNS}"
-
-# A worker that is sending to this webhook notices that the cursor has changed, and stops.
-_REPLAY: LiteralString = f"""
-    UPDATE webhooks
-    SET cursor_revision = %(after)s,
-        disabled = false,
-        disabled_reason = '',
-        attempts = 0,
-        failing_since = NULL,
-        next_attempt_at = now(),
-        updated_at = now()
-    WHERE {_THIS}
-        AND %(after)s <= coalesce(
-            (SELECT o.revision FROM organizations o WHERE o.organization_id = %(organization_id)s),
-            0
-        )
-    RETURNING {_COLUMNS}
-"""
-
 _DELIVERIES: LiteralString = f"""
     SELECT delivery_id, revision, attempt, attempted_at, duration_ms, http_status, error
     FROM webhook_deliveries
@@ -75,12 +57,17 @@ NOT_FOUND = "the organization has no webhook with this id"
 class WebhookStore:
     """The webhooks of organizations. `secret_overlap` (seconds): see `rotate`.
 
+    Secrets and header values are encrypted by `keys`.
+
     Every method also returns the organization's revision, and raises WebhookNotFound for an
     id that the organization does not have.
     """
 
-    def __init__(self, database: Database, *, most: int, secret_overlap: float) -> None:
+    def __init__(
+        self, database: Database, keys: SecretKeys, *, most: int, secret_overlap: float
+    ) -> None:
         self._database = database
+        self._keys = keys
         self._most = most
         self._secret_overlap = secret_overlap
 
@@ -94,16 +81,18 @@ class WebhookStore:
         """
         webhook_id, secret = new_id(), new_secret()
         [(outcome, revision)] = await self._database.fetch(
+            organization_id,
             "SELECT outcome, organization_revision FROM create_webhook("
             " %(organization_id)s, %(id)s, %(url)s, %(description)s, %(changes)s, %(disabled)s,"
-            " %(header_names)s, %(header_values)s, %(secret)s, %(after)s, %(most)s)",
+            " %(header_names)s, %(header_values)s, %(secret)s, %(after)s, %(most)s,"
+            " %(resource_id)s)",
             {
                 "organization_id": organization_id,
                 "id": webhook_id,
-                "secret": secret,
+                "secret": self._keys.encrypt(secret),
                 "after": after,
                 "most": self._most,
-                **_parameters(content),
+                **self._parameters(content),
             },
         )
         if outcome == "BEYOND":
@@ -117,12 +106,21 @@ class WebhookStore:
         return webhook, secret, revision
 
     async def get(self, organization_id: str, id: str) -> tuple[Webhook, int]:
-        return await self._one(_GET, organization_id, id)
+        [(revision, *row)] = await self._database.fetch(
+            organization_id,
+            _WITH_REVISION.format(query=_GET),
+            {"organization_id": organization_id, "id": id},
+        )
+        if row[0] is None:
+            raise WebhookNotFound(NOT_FOUND, organization_revision=revision)
+        return _webhook(organization_id, tuple(row)), revision
 
     async def list(self, organization_id: str) -> tuple[Sequence[Webhook], int]:
         """Return all webhooks of an organization, oldest first."""
         found = await self._database.fetch(
-            _WITH_REVISION.format(query=_LIST), {"organization_id": organization_id}
+            organization_id,
+            _WITH_REVISION.format(query=_LIST),
+            {"organization_id": organization_id},
         )
         webhooks = [_webhook(organization_id, row[1:]) for row in found if row[1] is not None]
         return webhooks, found[0][0]
@@ -135,10 +133,11 @@ class WebhookStore:
         Raises InvalidFields if there is no stored value.
         """
         found = await self._database.fetch(
+            organization_id,
             "SELECT replace_webhook("
             " %(organization_id)s, %(id)s, %(url)s, %(description)s, %(changes)s, %(disabled)s,"
-            " %(header_names)s, %(header_values)s)",
-            {"organization_id": organization_id, "id": id, **_parameters(content)},
+            " %(header_names)s, %(header_values)s, %(resource_id)s)",
+            {"organization_id": organization_id, "id": id, **self._parameters(content)},
         )
         webhook, revision = await self.get(organization_id, id)
         for (missing,) in found:
@@ -151,18 +150,26 @@ class WebhookStore:
         return webhook, revision
 
     async def delete(self, organization_id: str, id: str) -> int:
-        _, revision = await self._one(_DELETE, organization_id, id)
+        _, revision = await self.get(organization_id, id)
+        [(existed,)] = await self._database.fetch(
+            organization_id,
+            "SELECT delete_webhook(%(organization_id)s, %(id)s)",
+            {"organization_id": organization_id, "id": id},
+        )
+        if not existed:
+            raise WebhookNotFound(NOT_FOUND, organization_revision=revision)
         return revision
 
     async def rotate(self, organization_id: str, id: str) -> tuple[Webhook, str, int]:
         """Return a new secret. The old one also signs for `secret_overlap` seconds."""
         secret = new_secret()
         await self._database.fetch(
+            organization_id,
             "SELECT rotate_webhook_secret(%(organization_id)s, %(id)s, %(secret)s, %(overlap)s)",
             {
                 "organization_id": organization_id,
                 "id": id,
-                "secret": secret,
+                "secret": self._keys.encrypt(secret),
                 "overlap": self._secret_overlap,
             },
         )
@@ -174,13 +181,15 @@ class WebhookStore:
 
         Raises InvalidFields for a revision that does not exist yet.
         """
-        try:
-            return await self._one(_REPLAY, organization_id, id, {"after": after})
-        except WebhookNotFound:
-            _, revision = await self.get(organization_id, id)
-            if after > revision:
-                raise InvalidFields.beyond_latest("after_revision", revision) from None
-            raise
+        [(done,)] = await self._database.fetch(
+            organization_id,
+            "SELECT replay_webhook(%(organization_id)s, %(id)s, %(after)s)",
+            {"organization_id": organization_id, "id": id, "after": after},
+        )
+        webhook, revision = await self.get(organization_id, id)
+        if not done:
+            raise InvalidFields.beyond_latest("after_revision", revision)
+        return webhook, revision
 
     async def deliveries(
         self, organization_id: str, id: str, *, before: int, limit: int
@@ -188,41 +197,30 @@ class WebhookStore:
         """Return the log of deliveries with numbers below `before`, newest first."""
         _, revision = await self.get(organization_id, id)
         found = await self._database.fetch(
+            organization_id,
             _DELIVERIES,
             {"organization_id": organization_id, "id": id, "before": before, "limit": limit},
         )
         return [_delivery(row) for row in found], revision
 
-    async def _one(
-        self,
-        query: LiteralString,
-        organization_id: str,
-        id: str,
-        parameters: Mapping[str, Any] | None = None,
-    ) -> tuple[Webhook, int]:
-        [(revision, *row)] = await self._database.fetch(
-            _WITH_REVISION.format(query=query),
-            {"organization_id": organization_id, "id": id, **(parameters or {})},
-        )
-        if row[0] is None:
-            raise WebhookNotFound(NOT_FOUND, organization_revision=revision)
-        return _webhook(organization_id, tuple(row)), revision
+    def _parameters(self, content: WebhookContent) -> dict[str, Any]:
+        return {
+            "url": content.url,
+            "description": content.description,
+            "changes": sorted(change.value for change in content.selected.changes),
+            "resource_id": content.selected.resource_id,
+            "disabled": content.disabled,
+            "header_names": [header.name for header in content.headers],
+            "header_values": [
+                None if header.value is None else self._keys.encrypt(header.value)
+                for header in content.headers
+            ],
+        }
 
 
 def new_secret() -> str:
     """Return a new secret in the format of Standard Webhooks."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
-
-
-def _parameters(content: WebhookContent) -> dict[str, Any]:
-    return {
-        "url": content.url,
-        "description": content.description,
-        "changes": sorted(change.value for change in content.changes),
-        "disabled": content.disabled,
-        "header_names": [header.name for header in content.headers],
-        "header_values": [header.value for header in content.headers],
-    }
 
 
 def _webhook(organization_id: str, row: Row) -> Webhook:
@@ -232,7 +230,7 @@ def _webhook(organization_id: str, row: Row) -> Webhook:
         content=WebhookContent(
             url=row[1],
             description=row[2],
-            changes=frozenset(map(Outcome, row[3])),
+            selected=ChangeFilter(resource_id=row[13], changes=frozenset(map(Change, row[3]))),
             disabled=row[4],
             headers=tuple(Header(name, None) for name in row[5]),
         ),

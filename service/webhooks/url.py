@@ -41,11 +41,13 @@ def read_url(text: str) -> URL:
     if target.partition("?")[1:] == ("?", ""):
         raise InvalidURL("must not end with a ? that nothing follows; leave it out")
     try:
-        origin = URL(text).origin()
+        url = URL(f"{URL(text).origin()}{target}", encoded=True)
+        # The library parses them only now. It may have written a host that it cannot read.
+        host, port = url.raw_host or "", url.port
     except ValueError as error:
         raise InvalidURL("must have a host and a port as URLs have them") from error
-    if not _HOST.fullmatch(origin.raw_host or ""):
+    if not _HOST.fullmatch(host):
         raise InvalidURL("must have a host of letters, digits, dots and hyphens, or an address")
-    if origin.port == 0:
+    if port == 0:
         raise InvalidURL("must have a port from 1 to 65535")
-    return URL(f"{origin}{target}", encoded=True)
+    return url

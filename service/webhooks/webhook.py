@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from service.domain import Outcome
+from service.domain import Change, ChangeFilter
 
 
 class Header(NamedTuple):
@@ -16,11 +16,11 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookContent:
-    """The part of a webhook that callers set. Empty `changes` select all changes."""
+    """The part of a webhook that callers set."""
 
     url: str
     description: str
-    changes: frozenset[Outcome]
+    selected: ChangeFilter
     disabled: bool
     headers: tuple[Header, ...]
 
@@ -58,7 +58,7 @@ class Claim(NamedTuple):
     """A webhook that this worker has leased.
 
     `fence` increases with every claim. `live_secrets` are those that sign now, newest first.
-    `header_values` are in the order of `header_names`.
+    `header_values` are in the order of `header_names`. Both are as stored: perhaps encrypted.
     """
 
     organization_id: str
@@ -66,6 +66,7 @@ class Claim(NamedTuple):
     fence: int
     url: str
     changes: list[str]
+    resource_id: str | None
     live_secrets: list[str]
     header_names: list[str]
     header_values: list[str]
@@ -73,6 +74,12 @@ class Claim(NamedTuple):
     cursor: int
     attempts: int
     updated_at: datetime
+
+    @property
+    def selected(self) -> ChangeFilter:
+        return ChangeFilter(
+            resource_id=self.resource_id, changes=frozenset(map(Change, self.changes))
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

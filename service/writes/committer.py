@@ -7,7 +7,8 @@ at once, and under load batches grow by themselves.
 Small batches of several organizations share a database call. While the shared call is in
 flight, further organizations are queued; when it returns, they share the next one. An
 organization gets a call of its own if it has so many writes that sharing gains nothing, or
-if another session holds its lock, so that no other organization waits for that lock.
+if another session holds its lock, so that no other organization waits for that lock. An atomic
+batch of writes is a batch and a call of its own.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.domain import Write, WriteResult
+from service.domain import AtomicBatch, Write, WriteResult
 from service.errors import Overloaded
 from service.metrics import Metrics
 from service.writes.store import WriteStore
@@ -30,8 +31,15 @@ OWN_CALL_WRITES = 16
 
 @dataclass(slots=True, eq=False)
 class _PendingWrite:
-    write: Write
-    result: asyncio.Future[WriteResult | Exception]
+    """A write or an atomic batch. The result is a list for an atomic batch."""
+
+    write: Write | AtomicBatch
+    result: asyncio.Future[Any]
+
+    @property
+    def size(self) -> int:
+        """The number of writes."""
+        return len(self.write.upserts) if isinstance(self.write, AtomicBatch) else 1
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +50,8 @@ class _Queue:
     # Never shares a call: sharing is off, or the shared call found the organization locked.
     alone: bool
     waiting: deque[_PendingWrite] = field(default_factory=deque)
+    # The number of waiting writes.
+    size: int = 0
     in_flight: bool = False
 
 
@@ -94,7 +104,7 @@ class Committer:
     async def submit(self, organization_id: str, write: Write) -> WriteResult:
         """Apply one write and return its result. Raises the error if it was refused."""
         [pending] = self._enqueue(organization_id, [write])
-        result = await pending.result
+        result: WriteResult | Exception = await pending.result
         if isinstance(result, Exception):
             raise result
         return result
@@ -111,30 +121,48 @@ class Committer:
         """
         pending = self._enqueue(organization_id, writes)
         # Cancelling gather() cancels the futures, which marks the writes as not wanted.
-        return await asyncio.gather(*(item.result for item in pending))
+        results: list[WriteResult | Exception] = await asyncio.gather(
+            *(item.result for item in pending)
+        )
+        return results
+
+    async def submit_batch(self, organization_id: str, batch: AtomicBatch) -> list[WriteResult]:
+        """Apply a batch atomically and return the result of each write.
+
+        Raises BatchRefused, and Overloaded as `submit_all` does.
+        """
+        [pending] = self._enqueue(organization_id, [batch])
+        result: list[WriteResult] | Exception = await pending.result
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     async def drain(self) -> None:
         """Wait until nothing is queued or in flight."""
         while self._queues:
             await (asyncio.wait(self._calls) if self._calls else asyncio.sleep(0))
 
-    def _enqueue(self, organization_id: str, writes: Sequence[Write]) -> list[_PendingWrite]:
+    def _enqueue(
+        self, organization_id: str, writes: Sequence[Write | AtomicBatch]
+    ) -> list[_PendingWrite]:
         queue = self._queues.get(organization_id)
         if queue is None:
             queue = _Queue(organization_id, alone=not self._sharing)
+        loop = asyncio.get_running_loop()
+        waiting = [_PendingWrite(write, loop.create_future()) for write in writes]
+        size = sum(item.size for item in waiting)
         if (
-            self._queued + len(writes) > self._max_queued
-            or len(queue.waiting) + len(writes) > self._max_queued_per_organization
+            self._queued + size > self._max_queued
+            or queue.size + size > self._max_queued_per_organization
         ):
             raise Overloaded(
-                f"{self._queued} writes wait already, {len(queue.waiting)} of them of this"
+                f"{self._queued} writes wait already, {queue.size} of them of this"
                 " organization; nothing was written, try again later"
             )
         self._queues[organization_id] = queue
-        loop = asyncio.get_running_loop()
-        waiting = [_PendingWrite(write, loop.create_future()) for write in writes]
         queue.waiting.extend(waiting)
-        self._queued += len(waiting)
+        queue.size += size
+        self._queued += size
         if not queue.in_flight:
             self._schedule(queue)
             if not self._dispatching:
@@ -145,7 +173,7 @@ class Committer:
 
     def _schedule(self, queue: _Queue) -> None:
         """Add an organization to those whose next batch may be sent."""
-        if queue.alone:
+        if queue.alone or isinstance(queue.waiting[0].write, AtomicBatch):
             self._alone[queue.organization_id] = queue
         elif len(queue.waiting) < OWN_CALL_WRITES:
             self._small[queue.organization_id] = queue
@@ -176,22 +204,35 @@ class Committer:
         for queues in (self._small, self._large):
             while queues and room and len(batches) < self._max_organizations:
                 queue = queues.pop(next(iter(queues)))
-                batch = self._take(queue, room)
+                batch = self._take(queue, room, shared=True)
                 if batch:
                     batches.append((queue, batch))
                     room -= len(batch)
         return batches
 
-    def _take(self, queue: _Queue, most: int) -> list[_PendingWrite]:
-        """Take the next batch. If all callers have gone, return none and drop the queue."""
+    def _take(self, queue: _Queue, most: int, *, shared: bool = False) -> list[_PendingWrite]:
+        """Take the next batch. If all callers have gone, return none and drop the queue.
+
+        For a shared call, return none if an atomic batch is next, which gets a call of its own.
+        """
         batch: list[_PendingWrite] = []
         while queue.waiting and len(batch) < most:
-            item = queue.waiting.popleft()
-            self._queued -= 1
+            item = queue.waiting[0]
+            alone = isinstance(item.write, AtomicBatch)
+            if alone and (batch or shared) and not item.result.done():
+                break
+            queue.waiting.popleft()
+            queue.size -= item.size
+            self._queued -= item.size
             if not item.result.done():
                 batch.append(item)
+                if alone:
+                    break
         if batch:
             queue.in_flight = True
+        elif queue.waiting:
+            self._schedule(queue)
+            asyncio.get_running_loop().call_soon(self._dispatch)
         else:
             del self._queues[queue.organization_id]
         return batch
@@ -202,11 +243,14 @@ class Committer:
         task.add_done_callback(self._calls.discard)
 
     async def _apply_alone(self, queue: _Queue, batch: list[_PendingWrite]) -> None:
-        self._metrics.batch_size.observe(len(batch))
-        results: Sequence[WriteResult | Exception]
+        self._metrics.batch_size.observe(sum(item.size for item in batch))
+        results: Sequence[Any]
+        writes = [item.write for item in batch]
         try:
-            writes = [item.write for item in batch]
-            results = await self._store.apply(queue.organization_id, writes)
+            if isinstance(writes[0], AtomicBatch):
+                results = [await self._store.apply_atomically(queue.organization_id, writes[0])]
+            else:
+                results = await self._store.apply(queue.organization_id, _single(writes))
             _check_length(batch, results)
         except Exception as error:  # noqa: BLE001  # raised to every caller
             results = [error] * len(batch)
@@ -219,7 +263,7 @@ class Committer:
         try:
             results = await self._store.apply_batches(
                 [
-                    (queue.organization_id, [item.write for item in batch])
+                    (queue.organization_id, _single([item.write for item in batch]))
                     for queue, batch in batches
                 ]
             )
@@ -249,6 +293,7 @@ class Committer:
         if results is None:
             queue.alone = True
             queue.waiting.extendleft(reversed(batch))
+            queue.size += len(batch)
             self._queued += len(batch)
         else:
             for item, result in zip(batch, results, strict=True):
@@ -258,6 +303,10 @@ class Committer:
             self._schedule(queue)
         else:
             del self._queues[queue.organization_id]
+
+
+def _single(writes: Sequence[Write | AtomicBatch]) -> list[Write]:
+    return [write for write in writes if not isinstance(write, AtomicBatch)]
 
 
 def _check_length(writes: Sequence[object], results: Sequence[object]) -> None:

@@ -28,7 +28,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!appointments/v1/appointment.proto\x12\x0f\x61ppointments.v1\x1a\x1b\x61ppointments/v1/rules.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe3\x04\n\x0b\x41ppointment\x12+\n\x0forganization_id\x18\x01 \x01(\tB\r\xe2\x41\x01\x07\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x1c\n\x0bresource_id\x18\x02 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02\x12\x1e\n\x02id\x18\x03 \x01(\tB\r\xe2\x41\x01\x07\x8a\xb5\x18\x05\x08\x01\x10\x80\x02H\x01\x88\x01\x01\x12/\n\x05start\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x02\x12-\n\x03\x65nd\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x02\x12\x16\n\x05title\x18\x06 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x08\x12\x31\n\nattributes\x18\x07 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x07\x12\x34\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12\x34\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12\x37\n\x05state\x18\n \x01(\x0e\x32\".appointments.v1.Appointment.StateB\x04\xe2\x41\x01\x03\x12\x15\n\x07version\x18\x0b \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x0c \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x14\n\x04\x65tag\x18\r \x01(\tB\x06\x8a\xb5\x18\x02\x10@\"9\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06\x41\x43TIVE\x10\x01\x12\r\n\tCANCELLED\x10\x02\x42\x12\n\x10_organization_idB\x05\n\x03_id\"\xb9\x02\n\x0cHistoryEntry\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x34\n\x06\x63hange\x18\x02 \x01(\x0e\x32$.appointments.v1.HistoryEntry.Change\x12\x35\n\x0brecorded_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x37\n\x0b\x61ppointment\x18\x06 \x01(\x0b\x32\x1c.appointments.v1.AppointmentB\x04\xe2\x41\x01\x07\"I\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43REATED\x10\x01\x12\x0b\n\x07UPDATED\x10\x02\x12\r\n\tCANCELLED\x10\x03\"\xf5\x01\n\x11TimeRangeConflict\x12>\n\tconflicts\x18\x01 \x03(\x0b\x32+.appointments.v1.TimeRangeConflict.Conflict\x12\x16\n\x0emore_conflicts\x18\x02 \x01(\x08\x1a\x87\x01\n\x08\x43onflict\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x05start\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12-\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12\x0f\n\x07version\x18\x04 \x01(\x05*e\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43REATED\x10\x01\x12\x0b\n\x07UPDATED\x10\x02\x12\r\n\tUNCHANGED\x10\x03\x12\t\n\x05STALE\x10\x04\x12\r\n\tCANCELLED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!appointments/v1/appointment.proto\x12\x0f\x61ppointments.v1\x1a\x1b\x61ppointments/v1/rules.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd8\x05\n\x0b\x41ppointment\x12+\n\x0forganization_id\x18\x01 \x01(\tB\r\xe2\x41\x01\x07\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x1c\n\x0bresource_id\x18\x02 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02\x12,\n\x17\x61\x64\x64itional_resource_ids\x18\x0e \x03(\tB\x0b\x8a\xb5\x18\x07\x08\x01\x10\x80\x02(\x0f\x12\x1e\n\x02id\x18\x03 \x01(\tB\r\xe2\x41\x01\x07\x8a\xb5\x18\x05\x08\x01\x10\x80\x02H\x01\x88\x01\x01\x12/\n\x05start\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x02\x12-\n\x03\x65nd\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x02\x12\x16\n\x05title\x18\x06 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x08\x12\x31\n\nattributes\x18\x07 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x07\x12\x34\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12\x34\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12.\n\nhold_until\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x05state\x18\n \x01(\x0e\x32\".appointments.v1.Appointment.StateB\x04\xe2\x41\x01\x03\x12\x15\n\x07version\x18\x0b \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x0c \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x14\n\x04\x65tag\x18\r \x01(\tB\x06\x8a\xb5\x18\x02\x10@\"P\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06\x41\x43TIVE\x10\x01\x12\r\n\tCANCELLED\x10\x02\x12\x08\n\x04HELD\x10\x03\x12\x0b\n\x07\x45XPIRED\x10\x04\x42\x12\n\x10_organization_idB\x05\n\x03_id\"\xe3\x02\n\x0cHistoryEntry\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x34\n\x06\x63hange\x18\x02 \x01(\x0e\x32$.appointments.v1.HistoryEntry.Change\x12\x35\n\x0brecorded_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x37\n\x0b\x61ppointment\x18\x06 \x01(\x0b\x32\x1c.appointments.v1.AppointmentB\x04\xe2\x41\x01\x07\"s\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43REATED\x10\x01\x12\x0b\n\x07UPDATED\x10\x02\x12\r\n\tCANCELLED\x10\x03\x12\r\n\tCONFIRMED\x10\x04\x12\x0b\n\x07\x45XPIRED\x10\x05\x12\x0c\n\x08REDACTED\x10\x06\"k\n\tTimeRange\x12/\n\x05start\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12-\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\"\xdb\x02\n\x11TimeRangeConflict\x12>\n\tconflicts\x18\x01 \x03(\x0b\x32+.appointments.v1.TimeRangeConflict.Conflict\x12\x16\n\x0emore_conflicts\x18\x02 \x01(\x08\x12\x30\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32\x1a.appointments.v1.TimeRange\x1a\xbb\x01\n\x08\x43onflict\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x05start\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12-\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12\x0f\n\x07version\x18\x04 \x01(\x05\x12\x14\n\x0cresource_ids\x18\x05 \x03(\t\x12\x12\n\x05index\x18\x06 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_index\"\xe3\x01\n\x0c\x42\x61tchRefusal\x12\x31\n\x05items\x18\x01 \x03(\x0b\x32\".appointments.v1.BatchRefusal.Item\x12\x12\n\nmore_items\x18\x02 \x01(\x08\x1a\x8b\x01\n\x04Item\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12>\n\tconflicts\x18\x04 \x03(\x0b\x32+.appointments.v1.TimeRangeConflict.Conflict\x12\x16\n\x0emore_conflicts\x18\x05 \x01(\x08*\x82\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43REATED\x10\x01\x12\x0b\n\x07UPDATED\x10\x02\x12\r\n\tUNCHANGED\x10\x03\x12\t\n\x05STALE\x10\x04\x12\r\n\tCANCELLED\x10\x05\x12\r\n\tCONFIRMED\x10\x06\x12\x0c\n\x08REDACTED\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPOINTMENT'].fields_by_name['organization_id']._serialized_options = b'\342A\001\007\212\265\030\005\010\001\020\200\001'
   _globals['_APPOINTMENT'].fields_by_name['resource_id']._loaded_options = None
   _globals['_APPOINTMENT'].fields_by_name['resource_id']._serialized_options = b'\212\265\030\003\020\200\002'
+  _globals['_APPOINTMENT'].fields_by_name['additional_resource_ids']._loaded_options = None
+  _globals['_APPOINTMENT'].fields_by_name['additional_resource_ids']._serialized_options = b'\212\265\030\007\010\001\020\200\002(\017'
   _globals['_APPOINTMENT'].fields_by_name['id']._loaded_options = None
   _globals['_APPOINTMENT'].fields_by_name['id']._serialized_options = b'\342A\001\007\212\265\030\005\010\001\020\200\002'
   _globals['_APPOINTMENT'].fields_by_name['start']._loaded_options = None
@@ -65,22 +67,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HISTORYENTRY'].fields_by_name['recorded_at']._serialized_options = b'\342A\001\007'
   _globals['_HISTORYENTRY'].fields_by_name['appointment']._loaded_options = None
   _globals['_HISTORYENTRY'].fields_by_name['appointment']._serialized_options = b'\342A\001\007'
+  _globals['_TIMERANGE'].fields_by_name['start']._loaded_options = None
+  _globals['_TIMERANGE'].fields_by_name['start']._serialized_options = b'\342A\001\007'
+  _globals['_TIMERANGE'].fields_by_name['end']._loaded_options = None
+  _globals['_TIMERANGE'].fields_by_name['end']._serialized_options = b'\342A\001\007'
   _globals['_TIMERANGECONFLICT_CONFLICT'].fields_by_name['start']._loaded_options = None
   _globals['_TIMERANGECONFLICT_CONFLICT'].fields_by_name['start']._serialized_options = b'\342A\001\007'
   _globals['_TIMERANGECONFLICT_CONFLICT'].fields_by_name['end']._loaded_options = None
   _globals['_TIMERANGECONFLICT_CONFLICT'].fields_by_name['end']._serialized_options = b'\342A\001\007'
-  _globals['_OUTCOME']._serialized_start=1357
-  _globals['_OUTCOME']._serialized_end=1458
+  _globals['_OUTCOME']._serialized_start=1958
+  _globals['_OUTCOME']._serialized_end=2088
   _globals['_APPOINTMENT']._serialized_start=180
-  _globals['_APPOINTMENT']._serialized_end=791
-  _globals['_APPOINTMENT_STATE']._serialized_start=707
-  _globals['_APPOINTMENT_STATE']._serialized_end=764
-  _globals['_HISTORYENTRY']._serialized_start=794
-  _globals['_HISTORYENTRY']._serialized_end=1107
-  _globals['_HISTORYENTRY_CHANGE']._serialized_start=1034
-  _globals['_HISTORYENTRY_CHANGE']._serialized_end=1107
-  _globals['_TIMERANGECONFLICT']._serialized_start=1110
-  _globals['_TIMERANGECONFLICT']._serialized_end=1355
-  _globals['_TIMERANGECONFLICT_CONFLICT']._serialized_start=1220
-  _globals['_TIMERANGECONFLICT_CONFLICT']._serialized_end=1355
+  _globals['_APPOINTMENT']._serialized_end=908
+  _globals['_APPOINTMENT_STATE']._serialized_start=801
+  _globals['_APPOINTMENT_STATE']._serialized_end=881
+  _globals['_HISTORYENTRY']._serialized_start=911
+  _globals['_HISTORYENTRY']._serialized_end=1266
+  _globals['_HISTORYENTRY_CHANGE']._serialized_start=1151
+  _globals['_HISTORYENTRY_CHANGE']._serialized_end=1266
+  _globals['_TIMERANGE']._serialized_start=1268
+  _globals['_TIMERANGE']._serialized_end=1375
+  _globals['_TIMERANGECONFLICT']._serialized_start=1378
+  _globals['_TIMERANGECONFLICT']._serialized_end=1725
+  _globals['_TIMERANGECONFLICT_CONFLICT']._serialized_start=1538
+  _globals['_TIMERANGECONFLICT_CONFLICT']._serialized_end=1725
+  _globals['_BATCHREFUSAL']._serialized_start=1728
+  _globals['_BATCHREFUSAL']._serialized_end=1955
+  _globals['_BATCHREFUSAL_ITEM']._serialized_start=1816
+  _globals['_BATCHREFUSAL_ITEM']._serialized_end=1955
 # @@protoc_insertion_point(module_scope)

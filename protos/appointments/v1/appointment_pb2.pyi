@@ -31,15 +31,21 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     CREATED: _Outcome.ValueType  # 1
     """The id was new."""
     UPDATED: _Outcome.ValueType  # 2
-    """The stored content was replaced, or a cancelled appointment made active again."""
+    """The stored content was changed, or an appointment that was cancelled or had expired was
+    brought back.
+    """
     UNCHANGED: _Outcome.ValueType  # 3
-    """The same content is already stored, or a cancelled appointment was cancelled again.
-    There is no new version.
+    """The same content is already stored, a cancelled appointment was cancelled again, a firm one
+    confirmed again, or a redacted one redacted again. There is no new version.
     """
     STALE: _Outcome.ValueType  # 4
     """Older than the stored content, by `updated_at`. Nothing was changed."""
     CANCELLED: _Outcome.ValueType  # 5
     """The appointment was cancelled."""
+    CONFIRMED: _Outcome.ValueType  # 6
+    """The held appointment is firm now."""
+    REDACTED: _Outcome.ValueType  # 7
+    """Title, attributes and actors were erased."""
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
     """The result of a write."""
@@ -48,22 +54,28 @@ OUTCOME_UNSPECIFIED: Outcome.ValueType  # 0
 CREATED: Outcome.ValueType  # 1
 """The id was new."""
 UPDATED: Outcome.ValueType  # 2
-"""The stored content was replaced, or a cancelled appointment made active again."""
+"""The stored content was changed, or an appointment that was cancelled or had expired was
+brought back.
+"""
 UNCHANGED: Outcome.ValueType  # 3
-"""The same content is already stored, or a cancelled appointment was cancelled again.
-There is no new version.
+"""The same content is already stored, a cancelled appointment was cancelled again, a firm one
+confirmed again, or a redacted one redacted again. There is no new version.
 """
 STALE: Outcome.ValueType  # 4
 """Older than the stored content, by `updated_at`. Nothing was changed."""
 CANCELLED: Outcome.ValueType  # 5
 """The appointment was cancelled."""
+CONFIRMED: Outcome.ValueType  # 6
+"""The held appointment is firm now."""
+REDACTED: Outcome.ValueType  # 7
+"""Title, attributes and actors were erased."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final
 class Appointment(_message.Message):
-    """A half-open time range `[start, end)` of one resource of an organization, under
-    an id that the caller chooses. Two active appointments of the same organization
-    and resource never overlap; ranges that only touch do not overlap.
+    """A half-open time range `[start, end)` of one or more resources of an organization, under
+    an id that the caller chooses. Two appointments that occupy the same resource of an
+    organization never overlap; ranges that only touch do not overlap.
 
     Strings are UTF-8 without control characters. Organizations, resources and ids are
     compared byte for byte: `Ä` as one character differs from `A` with a combining mark, and
@@ -83,6 +95,10 @@ class Appointment(_message.Message):
         """Occupies its range."""
         CANCELLED: Appointment._State.ValueType  # 2
         """Occupies nothing; an upsert makes it active again."""
+        HELD: Appointment._State.ValueType  # 3
+        """Occupies its range until `hold_until`."""
+        EXPIRED: Appointment._State.ValueType  # 4
+        """It was held, and `hold_until` has passed. Occupies nothing; an upsert brings it back."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Whether an appointment occupies its range."""
@@ -92,9 +108,14 @@ class Appointment(_message.Message):
     """Occupies its range."""
     CANCELLED: Appointment.State.ValueType  # 2
     """Occupies nothing; an upsert makes it active again."""
+    HELD: Appointment.State.ValueType  # 3
+    """Occupies its range until `hold_until`."""
+    EXPIRED: Appointment.State.ValueType  # 4
+    """It was held, and `hold_until` has passed. Occupies nothing; an upsert brings it back."""
 
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     RESOURCE_ID_FIELD_NUMBER: _builtins.int
+    ADDITIONAL_RESOURCE_IDS_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
     START_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
@@ -102,6 +123,7 @@ class Appointment(_message.Message):
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    HOLD_UNTIL_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
@@ -120,7 +142,9 @@ class Appointment(_message.Message):
     title: _builtins.str
     """A name for people."""
     state: Global___Appointment.State.ValueType
-    """`ACTIVE`, or `CANCELLED` after a cancel."""
+    """`ACTIVE`; `HELD` with `hold_until`, and `EXPIRED` from that time on; `CANCELLED` after a
+    cancel.
+    """
     version: _builtins.int
     """Number of changes of this appointment, starting at 1."""
     revision: _builtins.int
@@ -129,6 +153,12 @@ class Appointment(_message.Message):
     """Opaque; changes with every version. In a write, it must match the stored etag
     (AIP-154), so that a response can be changed and sent back.
     """
+    @_builtins.property
+    def additional_resource_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Further resources that the appointment occupies for the same range, such as the room in
+        which a doctor works. Distinct, and different from `resource_id`; their order is kept.
+        """
+
     @_builtins.property
     def start(self) -> _timestamp_pb2.Timestamp:
         """First occupied instant, in the years 1 to 9999."""
@@ -157,11 +187,21 @@ class Appointment(_message.Message):
         cancelled. Absent: the time of the commit, without this protection.
         """
 
+    @_builtins.property
+    def hold_until(self) -> _timestamp_pb2.Timestamp:
+        """Hold the range only until this time, by the database's clock: later than now, and at most
+        24 hours ahead unless configured otherwise. From then on the appointment is `EXPIRED`, for
+        every reader and every write. `ConfirmAppointment` makes a held one firm; so does an upsert
+        without this field, and an upsert with a later time extends the hold. A firm appointment
+        cannot be held (`APPOINTMENT_FIRM`).
+        """
+
     def __init__(
         self,
         *,
         organization_id: _builtins.str | None = ...,
         resource_id: _builtins.str = ...,
+        additional_resource_ids: _abc.Iterable[_builtins.str] | None = ...,
         id: _builtins.str | None = ...,
         start: _timestamp_pb2.Timestamp | None = ...,
         end: _timestamp_pb2.Timestamp | None = ...,
@@ -169,14 +209,15 @@ class Appointment(_message.Message):
         attributes: _struct_pb2.Struct | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        hold_until: _timestamp_pb2.Timestamp | None = ...,
         state: Global___Appointment.State.ValueType = ...,
         version: _builtins.int = ...,
         revision: _builtins.int = ...,
         etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_organization_id", b"_organization_id", "attributes", b"attributes", "created_at", b"created_at", "end", b"end", "id", b"id", "organization_id", b"organization_id", "start", b"start", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_organization_id", b"_organization_id", "attributes", b"attributes", "created_at", b"created_at", "end", b"end", "hold_until", b"hold_until", "id", b"id", "organization_id", b"organization_id", "start", b"start", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_organization_id", b"_organization_id", "attributes", b"attributes", "created_at", b"created_at", "end", b"end", "etag", b"etag", "id", b"id", "organization_id", b"organization_id", "resource_id", b"resource_id", "revision", b"revision", "start", b"start", "state", b"state", "title", b"title", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_organization_id", b"_organization_id", "additional_resource_ids", b"additional_resource_ids", "attributes", b"attributes", "created_at", b"created_at", "end", b"end", "etag", b"etag", "hold_until", b"hold_until", "id", b"id", "organization_id", b"organization_id", "resource_id", b"resource_id", "revision", b"revision", "start", b"start", "state", b"state", "title", b"title", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
@@ -191,7 +232,9 @@ Global___Appointment: _TypeAlias = Appointment  # noqa: Y015
 
 @_typing.final
 class HistoryEntry(_message.Message):
-    """One recorded change. History is never changed and never deleted."""
+    """One recorded change. History is never deleted, and only a redaction changes it: it empties title,
+    attributes, actor and idempotency key of the entries of its appointment.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -205,9 +248,21 @@ class HistoryEntry(_message.Message):
         CREATED: HistoryEntry._Change.ValueType  # 1
         """The id was new."""
         UPDATED: HistoryEntry._Change.ValueType  # 2
-        """The content was replaced, or a cancelled appointment made active again."""
+        """The content was changed, or an appointment that was cancelled or had expired was brought
+        back.
+        """
         CANCELLED: HistoryEntry._Change.ValueType  # 3
         """The appointment was cancelled."""
+        CONFIRMED: HistoryEntry._Change.ValueType  # 4
+        """The held appointment was made firm."""
+        EXPIRED: HistoryEntry._Change.ValueType  # 5
+        """The hold ended. Recorded by the write that needs the place or the id, or within five
+        seconds; the appointment is `EXPIRED` before that.
+        """
+        REDACTED: HistoryEntry._Change.ValueType  # 6
+        """Title, attributes, actors and idempotency keys were erased in the appointment and in all its
+        earlier entries. Followers should forget them too.
+        """
 
     class Change(_Change, metaclass=_ChangeEnumTypeWrapper):
         """The kind of a change."""
@@ -216,9 +271,21 @@ class HistoryEntry(_message.Message):
     CREATED: HistoryEntry.Change.ValueType  # 1
     """The id was new."""
     UPDATED: HistoryEntry.Change.ValueType  # 2
-    """The content was replaced, or a cancelled appointment made active again."""
+    """The content was changed, or an appointment that was cancelled or had expired was brought
+    back.
+    """
     CANCELLED: HistoryEntry.Change.ValueType  # 3
     """The appointment was cancelled."""
+    CONFIRMED: HistoryEntry.Change.ValueType  # 4
+    """The held appointment was made firm."""
+    EXPIRED: HistoryEntry.Change.ValueType  # 5
+    """The hold ended. Recorded by the write that needs the place or the id, or within five
+    seconds; the appointment is `EXPIRED` before that.
+    """
+    REDACTED: HistoryEntry.Change.ValueType  # 6
+    """Title, attributes, actors and idempotency keys were erased in the appointment and in all its
+    earlier entries. Followers should forget them too.
+    """
 
     REVISION_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
@@ -233,7 +300,10 @@ class HistoryEntry(_message.Message):
     change: Global___HistoryEntry.Change.ValueType
     """The kind of the change."""
     actor: _builtins.str
-    """Who made the change, as given by the caller (metadata `x-actor`); not verified."""
+    """Who made the change: with access control the subject of the caller's credential, or who a
+    caller with the scope `admin` states; without it who the caller states (metadata `x-actor`).
+    Always empty with `EXPIRED` and `REDACTED`.
+    """
     idempotency_key: _builtins.str
     """The idempotency key of the write, if it had one."""
     @_builtins.property
@@ -265,6 +335,36 @@ class HistoryEntry(_message.Message):
 Global___HistoryEntry: _TypeAlias = HistoryEntry  # noqa: Y015
 
 @_typing.final
+class TimeRange(_message.Message):
+    """A half-open time range `[start, end)`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start(self) -> _timestamp_pb2.Timestamp:
+        """First instant of the range."""
+
+    @_builtins.property
+    def end(self) -> _timestamp_pb2.Timestamp:
+        """First instant after the range."""
+
+    def __init__(
+        self,
+        *,
+        start: _timestamp_pb2.Timestamp | None = ...,
+        end: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TimeRange: _TypeAlias = TimeRange  # noqa: Y015
+
+@_typing.final
 class TimeRangeConflict(_message.Message):
     """Detail of an error with the reason `TIME_RANGE_CONFLICT`: the appointments that already
     occupy the range.
@@ -274,7 +374,7 @@ class TimeRangeConflict(_message.Message):
 
     @_typing.final
     class Conflict(_message.Message):
-        """An active appointment that overlaps the range."""
+        """An appointment that occupies a wanted resource in the range."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -282,10 +382,14 @@ class TimeRangeConflict(_message.Message):
         START_FIELD_NUMBER: _builtins.int
         END_FIELD_NUMBER: _builtins.int
         VERSION_FIELD_NUMBER: _builtins.int
+        RESOURCE_IDS_FIELD_NUMBER: _builtins.int
+        INDEX_FIELD_NUMBER: _builtins.int
         id: _builtins.str
         """Its id."""
         version: _builtins.int
         """Its version when the conflict was found."""
+        index: _builtins.int
+        """In an atomic batch, if it is another item of the batch: its index, starting at 0."""
         @_builtins.property
         def start(self) -> _timestamp_pb2.Timestamp:
             """First occupied instant."""
@@ -294,6 +398,10 @@ class TimeRangeConflict(_message.Message):
         def end(self) -> _timestamp_pb2.Timestamp:
             """First free instant after the range."""
 
+        @_builtins.property
+        def resource_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """The resources that both need."""
+
         def __init__(
             self,
             *,
@@ -301,31 +409,115 @@ class TimeRangeConflict(_message.Message):
             start: _timestamp_pb2.Timestamp | None = ...,
             end: _timestamp_pb2.Timestamp | None = ...,
             version: _builtins.int = ...,
+            resource_ids: _abc.Iterable[_builtins.str] | None = ...,
+            index: _builtins.int | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "end", b"end", "index", b"index", "start", b"start"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "id", b"id", "start", b"start", "version", b"version"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "end", b"end", "id", b"id", "index", b"index", "resource_ids", b"resource_ids", "start", b"start", "version", b"version"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
+        _WhichOneofReturnType__index: _TypeAlias = _typing.Literal["index"]  # noqa: Y015
+        _WhichOneofArgType__index: _TypeAlias = _typing.Literal["_index", b"_index"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__index) -> _WhichOneofReturnType__index | None: ...
 
     CONFLICTS_FIELD_NUMBER: _builtins.int
     MORE_CONFLICTS_FIELD_NUMBER: _builtins.int
+    ALTERNATIVES_FIELD_NUMBER: _builtins.int
     more_conflicts: _builtins.bool
     """There are more conflicts than listed."""
     @_builtins.property
     def conflicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimeRangeConflict.Conflict]:
         """The first 20 by start, or as many of them as fit in a gRPC error."""
 
+    @_builtins.property
+    def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimeRange]:
+        """Free ranges of the same length for the same resources, if the write asked for them by
+        `suggest`: the next ones from the wanted start on, within 31 days. They do not overlap each
+        other.
+        """
+
     def __init__(
         self,
         *,
         conflicts: _abc.Iterable[Global___TimeRangeConflict.Conflict] | None = ...,
         more_conflicts: _builtins.bool = ...,
+        alternatives: _abc.Iterable[Global___TimeRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflicts", b"conflicts", "more_conflicts", b"more_conflicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alternatives", b"alternatives", "conflicts", b"conflicts", "more_conflicts", b"more_conflicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TimeRangeConflict: _TypeAlias = TimeRangeConflict  # noqa: Y015
+
+@_typing.final
+class BatchRefusal(_message.Message):
+    """Detail of an error with the reason `BATCH_REFUSED`: the items of an atomic batch that were
+    refused.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """An item that was refused."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INDEX_FIELD_NUMBER: _builtins.int
+        CODE_FIELD_NUMBER: _builtins.int
+        DETAIL_FIELD_NUMBER: _builtins.int
+        CONFLICTS_FIELD_NUMBER: _builtins.int
+        MORE_CONFLICTS_FIELD_NUMBER: _builtins.int
+        index: _builtins.int
+        """Its index in `requests`, starting at 0."""
+        code: _builtins.str
+        """The reason of the error that the item would have returned alone."""
+        detail: _builtins.str
+        """What to change."""
+        more_conflicts: _builtins.bool
+        """There are more conflicts than listed."""
+        @_builtins.property
+        def conflicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimeRangeConflict.Conflict]:
+            """With the code `TIME_RANGE_CONFLICT`: what occupies the range in the final state, other
+            items of the batch included. Items that are refused for another reason are left out, also
+            where they are now.
+            """
+
+        def __init__(
+            self,
+            *,
+            index: _builtins.int = ...,
+            code: _builtins.str = ...,
+            detail: _builtins.str = ...,
+            conflicts: _abc.Iterable[Global___TimeRangeConflict.Conflict] | None = ...,
+            more_conflicts: _builtins.bool = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "conflicts", b"conflicts", "detail", b"detail", "index", b"index", "more_conflicts", b"more_conflicts"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    MORE_ITEMS_FIELD_NUMBER: _builtins.int
+    more_items: _builtins.bool
+    """More items were refused than listed."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchRefusal.Item]:
+        """In the order of the batch, as many as fit in a gRPC error."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchRefusal.Item] | None = ...,
+        more_items: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "more_items", b"more_items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRefusal: _TypeAlias = BatchRefusal  # noqa: Y015

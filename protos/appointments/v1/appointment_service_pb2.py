@@ -22,16 +22,20 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from appointments.v1 import access_pb2 as appointments_dot_v1_dot_access__pb2
 from appointments.v1 import appointment_pb2 as appointments_dot_v1_dot_appointment__pb2
+from appointments.v1 import availability_pb2 as appointments_dot_v1_dot_availability__pb2
 from appointments.v1 import rules_pb2 as appointments_dot_v1_dot_rules__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)appointments/v1/appointment_service.proto\x12\x0f\x61ppointments.v1\x1a!appointments/v1/appointment.proto\x1a\x1b\x61ppointments/v1/rules.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xb7\x01\n\x18UpsertAppointmentRequest\x12\x37\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.AppointmentB\x04\xe2\x41\x01\x02\x12\x14\n\x04\x65tag\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x10@\x12\x13\n\x0b\x63reate_only\x18\x03 \x01(\x08\x12 \n\x0fidempotency_key\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"y\n\x19UpsertAppointmentResponse\x12\x31\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.Appointment\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.appointments.v1.Outcome\"\x8b\x02\n\x15GetAppointmentRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12#\n\x0e\x61s_of_revision\x18\x03 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x01\x88\x01\x01\x12.\n\nas_of_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x0cmin_revision\x18\x05 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x02\x88\x01\x01\x42\x12\n\x10_organization_idB\x11\n\x0f_as_of_revisionB\x0f\n\r_min_revision\"K\n\x16GetAppointmentResponse\x12\x31\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.Appointment\"\xcd\x03\n\x17ListAppointmentsRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12!\n\x0bresource_id\x18\x02 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02H\x01\x88\x01\x01\x12(\n\x04\x66rom\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11include_cancelled\x18\x05 \x01(\x08\x12\x1c\n\tpage_size\x18\x06 \x01(\x05\x42\t\x8a\xb5\x18\x05\x18\x00 \xe8\x07\x12\x1b\n\npage_token\x18\x07 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x10\x12!\n\x0cmin_revision\x18\x08 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x02\x88\x01\x01\x12#\n\x0e\x61s_of_revision\x18\t \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x03\x88\x01\x01\x12.\n\nas_of_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x12\n\x10_organization_idB\x0e\n\x0c_resource_idB\x0f\n\r_min_revisionB\x11\n\x0f_as_of_revision\"y\n\x18ListAppointmentsResponse\x12\x32\n\x0c\x61ppointments\x18\x01 \x03(\x0b\x32\x1c.appointments.v1.Appointment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xf1\x01\n\x18\x43\x61ncelAppointmentRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12\x14\n\x04\x65tag\x18\x03 \x01(\tB\x06\x8a\xb5\x18\x02\x10@\x12 \n\x0fidempotency_key\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12.\n\nupdated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x12\n\x10_organization_id\"y\n\x19\x43\x61ncelAppointmentResponse\x12\x31\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.Appointment\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.appointments.v1.Outcome\"\xe6\x01\n\x1dListAppointmentHistoryRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12\x1c\n\tpage_size\x18\x03 \x01(\x05\x42\t\x8a\xb5\x18\x05\x18\x00 \xe8\x07\x12\x1b\n\npage_token\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x10\x12!\n\x0cmin_revision\x18\x05 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x01\x88\x01\x01\x42\x12\n\x10_organization_idB\x0f\n\r_min_revision\"i\n\x1eListAppointmentHistoryResponse\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.appointments.v1.HistoryEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xe0\x01\n\x12ListChangesRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x1e\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00\x12\x1c\n\tpage_size\x18\x03 \x01(\x05\x42\t\x8a\xb5\x18\x05\x18\x00 \xe8\x07\x12\x1b\n\npage_token\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x10\x12!\n\x0cmin_revision\x18\x05 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x01\x88\x01\x01\x42\x12\n\x10_organization_idB\x0f\n\r_min_revision\"p\n\x13ListChangesResponse\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.appointments.v1.HistoryEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"w\n\x18WatchAppointmentsRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x1e\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00\x42\x12\n\x10_organization_id\"]\n\x19WatchAppointmentsResponse\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.appointments.v1.HistoryEntry\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x9b\x02\n\x1e\x42\x61tchUpsertAppointmentsRequest\x12S\n\x08requests\x18\x01 \x03(\x0b\x32\x34.appointments.v1.BatchUpsertAppointmentsRequest.ItemB\x0b\xe2\x41\x01\x02\x8a\xb5\x18\x03(\xe8\x07\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x1a\x8c\x01\n\x04Item\x12\x37\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.AppointmentB\x04\xe2\x41\x01\x02\x12\x14\n\x04\x65tag\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x10@\x12\x13\n\x0b\x63reate_only\x18\x03 \x01(\x08\x12 \n\x0fidempotency_key\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02\"\x88\x02\n\x1f\x42\x61tchUpsertAppointmentsResponse\x12H\n\x07results\x18\x01 \x03(\x0b\x32\x37.appointments.v1.BatchUpsertAppointmentsResponse.Result\x1a\x9a\x01\n\x06Result\x12\x31\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.Appointment\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.appointments.v1.OutcomeH\x00\x88\x01\x01\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusB\n\n\x08_outcome\"\x9d\x01\n\x18SubmitAppointmentRequest\x12;\n\x06upsert\x18\x01 \x01(\x0b\x32).appointments.v1.UpsertAppointmentRequestH\x00\x12;\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32).appointments.v1.CancelAppointmentRequestH\x00\x42\x07\n\x05write\"\xe8\x01\n\x11OperationMetadata\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61ppointment_id\x18\x02 \x01(\t\x12\x35\n\x0b\x61\x63\x63\x65pted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12/\n\x0b\x66inished_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x07outcome\x18\x05 \x01(\x0e\x32\x18.appointments.v1.OutcomeH\x00\x88\x01\x01\x42\n\n\x08_outcome2\x96\n\n\x12\x41ppointmentService\x12\x9f\x01\n\x11UpsertAppointment\x12).appointments.v1.UpsertAppointmentRequest\x1a*.appointments.v1.UpsertAppointmentResponse\"3\x82\xd3\xe4\x93\x02-\"\x11/api/appointments:\x0b\x61ppointmentb\x0b\x61ppointment\x12\x8e\x01\n\x0eGetAppointment\x12&.appointments.v1.GetAppointmentRequest\x1a\'.appointments.v1.GetAppointmentResponse\"+\x82\xd3\xe4\x93\x02%\x12\x16/api/appointments/{id}b\x0b\x61ppointment\x12\x82\x01\n\x10ListAppointments\x12(.appointments.v1.ListAppointmentsRequest\x1a).appointments.v1.ListAppointmentsResponse\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/api/appointments\x12\x97\x01\n\x11\x43\x61ncelAppointment\x12).appointments.v1.CancelAppointmentRequest\x1a*.appointments.v1.CancelAppointmentResponse\"+\x82\xd3\xe4\x93\x02%*\x16/api/appointments/{id}b\x0b\x61ppointment\x12\xa1\x01\n\x16ListAppointmentHistory\x12..appointments.v1.ListAppointmentHistoryRequest\x1a/.appointments.v1.ListAppointmentHistoryResponse\"&\x82\xd3\xe4\x93\x02 \x12\x1e/api/appointments/{id}/history\x12n\n\x0bListChanges\x12#.appointments.v1.ListChangesRequest\x1a$.appointments.v1.ListChangesResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\x0c/api/changes\x12l\n\x11WatchAppointments\x12).appointments.v1.WatchAppointmentsRequest\x1a*.appointments.v1.WatchAppointmentsResponse0\x01\x12\xa6\x01\n\x17\x42\x61tchUpsertAppointments\x12/.appointments.v1.BatchUpsertAppointmentsRequest\x1a\x30.appointments.v1.BatchUpsertAppointmentsResponse\"(\x82\xd3\xe4\x93\x02\"\"\x1d/api/appointments:batchUpsert:\x01*\x12\x82\x01\n\x11SubmitAppointment\x12).appointments.v1.SubmitAppointmentRequest\x1a\x1d.google.longrunning.Operation\"#\xca\x41 \n\x0b\x41ppointment\x12\x11OperationMetadatab\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)appointments/v1/appointment_service.proto\x12\x0f\x61ppointments.v1\x1a\x1c\x61ppointments/v1/access.proto\x1a!appointments/v1/appointment.proto\x1a\"appointments/v1/availability.proto\x1a\x1b\x61ppointments/v1/rules.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a#google/longrunning/operations.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xd2\x01\n\x18UpsertAppointmentRequest\x12\x37\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.AppointmentB\x04\xe2\x41\x01\x02\x12\x14\n\x04\x65tag\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x10@\x12\x13\n\x0b\x63reate_only\x18\x03 \x01(\x08\x12 \n\x0fidempotency_key\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x19\n\x07suggest\x18\x06 \x01(\x05\x42\x08\x8a\xb5\x18\x04\x18\x00 \x14\"y\n\x19UpsertAppointmentResponse\x12\x31\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.Appointment\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.appointments.v1.Outcome\"\x9d\x02\n\x18UpdateAppointmentRequest\x12\x37\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.AppointmentB\x04\xe2\x41\x01\x02\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\x12\x14\n\x04\x65tag\x18\x04 \x01(\tB\x06\x8a\xb5\x18\x02\x10@\x12 \n\x0fidempotency_key\x18\x05 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x31\n\x10\x61ttributes_patch\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\"y\n\x19UpdateAppointmentResponse\x12\x31\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.Appointment\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.appointments.v1.Outcome\"\xc2\x01\n\x19\x43onfirmAppointmentRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12\x14\n\x04\x65tag\x18\x03 \x01(\tB\x06\x8a\xb5\x18\x02\x10@\x12 \n\x0fidempotency_key\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x42\x12\n\x10_organization_id\"z\n\x1a\x43onfirmAppointmentResponse\x12\x31\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.Appointment\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.appointments.v1.Outcome\"\x8b\x02\n\x15GetAppointmentRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12#\n\x0e\x61s_of_revision\x18\x03 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x01\x88\x01\x01\x12.\n\nas_of_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x0cmin_revision\x18\x05 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x02\x88\x01\x01\x42\x12\n\x10_organization_idB\x11\n\x0f_as_of_revisionB\x0f\n\r_min_revision\"K\n\x16GetAppointmentResponse\x12\x31\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.Appointment\"\x96\x04\n\x17ListAppointmentsRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12!\n\x0bresource_id\x18\x02 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02H\x01\x88\x01\x01\x12(\n\x04\x66rom\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11include_cancelled\x18\x05 \x01(\x08\x12\x1c\n\tpage_size\x18\x06 \x01(\x05\x42\t\x8a\xb5\x18\x05\x18\x00 \xe8\x07\x12\x1b\n\npage_token\x18\x07 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x10\x12!\n\x0cmin_revision\x18\x08 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x02\x88\x01\x01\x12#\n\x0e\x61s_of_revision\x18\t \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x03\x88\x01\x01\x12.\n\nas_of_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x08order_by\x18\x0b \x01(\tB\x15\x8a\xb5\x18\x11\x32\x05start2\x08revision\x12\x1e\n\rif_none_match\x18\x0c \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x04\x42\x12\n\x10_organization_idB\x0e\n\x0c_resource_idB\x0f\n\r_min_revisionB\x11\n\x0f_as_of_revision\"\x9d\x01\n\x18ListAppointmentsResponse\x12\x32\n\x0c\x61ppointments\x18\x01 \x03(\x0b\x32\x1c.appointments.v1.Appointment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x14\n\x0cnot_modified\x18\x05 \x01(\x08\"\xf1\x01\n\x18\x43\x61ncelAppointmentRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12\x14\n\x04\x65tag\x18\x03 \x01(\tB\x06\x8a\xb5\x18\x02\x10@\x12 \n\x0fidempotency_key\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12.\n\nupdated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x12\n\x10_organization_id\"y\n\x19\x43\x61ncelAppointmentResponse\x12\x31\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.Appointment\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.appointments.v1.Outcome\"\xc1\x01\n\x18RedactAppointmentRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12\x14\n\x04\x65tag\x18\x03 \x01(\tB\x06\x8a\xb5\x18\x02\x10@\x12 \n\x0fidempotency_key\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x42\x12\n\x10_organization_id\"y\n\x19RedactAppointmentResponse\x12\x31\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.Appointment\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.appointments.v1.Outcome\"\xe6\x01\n\x1dListAppointmentHistoryRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12\x1c\n\tpage_size\x18\x03 \x01(\x05\x42\t\x8a\xb5\x18\x05\x18\x00 \xe8\x07\x12\x1b\n\npage_token\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x10\x12!\n\x0cmin_revision\x18\x05 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x01\x88\x01\x01\x42\x12\n\x10_organization_idB\x0f\n\r_min_revision\"i\n\x1eListAppointmentHistoryResponse\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.appointments.v1.HistoryEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd2\x02\n\x12ListChangesRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x1e\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00\x12\x1c\n\tpage_size\x18\x03 \x01(\x05\x42\t\x8a\xb5\x18\x05\x18\x00 \xe8\x07\x12\x1b\n\npage_token\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x10\x12!\n\x0cmin_revision\x18\x05 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x01\x88\x01\x01\x12!\n\x0bresource_id\x18\x06 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02H\x02\x88\x01\x01\x12=\n\x07\x63hanges\x18\x07 \x03(\x0e\x32$.appointments.v1.HistoryEntry.ChangeB\x06\x8a\xb5\x18\x02(\x06\x42\x12\n\x10_organization_idB\x0f\n\r_min_revisionB\x0e\n\x0c_resource_id\"p\n\x13ListChangesResponse\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.appointments.v1.HistoryEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xe9\x01\n\x18WatchAppointmentsRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x1e\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00\x12!\n\x0bresource_id\x18\x03 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02H\x01\x88\x01\x01\x12=\n\x07\x63hanges\x18\x04 \x03(\x0e\x32$.appointments.v1.HistoryEntry.ChangeB\x06\x8a\xb5\x18\x02(\x06\x42\x12\n\x10_organization_idB\x0e\n\x0c_resource_id\"]\n\x19WatchAppointmentsResponse\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.appointments.v1.HistoryEntry\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xab\x02\n\x1e\x42\x61tchUpsertAppointmentsRequest\x12S\n\x08requests\x18\x01 \x03(\x0b\x32\x34.appointments.v1.BatchUpsertAppointmentsRequest.ItemB\x0b\xe2\x41\x01\x02\x8a\xb5\x18\x03(\xe8\x07\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x0e\n\x06\x61tomic\x18\x03 \x01(\x08\x1a\x8c\x01\n\x04Item\x12\x37\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.AppointmentB\x04\xe2\x41\x01\x02\x12\x14\n\x04\x65tag\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x10@\x12\x13\n\x0b\x63reate_only\x18\x03 \x01(\x08\x12 \n\x0fidempotency_key\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02\"\x88\x02\n\x1f\x42\x61tchUpsertAppointmentsResponse\x12H\n\x07results\x18\x01 \x03(\x0b\x32\x37.appointments.v1.BatchUpsertAppointmentsResponse.Result\x1a\x9a\x01\n\x06Result\x12\x31\n\x0b\x61ppointment\x18\x01 \x01(\x0b\x32\x1c.appointments.v1.Appointment\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.appointments.v1.OutcomeH\x00\x88\x01\x01\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusB\n\n\x08_outcome\"\xd6\x02\n\x18SubmitAppointmentRequest\x12;\n\x06upsert\x18\x01 \x01(\x0b\x32).appointments.v1.UpsertAppointmentRequestH\x00\x12;\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32).appointments.v1.CancelAppointmentRequestH\x00\x12;\n\x06update\x18\x03 \x01(\x0b\x32).appointments.v1.UpdateAppointmentRequestH\x00\x12=\n\x07\x63onfirm\x18\x04 \x01(\x0b\x32*.appointments.v1.ConfirmAppointmentRequestH\x00\x12;\n\x06redact\x18\x05 \x01(\x0b\x32).appointments.v1.RedactAppointmentRequestH\x00\x42\x07\n\x05write\"\xe8\x01\n\x11OperationMetadata\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61ppointment_id\x18\x02 \x01(\t\x12\x35\n\x0b\x61\x63\x63\x65pted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12/\n\x0b\x66inished_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x07outcome\x18\x05 \x01(\x0e\x32\x18.appointments.v1.OutcomeH\x00\x88\x01\x01\x42\n\n\x08_outcome2\xe8\x12\n\x12\x41ppointmentService\x12\x95\x02\n\x11UpsertAppointment\x12).appointments.v1.UpsertAppointmentRequest\x1a*.appointments.v1.UpsertAppointmentResponse\"\xa8\x01\x92\xb5\x18\x31\n\x12\x61ppointments.write\x12\x1b\x61ppointment.organization_id\x82\xd3\xe4\x93\x02m\"\x11/api/appointments:\x0b\x61ppointmentZ>\x1a\"/api/appointments/{appointment.id}:\x0b\x61ppointmentb\x0b\x61ppointmentb\x0b\x61ppointment\x12\xa5\x01\n\x0eGetAppointment\x12&.appointments.v1.GetAppointmentRequest\x1a\'.appointments.v1.GetAppointmentResponse\"B\x92\xb5\x18\x13\n\x11\x61ppointments.read\x82\xd3\xe4\x93\x02%\x12\x16/api/appointments/{id}b\x0b\x61ppointment\x12\x99\x01\n\x10ListAppointments\x12(.appointments.v1.ListAppointmentsRequest\x1a).appointments.v1.ListAppointmentsResponse\"0\x92\xb5\x18\x13\n\x11\x61ppointments.read\x82\xd3\xe4\x93\x02\x13\x12\x11/api/appointments\x12\xe5\x01\n\x11UpdateAppointment\x12).appointments.v1.UpdateAppointmentRequest\x1a*.appointments.v1.UpdateAppointmentResponse\"y\x92\xb5\x18\x31\n\x12\x61ppointments.write\x12\x1b\x61ppointment.organization_id\x82\xd3\xe4\x93\x02>2\"/api/appointments/{appointment.id}:\x0b\x61ppointmentb\x0b\x61ppointment\x12\xba\x01\n\x12\x43onfirmAppointment\x12*.appointments.v1.ConfirmAppointmentRequest\x1a+.appointments.v1.ConfirmAppointmentResponse\"K\x92\xb5\x18\x14\n\x12\x61ppointments.write\x82\xd3\xe4\x93\x02-\"\x1e/api/appointments/{id}:confirmb\x0b\x61ppointment\x12\xaf\x01\n\x11\x43\x61ncelAppointment\x12).appointments.v1.CancelAppointmentRequest\x1a*.appointments.v1.CancelAppointmentResponse\"C\x92\xb5\x18\x14\n\x12\x61ppointments.write\x82\xd3\xe4\x93\x02%*\x16/api/appointments/{id}b\x0b\x61ppointment\x12\xa9\x01\n\x11RedactAppointment\x12).appointments.v1.RedactAppointmentRequest\x1a*.appointments.v1.RedactAppointmentResponse\"=\x92\xb5\x18\x07\n\x05\x61\x64min\x82\xd3\xe4\x93\x02,\"\x1d/api/appointments/{id}:redactb\x0b\x61ppointment\x12\xb8\x01\n\x16ListAppointmentHistory\x12..appointments.v1.ListAppointmentHistoryRequest\x1a/.appointments.v1.ListAppointmentHistoryResponse\"=\x92\xb5\x18\x13\n\x11\x61ppointments.read\x82\xd3\xe4\x93\x02 \x12\x1e/api/appointments/{id}/history\x12\x85\x01\n\x0bListChanges\x12#.appointments.v1.ListChangesRequest\x1a$.appointments.v1.ListChangesResponse\"+\x92\xb5\x18\x13\n\x11\x61ppointments.read\x82\xd3\xe4\x93\x02\x0e\x12\x0c/api/changes\x12\x85\x01\n\x11WatchAppointments\x12).appointments.v1.WatchAppointmentsRequest\x1a*.appointments.v1.WatchAppointmentsResponse\"\x17\x92\xb5\x18\x13\n\x11\x61ppointments.read0\x01\x12\xe4\x01\n\x17\x42\x61tchUpsertAppointments\x12/.appointments.v1.BatchUpsertAppointmentsRequest\x1a\x30.appointments.v1.BatchUpsertAppointmentsResponse\"f\x92\xb5\x18:\n\x12\x61ppointments.write\x12$requests.appointment.organization_id\x82\xd3\xe4\x93\x02\"\"\x1d/api/appointments:batchUpsert:\x01*\x12\x9c\x01\n\x11QueryAvailability\x12).appointments.v1.QueryAvailabilityRequest\x1a*.appointments.v1.QueryAvailabilityResponse\"0\x92\xb5\x18\x13\n\x11\x61ppointments.read\x82\xd3\xe4\x93\x02\x13\x12\x11/api/availability\x12\xa1\x01\n\x11SubmitAppointment\x12).appointments.v1.SubmitAppointmentRequest\x1a\x1d.google.longrunning.Operation\"B\xca\x41 \n\x0b\x41ppointment\x12\x11OperationMetadata\x92\xb5\x18\x1b\n\x12\x61ppointments.write\x1a\x05writeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +48,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPSERTAPPOINTMENTREQUEST'].fields_by_name['etag']._serialized_options = b'\212\265\030\002\020@'
   _globals['_UPSERTAPPOINTMENTREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
   _globals['_UPSERTAPPOINTMENTREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\212\265\030\003\020\200\002'
+  _globals['_UPSERTAPPOINTMENTREQUEST'].fields_by_name['suggest']._loaded_options = None
+  _globals['_UPSERTAPPOINTMENTREQUEST'].fields_by_name['suggest']._serialized_options = b'\212\265\030\004\030\000 \024'
+  _globals['_UPDATEAPPOINTMENTREQUEST'].fields_by_name['appointment']._loaded_options = None
+  _globals['_UPDATEAPPOINTMENTREQUEST'].fields_by_name['appointment']._serialized_options = b'\342A\001\002'
+  _globals['_UPDATEAPPOINTMENTREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_UPDATEAPPOINTMENTREQUEST'].fields_by_name['etag']._serialized_options = b'\212\265\030\002\020@'
+  _globals['_UPDATEAPPOINTMENTREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
+  _globals['_UPDATEAPPOINTMENTREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\212\265\030\003\020\200\002'
+  _globals['_CONFIRMAPPOINTMENTREQUEST'].fields_by_name['organization_id']._loaded_options = None
+  _globals['_CONFIRMAPPOINTMENTREQUEST'].fields_by_name['organization_id']._serialized_options = b'\212\265\030\005\010\001\020\200\001'
+  _globals['_CONFIRMAPPOINTMENTREQUEST'].fields_by_name['id']._loaded_options = None
+  _globals['_CONFIRMAPPOINTMENTREQUEST'].fields_by_name['id']._serialized_options = b'\342A\001\002\212\265\030\005\010\001\020\200\002'
+  _globals['_CONFIRMAPPOINTMENTREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_CONFIRMAPPOINTMENTREQUEST'].fields_by_name['etag']._serialized_options = b'\212\265\030\002\020@'
+  _globals['_CONFIRMAPPOINTMENTREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
+  _globals['_CONFIRMAPPOINTMENTREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\212\265\030\003\020\200\002'
   _globals['_GETAPPOINTMENTREQUEST'].fields_by_name['organization_id']._loaded_options = None
   _globals['_GETAPPOINTMENTREQUEST'].fields_by_name['organization_id']._serialized_options = b'\212\265\030\005\010\001\020\200\001'
   _globals['_GETAPPOINTMENTREQUEST'].fields_by_name['id']._loaded_options = None
@@ -64,6 +84,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTAPPOINTMENTSREQUEST'].fields_by_name['min_revision']._serialized_options = b'\212\265\030\002\030\000'
   _globals['_LISTAPPOINTMENTSREQUEST'].fields_by_name['as_of_revision']._loaded_options = None
   _globals['_LISTAPPOINTMENTSREQUEST'].fields_by_name['as_of_revision']._serialized_options = b'\212\265\030\002\030\000'
+  _globals['_LISTAPPOINTMENTSREQUEST'].fields_by_name['order_by']._loaded_options = None
+  _globals['_LISTAPPOINTMENTSREQUEST'].fields_by_name['order_by']._serialized_options = b'\212\265\030\0212\005start2\010revision'
+  _globals['_LISTAPPOINTMENTSREQUEST'].fields_by_name['if_none_match']._loaded_options = None
+  _globals['_LISTAPPOINTMENTSREQUEST'].fields_by_name['if_none_match']._serialized_options = b'\212\265\030\003\020\200\004'
   _globals['_CANCELAPPOINTMENTREQUEST'].fields_by_name['organization_id']._loaded_options = None
   _globals['_CANCELAPPOINTMENTREQUEST'].fields_by_name['organization_id']._serialized_options = b'\212\265\030\005\010\001\020\200\001'
   _globals['_CANCELAPPOINTMENTREQUEST'].fields_by_name['id']._loaded_options = None
@@ -72,6 +96,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELAPPOINTMENTREQUEST'].fields_by_name['etag']._serialized_options = b'\212\265\030\002\020@'
   _globals['_CANCELAPPOINTMENTREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
   _globals['_CANCELAPPOINTMENTREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\212\265\030\003\020\200\002'
+  _globals['_REDACTAPPOINTMENTREQUEST'].fields_by_name['organization_id']._loaded_options = None
+  _globals['_REDACTAPPOINTMENTREQUEST'].fields_by_name['organization_id']._serialized_options = b'\212\265\030\005\010\001\020\200\001'
+  _globals['_REDACTAPPOINTMENTREQUEST'].fields_by_name['id']._loaded_options = None
+  _globals['_REDACTAPPOINTMENTREQUEST'].fields_by_name['id']._serialized_options = b'\342A\001\002\212\265\030\005\010\001\020\200\002'
+  _globals['_REDACTAPPOINTMENTREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_REDACTAPPOINTMENTREQUEST'].fields_by_name['etag']._serialized_options = b'\212\265\030\002\020@'
+  _globals['_REDACTAPPOINTMENTREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
+  _globals['_REDACTAPPOINTMENTREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\212\265\030\003\020\200\002'
   _globals['_LISTAPPOINTMENTHISTORYREQUEST'].fields_by_name['organization_id']._loaded_options = None
   _globals['_LISTAPPOINTMENTHISTORYREQUEST'].fields_by_name['organization_id']._serialized_options = b'\212\265\030\005\010\001\020\200\001'
   _globals['_LISTAPPOINTMENTHISTORYREQUEST'].fields_by_name['id']._loaded_options = None
@@ -92,10 +124,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTCHANGESREQUEST'].fields_by_name['page_token']._serialized_options = b'\212\265\030\003\020\200\020'
   _globals['_LISTCHANGESREQUEST'].fields_by_name['min_revision']._loaded_options = None
   _globals['_LISTCHANGESREQUEST'].fields_by_name['min_revision']._serialized_options = b'\212\265\030\002\030\000'
+  _globals['_LISTCHANGESREQUEST'].fields_by_name['resource_id']._loaded_options = None
+  _globals['_LISTCHANGESREQUEST'].fields_by_name['resource_id']._serialized_options = b'\212\265\030\003\020\200\002'
+  _globals['_LISTCHANGESREQUEST'].fields_by_name['changes']._loaded_options = None
+  _globals['_LISTCHANGESREQUEST'].fields_by_name['changes']._serialized_options = b'\212\265\030\002(\006'
   _globals['_WATCHAPPOINTMENTSREQUEST'].fields_by_name['organization_id']._loaded_options = None
   _globals['_WATCHAPPOINTMENTSREQUEST'].fields_by_name['organization_id']._serialized_options = b'\212\265\030\005\010\001\020\200\001'
   _globals['_WATCHAPPOINTMENTSREQUEST'].fields_by_name['after_revision']._loaded_options = None
   _globals['_WATCHAPPOINTMENTSREQUEST'].fields_by_name['after_revision']._serialized_options = b'\212\265\030\002\030\000'
+  _globals['_WATCHAPPOINTMENTSREQUEST'].fields_by_name['resource_id']._loaded_options = None
+  _globals['_WATCHAPPOINTMENTSREQUEST'].fields_by_name['resource_id']._serialized_options = b'\212\265\030\003\020\200\002'
+  _globals['_WATCHAPPOINTMENTSREQUEST'].fields_by_name['changes']._loaded_options = None
+  _globals['_WATCHAPPOINTMENTSREQUEST'].fields_by_name['changes']._serialized_options = b'\212\265\030\002(\006'
   _globals['_BATCHUPSERTAPPOINTMENTSREQUEST_ITEM'].fields_by_name['appointment']._loaded_options = None
   _globals['_BATCHUPSERTAPPOINTMENTSREQUEST_ITEM'].fields_by_name['appointment']._serialized_options = b'\342A\001\002'
   _globals['_BATCHUPSERTAPPOINTMENTSREQUEST_ITEM'].fields_by_name['etag']._loaded_options = None
@@ -107,61 +147,83 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPERATIONMETADATA'].fields_by_name['accepted_at']._loaded_options = None
   _globals['_OPERATIONMETADATA'].fields_by_name['accepted_at']._serialized_options = b'\342A\001\007'
   _globals['_APPOINTMENTSERVICE'].methods_by_name['UpsertAppointment']._loaded_options = None
-  _globals['_APPOINTMENTSERVICE'].methods_by_name['UpsertAppointment']._serialized_options = b'\202\323\344\223\002-\"\021/api/appointments:\013appointmentb\013appointment'
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['UpsertAppointment']._serialized_options = b'\222\265\0301\n\022appointments.write\022\033appointment.organization_id\202\323\344\223\002m\"\021/api/appointments:\013appointmentZ>\032\"/api/appointments/{appointment.id}:\013appointmentb\013appointmentb\013appointment'
   _globals['_APPOINTMENTSERVICE'].methods_by_name['GetAppointment']._loaded_options = None
-  _globals['_APPOINTMENTSERVICE'].methods_by_name['GetAppointment']._serialized_options = b'\202\323\344\223\002%\022\026/api/appointments/{id}b\013appointment'
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['GetAppointment']._serialized_options = b'\222\265\030\023\n\021appointments.read\202\323\344\223\002%\022\026/api/appointments/{id}b\013appointment'
   _globals['_APPOINTMENTSERVICE'].methods_by_name['ListAppointments']._loaded_options = None
-  _globals['_APPOINTMENTSERVICE'].methods_by_name['ListAppointments']._serialized_options = b'\202\323\344\223\002\023\022\021/api/appointments'
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['ListAppointments']._serialized_options = b'\222\265\030\023\n\021appointments.read\202\323\344\223\002\023\022\021/api/appointments'
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['UpdateAppointment']._loaded_options = None
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['UpdateAppointment']._serialized_options = b'\222\265\0301\n\022appointments.write\022\033appointment.organization_id\202\323\344\223\002>2\"/api/appointments/{appointment.id}:\013appointmentb\013appointment'
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['ConfirmAppointment']._loaded_options = None
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['ConfirmAppointment']._serialized_options = b'\222\265\030\024\n\022appointments.write\202\323\344\223\002-\"\036/api/appointments/{id}:confirmb\013appointment'
   _globals['_APPOINTMENTSERVICE'].methods_by_name['CancelAppointment']._loaded_options = None
-  _globals['_APPOINTMENTSERVICE'].methods_by_name['CancelAppointment']._serialized_options = b'\202\323\344\223\002%*\026/api/appointments/{id}b\013appointment'
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['CancelAppointment']._serialized_options = b'\222\265\030\024\n\022appointments.write\202\323\344\223\002%*\026/api/appointments/{id}b\013appointment'
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['RedactAppointment']._loaded_options = None
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['RedactAppointment']._serialized_options = b'\222\265\030\007\n\005admin\202\323\344\223\002,\"\035/api/appointments/{id}:redactb\013appointment'
   _globals['_APPOINTMENTSERVICE'].methods_by_name['ListAppointmentHistory']._loaded_options = None
-  _globals['_APPOINTMENTSERVICE'].methods_by_name['ListAppointmentHistory']._serialized_options = b'\202\323\344\223\002 \022\036/api/appointments/{id}/history'
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['ListAppointmentHistory']._serialized_options = b'\222\265\030\023\n\021appointments.read\202\323\344\223\002 \022\036/api/appointments/{id}/history'
   _globals['_APPOINTMENTSERVICE'].methods_by_name['ListChanges']._loaded_options = None
-  _globals['_APPOINTMENTSERVICE'].methods_by_name['ListChanges']._serialized_options = b'\202\323\344\223\002\016\022\014/api/changes'
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['ListChanges']._serialized_options = b'\222\265\030\023\n\021appointments.read\202\323\344\223\002\016\022\014/api/changes'
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['WatchAppointments']._loaded_options = None
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['WatchAppointments']._serialized_options = b'\222\265\030\023\n\021appointments.read'
   _globals['_APPOINTMENTSERVICE'].methods_by_name['BatchUpsertAppointments']._loaded_options = None
-  _globals['_APPOINTMENTSERVICE'].methods_by_name['BatchUpsertAppointments']._serialized_options = b'\202\323\344\223\002\"\"\035/api/appointments:batchUpsert:\001*'
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['BatchUpsertAppointments']._serialized_options = b'\222\265\030:\n\022appointments.write\022$requests.appointment.organization_id\202\323\344\223\002\"\"\035/api/appointments:batchUpsert:\001*'
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['QueryAvailability']._loaded_options = None
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['QueryAvailability']._serialized_options = b'\222\265\030\023\n\021appointments.read\202\323\344\223\002\023\022\021/api/availability'
   _globals['_APPOINTMENTSERVICE'].methods_by_name['SubmitAppointment']._loaded_options = None
-  _globals['_APPOINTMENTSERVICE'].methods_by_name['SubmitAppointment']._serialized_options = b'\312A \n\013Appointment\022\021OperationMetadata'
-  _globals['_UPSERTAPPOINTMENTREQUEST']._serialized_start=285
-  _globals['_UPSERTAPPOINTMENTREQUEST']._serialized_end=468
-  _globals['_UPSERTAPPOINTMENTRESPONSE']._serialized_start=470
-  _globals['_UPSERTAPPOINTMENTRESPONSE']._serialized_end=591
-  _globals['_GETAPPOINTMENTREQUEST']._serialized_start=594
-  _globals['_GETAPPOINTMENTREQUEST']._serialized_end=861
-  _globals['_GETAPPOINTMENTRESPONSE']._serialized_start=863
-  _globals['_GETAPPOINTMENTRESPONSE']._serialized_end=938
-  _globals['_LISTAPPOINTMENTSREQUEST']._serialized_start=941
-  _globals['_LISTAPPOINTMENTSREQUEST']._serialized_end=1402
-  _globals['_LISTAPPOINTMENTSRESPONSE']._serialized_start=1404
-  _globals['_LISTAPPOINTMENTSRESPONSE']._serialized_end=1525
-  _globals['_CANCELAPPOINTMENTREQUEST']._serialized_start=1528
-  _globals['_CANCELAPPOINTMENTREQUEST']._serialized_end=1769
-  _globals['_CANCELAPPOINTMENTRESPONSE']._serialized_start=1771
-  _globals['_CANCELAPPOINTMENTRESPONSE']._serialized_end=1892
-  _globals['_LISTAPPOINTMENTHISTORYREQUEST']._serialized_start=1895
-  _globals['_LISTAPPOINTMENTHISTORYREQUEST']._serialized_end=2125
-  _globals['_LISTAPPOINTMENTHISTORYRESPONSE']._serialized_start=2127
-  _globals['_LISTAPPOINTMENTHISTORYRESPONSE']._serialized_end=2232
-  _globals['_LISTCHANGESREQUEST']._serialized_start=2235
-  _globals['_LISTCHANGESREQUEST']._serialized_end=2459
-  _globals['_LISTCHANGESRESPONSE']._serialized_start=2461
-  _globals['_LISTCHANGESRESPONSE']._serialized_end=2573
-  _globals['_WATCHAPPOINTMENTSREQUEST']._serialized_start=2575
-  _globals['_WATCHAPPOINTMENTSREQUEST']._serialized_end=2694
-  _globals['_WATCHAPPOINTMENTSRESPONSE']._serialized_start=2696
-  _globals['_WATCHAPPOINTMENTSRESPONSE']._serialized_end=2789
-  _globals['_BATCHUPSERTAPPOINTMENTSREQUEST']._serialized_start=2792
-  _globals['_BATCHUPSERTAPPOINTMENTSREQUEST']._serialized_end=3075
-  _globals['_BATCHUPSERTAPPOINTMENTSREQUEST_ITEM']._serialized_start=2935
-  _globals['_BATCHUPSERTAPPOINTMENTSREQUEST_ITEM']._serialized_end=3075
-  _globals['_BATCHUPSERTAPPOINTMENTSRESPONSE']._serialized_start=3078
-  _globals['_BATCHUPSERTAPPOINTMENTSRESPONSE']._serialized_end=3342
-  _globals['_BATCHUPSERTAPPOINTMENTSRESPONSE_RESULT']._serialized_start=3188
-  _globals['_BATCHUPSERTAPPOINTMENTSRESPONSE_RESULT']._serialized_end=3342
-  _globals['_SUBMITAPPOINTMENTREQUEST']._serialized_start=3345
-  _globals['_SUBMITAPPOINTMENTREQUEST']._serialized_end=3502
-  _globals['_OPERATIONMETADATA']._serialized_start=3505
-  _globals['_OPERATIONMETADATA']._serialized_end=3737
-  _globals['_APPOINTMENTSERVICE']._serialized_start=3740
-  _globals['_APPOINTMENTSERVICE']._serialized_end=5042
+  _globals['_APPOINTMENTSERVICE'].methods_by_name['SubmitAppointment']._serialized_options = b'\312A \n\013Appointment\022\021OperationMetadata\222\265\030\033\n\022appointments.write\032\005write'
+  _globals['_UPSERTAPPOINTMENTREQUEST']._serialized_start=415
+  _globals['_UPSERTAPPOINTMENTREQUEST']._serialized_end=625
+  _globals['_UPSERTAPPOINTMENTRESPONSE']._serialized_start=627
+  _globals['_UPSERTAPPOINTMENTRESPONSE']._serialized_end=748
+  _globals['_UPDATEAPPOINTMENTREQUEST']._serialized_start=751
+  _globals['_UPDATEAPPOINTMENTREQUEST']._serialized_end=1036
+  _globals['_UPDATEAPPOINTMENTRESPONSE']._serialized_start=1038
+  _globals['_UPDATEAPPOINTMENTRESPONSE']._serialized_end=1159
+  _globals['_CONFIRMAPPOINTMENTREQUEST']._serialized_start=1162
+  _globals['_CONFIRMAPPOINTMENTREQUEST']._serialized_end=1356
+  _globals['_CONFIRMAPPOINTMENTRESPONSE']._serialized_start=1358
+  _globals['_CONFIRMAPPOINTMENTRESPONSE']._serialized_end=1480
+  _globals['_GETAPPOINTMENTREQUEST']._serialized_start=1483
+  _globals['_GETAPPOINTMENTREQUEST']._serialized_end=1750
+  _globals['_GETAPPOINTMENTRESPONSE']._serialized_start=1752
+  _globals['_GETAPPOINTMENTRESPONSE']._serialized_end=1827
+  _globals['_LISTAPPOINTMENTSREQUEST']._serialized_start=1830
+  _globals['_LISTAPPOINTMENTSREQUEST']._serialized_end=2364
+  _globals['_LISTAPPOINTMENTSRESPONSE']._serialized_start=2367
+  _globals['_LISTAPPOINTMENTSRESPONSE']._serialized_end=2524
+  _globals['_CANCELAPPOINTMENTREQUEST']._serialized_start=2527
+  _globals['_CANCELAPPOINTMENTREQUEST']._serialized_end=2768
+  _globals['_CANCELAPPOINTMENTRESPONSE']._serialized_start=2770
+  _globals['_CANCELAPPOINTMENTRESPONSE']._serialized_end=2891
+  _globals['_REDACTAPPOINTMENTREQUEST']._serialized_start=2894
+  _globals['_REDACTAPPOINTMENTREQUEST']._serialized_end=3087
+  _globals['_REDACTAPPOINTMENTRESPONSE']._serialized_start=3089
+  _globals['_REDACTAPPOINTMENTRESPONSE']._serialized_end=3210
+  _globals['_LISTAPPOINTMENTHISTORYREQUEST']._serialized_start=3213
+  _globals['_LISTAPPOINTMENTHISTORYREQUEST']._serialized_end=3443
+  _globals['_LISTAPPOINTMENTHISTORYRESPONSE']._serialized_start=3445
+  _globals['_LISTAPPOINTMENTHISTORYRESPONSE']._serialized_end=3550
+  _globals['_LISTCHANGESREQUEST']._serialized_start=3553
+  _globals['_LISTCHANGESREQUEST']._serialized_end=3891
+  _globals['_LISTCHANGESRESPONSE']._serialized_start=3893
+  _globals['_LISTCHANGESRESPONSE']._serialized_end=4005
+  _globals['_WATCHAPPOINTMENTSREQUEST']._serialized_start=4008
+  _globals['_WATCHAPPOINTMENTSREQUEST']._serialized_end=4241
+  _globals['_WATCHAPPOINTMENTSRESPONSE']._serialized_start=4243
+  _globals['_WATCHAPPOINTMENTSRESPONSE']._serialized_end=4336
+  _globals['_BATCHUPSERTAPPOINTMENTSREQUEST']._serialized_start=4339
+  _globals['_BATCHUPSERTAPPOINTMENTSREQUEST']._serialized_end=4638
+  _globals['_BATCHUPSERTAPPOINTMENTSREQUEST_ITEM']._serialized_start=4498
+  _globals['_BATCHUPSERTAPPOINTMENTSREQUEST_ITEM']._serialized_end=4638
+  _globals['_BATCHUPSERTAPPOINTMENTSRESPONSE']._serialized_start=4641
+  _globals['_BATCHUPSERTAPPOINTMENTSRESPONSE']._serialized_end=4905
+  _globals['_BATCHUPSERTAPPOINTMENTSRESPONSE_RESULT']._serialized_start=4751
+  _globals['_BATCHUPSERTAPPOINTMENTSRESPONSE_RESULT']._serialized_end=4905
+  _globals['_SUBMITAPPOINTMENTREQUEST']._serialized_start=4908
+  _globals['_SUBMITAPPOINTMENTREQUEST']._serialized_end=5250
+  _globals['_OPERATIONMETADATA']._serialized_start=5253
+  _globals['_OPERATIONMETADATA']._serialized_end=5485
+  _globals['_APPOINTMENTSERVICE']._serialized_start=5488
+  _globals['_APPOINTMENTSERVICE']._serialized_end=7896
 # @@protoc_insertion_point(module_scope)

@@ -6,7 +6,9 @@ isort:skip_file
 from appointments.v1 import appointment_pb2 as _appointment_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
@@ -30,6 +32,7 @@ class UpsertAppointmentRequest(_message.Message):
     CREATE_ONLY_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    SUGGEST_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
     """Write only if the stored appointment still has this etag; `*` matches any stored
     appointment. Through REST: `If-Match`.
@@ -48,6 +51,10 @@ class UpsertAppointmentRequest(_message.Message):
     """Return what the write would do, and write nothing. The appointment in the response
     then has no revision and no etag.
     """
+    suggest: _builtins.int
+    """How many free ranges of the same length an error `TIME_RANGE_CONFLICT` names as
+    `alternatives`.
+    """
     @_builtins.property
     def appointment(self) -> _appointment_pb2.Appointment: ...
     def __init__(
@@ -58,10 +65,11 @@ class UpsertAppointmentRequest(_message.Message):
         create_only: _builtins.bool = ...,
         idempotency_key: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        suggest: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["appointment", b"appointment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["appointment", b"appointment", "create_only", b"create_only", "etag", b"etag", "idempotency_key", b"idempotency_key", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appointment", b"appointment", "create_only", b"create_only", "etag", b"etag", "idempotency_key", b"idempotency_key", "suggest", b"suggest", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -91,6 +99,159 @@ class UpsertAppointmentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpsertAppointmentResponse: _TypeAlias = UpsertAppointmentResponse  # noqa: Y015
+
+@_typing.final
+class UpdateAppointmentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPOINTMENT_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_PATCH_FIELD_NUMBER: _builtins.int
+    allow_missing: _builtins.bool
+    """Create the appointment, with all fields of the message, if the id was never used."""
+    etag: _builtins.str
+    """Write only if the stored appointment still has this etag; `*` matches any stored
+    appointment. Through REST: `If-Match`.
+    """
+    idempotency_key: _builtins.str
+    """As in `UpsertAppointmentRequest`. Through REST: `Idempotency-Key`."""
+    validate_only: _builtins.bool
+    """Return what the write would do, and write nothing. The appointment in the response
+    then has no revision and no etag.
+    """
+    @_builtins.property
+    def appointment(self) -> _appointment_pb2.Appointment:
+        """The organization, the id and the new values."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """The fields to change; one that the message does not have is cleared, if it may be. Absent:
+        all fields that the message has. `*`: all fields, as an upsert. `organization_id`, `id` and
+        output-only fields cannot be named. An update that does not change `updated_at` keeps the
+        caller's, and renews the service's own.
+        """
+
+    @_builtins.property
+    def attributes_patch(self) -> _struct_pb2.Struct:
+        """Merge this into the stored attributes (RFC 7396): a member replaces the stored one, objects
+        are merged, `null` removes. Two updates of different members never undo each other. Not
+        together with `attributes` in the mask.
+        """
+
+    def __init__(
+        self,
+        *,
+        appointment: _appointment_pb2.Appointment | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        allow_missing: _builtins.bool = ...,
+        etag: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        attributes_patch: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["appointment", b"appointment", "attributes_patch", b"attributes_patch", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "appointment", b"appointment", "attributes_patch", b"attributes_patch", "etag", b"etag", "idempotency_key", b"idempotency_key", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAppointmentRequest: _TypeAlias = UpdateAppointmentRequest  # noqa: Y015
+
+@_typing.final
+class UpdateAppointmentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPOINTMENT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    outcome: _appointment_pb2.Outcome.ValueType
+    @_builtins.property
+    def appointment(self) -> _appointment_pb2.Appointment:
+        """The stored appointment after the write."""
+
+    def __init__(
+        self,
+        *,
+        appointment: _appointment_pb2.Appointment | None = ...,
+        outcome: _appointment_pb2.Outcome.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["appointment", b"appointment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appointment", b"appointment", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAppointmentResponse: _TypeAlias = UpdateAppointmentResponse  # noqa: Y015
+
+@_typing.final
+class ConfirmAppointmentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """Absent: `default`."""
+    id: _builtins.str
+    """The id of the appointment."""
+    etag: _builtins.str
+    """Confirm only if the stored appointment still has this etag; `*` matches any stored
+    appointment. Through REST: `If-Match`.
+    """
+    idempotency_key: _builtins.str
+    """As in `UpsertAppointmentRequest`. Through REST: `Idempotency-Key`."""
+    validate_only: _builtins.bool
+    """Return what the write would do, and write nothing. The appointment in the response
+    then has no revision and no etag.
+    """
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str | None = ...,
+        id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "organization_id", b"organization_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "etag", b"etag", "id", b"id", "idempotency_key", b"idempotency_key", "organization_id", b"organization_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__organization_id: _TypeAlias = _typing.Literal["organization_id"]  # noqa: Y015
+    _WhichOneofArgType__organization_id: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__organization_id) -> _WhichOneofReturnType__organization_id | None: ...
+
+Global___ConfirmAppointmentRequest: _TypeAlias = ConfirmAppointmentRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmAppointmentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPOINTMENT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    outcome: _appointment_pb2.Outcome.ValueType
+    @_builtins.property
+    def appointment(self) -> _appointment_pb2.Appointment:
+        """The stored appointment after the write."""
+
+    def __init__(
+        self,
+        *,
+        appointment: _appointment_pb2.Appointment | None = ...,
+        outcome: _appointment_pb2.Outcome.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["appointment", b"appointment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appointment", b"appointment", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmAppointmentResponse: _TypeAlias = ConfirmAppointmentResponse  # noqa: Y015
 
 @_typing.final
 class GetAppointmentRequest(_message.Message):
@@ -179,12 +340,14 @@ class ListAppointmentsRequest(_message.Message):
     MIN_REVISION_FIELD_NUMBER: _builtins.int
     AS_OF_REVISION_FIELD_NUMBER: _builtins.int
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    IF_NONE_MATCH_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """Absent: `default`."""
     resource_id: _builtins.str
-    """Only this resource. Absent: all resources."""
+    """Only appointments that occupy this resource, alone or with others. Absent: all resources."""
     include_cancelled: _builtins.bool
-    """Include cancelled appointments."""
+    """Include appointments that occupy nothing: cancelled ones and holds that have expired."""
     page_size: _builtins.int
     """Maximum number of appointments in the response; 0 or absent: 100. A page may have
     fewer.
@@ -197,6 +360,17 @@ class ListAppointmentsRequest(_message.Message):
     """
     as_of_revision: _builtins.int
     """Read the state right after this revision of the organization."""
+    order_by: _builtins.str
+    """`start`, or absent: by start, then id. `revision`: by the revision of the latest change of
+    each appointment. A page by revision looks at 10,000 changes at most, so it may have few
+    appointments or none, and still a `next_page_token`. An appointment that changes while the
+    pages are read comes again on a later page, and none is left out.
+    """
+    if_none_match: _builtins.str
+    """Etags of earlier responses to this request, separated by commas. If the page still has one
+    of them, the response is `not_modified`, which costs one look at the organization's revision.
+    Through REST: `If-None-Match`.
+    """
     @_builtins.property
     def to(self) -> _timestamp_pb2.Timestamp:
         """Only appointments that start before this time. If equal to `from`: appointments that
@@ -221,10 +395,12 @@ class ListAppointmentsRequest(_message.Message):
         min_revision: _builtins.int | None = ...,
         as_of_revision: _builtins.int | None = ...,
         as_of_time: _timestamp_pb2.Timestamp | None = ...,
+        order_by: _builtins.str = ...,
+        if_none_match: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_as_of_revision", b"_as_of_revision", "_min_revision", b"_min_revision", "_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "as_of_revision", b"as_of_revision", "as_of_time", b"as_of_time", "from", b"from", "min_revision", b"min_revision", "organization_id", b"organization_id", "resource_id", b"resource_id", "to", b"to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_as_of_revision", b"_as_of_revision", "_min_revision", b"_min_revision", "_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "as_of_revision", b"as_of_revision", "as_of_time", b"as_of_time", "from", b"from", "include_cancelled", b"include_cancelled", "min_revision", b"min_revision", "organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token", "resource_id", b"resource_id", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_as_of_revision", b"_as_of_revision", "_min_revision", b"_min_revision", "_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "as_of_revision", b"as_of_revision", "as_of_time", b"as_of_time", "from", b"from", "if_none_match", b"if_none_match", "include_cancelled", b"include_cancelled", "min_revision", b"min_revision", "order_by", b"order_by", "organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token", "resource_id", b"resource_id", "to", b"to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__as_of_revision: _TypeAlias = _typing.Literal["as_of_revision"]  # noqa: Y015
     _WhichOneofArgType__as_of_revision: _TypeAlias = _typing.Literal["_as_of_revision", b"_as_of_revision"]  # noqa: Y015
@@ -254,13 +430,24 @@ class ListAppointmentsResponse(_message.Message):
     APPOINTMENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    NOT_MODIFIED_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty on the last page."""
     revision: _builtins.int
     """The organization's revision at the moment that this page shows."""
+    etag: _builtins.str
+    """Opaque and weak; changes with every change of the organization, and when a hold on the page
+    expires. Absent with `as_of_time`, since changes may still be recorded at or before it.
+    Through REST: `ETag`.
+    """
+    not_modified: _builtins.bool
+    """The page has one of the etags in `if_none_match`. Only `etag` is set besides. Through REST:
+    304.
+    """
     @_builtins.property
     def appointments(self) -> _containers.RepeatedCompositeFieldContainer[_appointment_pb2.Appointment]:
-        """By start, then id."""
+        """By start, then id, or by revision: `order_by`."""
 
     def __init__(
         self,
@@ -268,10 +455,12 @@ class ListAppointmentsResponse(_message.Message):
         appointments: _abc.Iterable[_appointment_pb2.Appointment] | None = ...,
         next_page_token: _builtins.str = ...,
         revision: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        not_modified: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["appointments", b"appointments", "next_page_token", b"next_page_token", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appointments", b"appointments", "etag", b"etag", "next_page_token", b"next_page_token", "not_modified", b"not_modified", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -357,6 +546,74 @@ class CancelAppointmentResponse(_message.Message):
 Global___CancelAppointmentResponse: _TypeAlias = CancelAppointmentResponse  # noqa: Y015
 
 @_typing.final
+class RedactAppointmentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """Absent: `default`."""
+    id: _builtins.str
+    """The id of the appointment."""
+    etag: _builtins.str
+    """Redact only if the stored appointment still has this etag; `*` matches any stored
+    appointment. Through REST: `If-Match`.
+    """
+    idempotency_key: _builtins.str
+    """As in `UpsertAppointmentRequest`. The history keeps it. Through REST: `Idempotency-Key`."""
+    validate_only: _builtins.bool
+    """Return what the redaction would do, and erase nothing. The appointment in the response
+    then has no revision and no etag.
+    """
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str | None = ...,
+        id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "organization_id", b"organization_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "etag", b"etag", "id", b"id", "idempotency_key", b"idempotency_key", "organization_id", b"organization_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__organization_id: _TypeAlias = _typing.Literal["organization_id"]  # noqa: Y015
+    _WhichOneofArgType__organization_id: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__organization_id) -> _WhichOneofReturnType__organization_id | None: ...
+
+Global___RedactAppointmentRequest: _TypeAlias = RedactAppointmentRequest  # noqa: Y015
+
+@_typing.final
+class RedactAppointmentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPOINTMENT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    outcome: _appointment_pb2.Outcome.ValueType
+    """`REDACTED` or `UNCHANGED`."""
+    @_builtins.property
+    def appointment(self) -> _appointment_pb2.Appointment:
+        """The stored appointment after the redaction."""
+
+    def __init__(
+        self,
+        *,
+        appointment: _appointment_pb2.Appointment | None = ...,
+        outcome: _appointment_pb2.Outcome.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["appointment", b"appointment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appointment", b"appointment", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedactAppointmentResponse: _TypeAlias = RedactAppointmentResponse  # noqa: Y015
+
+@_typing.final
 class ListAppointmentHistoryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -438,6 +695,8 @@ class ListChangesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     MIN_REVISION_FIELD_NUMBER: _builtins.int
+    RESOURCE_ID_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """Absent: `default`."""
     after_revision: _builtins.int
@@ -450,6 +709,15 @@ class ListChangesRequest(_message.Message):
     """The response may come from a replica that has at least this revision. Absent: the
     response includes every write that was answered before.
     """
+    resource_id: _builtins.str
+    """Only changes of appointments that have this resource after the change, alone or with others,
+    or that leave it by this change; redactions also of those that ever had it. Absent: all
+    resources.
+    """
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedScalarFieldContainer[_appointment_pb2.HistoryEntry.Change.ValueType]:
+        """Only changes of these kinds, and always `REDACTED`. Empty: all."""
+
     def __init__(
         self,
         *,
@@ -458,19 +726,25 @@ class ListChangesRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         min_revision: _builtins.int | None = ...,
+        resource_id: _builtins.str | None = ...,
+        changes: _abc.Iterable[_appointment_pb2.HistoryEntry.Change.ValueType] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_revision", b"_min_revision", "_organization_id", b"_organization_id", "min_revision", b"min_revision", "organization_id", b"organization_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_revision", b"_min_revision", "_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "min_revision", b"min_revision", "organization_id", b"organization_id", "resource_id", b"resource_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_revision", b"_min_revision", "_organization_id", b"_organization_id", "after_revision", b"after_revision", "min_revision", b"min_revision", "organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_revision", b"_min_revision", "_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "after_revision", b"after_revision", "changes", b"changes", "min_revision", b"min_revision", "organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token", "resource_id", b"resource_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__min_revision: _TypeAlias = _typing.Literal["min_revision"]  # noqa: Y015
     _WhichOneofArgType__min_revision: _TypeAlias = _typing.Literal["_min_revision", b"_min_revision"]  # noqa: Y015
     _WhichOneofReturnType__organization_id: _TypeAlias = _typing.Literal["organization_id"]  # noqa: Y015
     _WhichOneofArgType__organization_id: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id"]  # noqa: Y015
+    _WhichOneofReturnType__resource_id: _TypeAlias = _typing.Literal["resource_id"]  # noqa: Y015
+    _WhichOneofArgType__resource_id: _TypeAlias = _typing.Literal["_resource_id", b"_resource_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_revision) -> _WhichOneofReturnType__min_revision | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__organization_id) -> _WhichOneofReturnType__organization_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resource_id) -> _WhichOneofReturnType__resource_id | None: ...
 
 Global___ListChangesRequest: _TypeAlias = ListChangesRequest  # noqa: Y015
 
@@ -484,8 +758,8 @@ class ListChangesResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty if there are no further changes yet; continue later with the last entry's
-    revision as `after_revision`.
+    """Empty if there are no further changes yet; continue later with `revision` as
+    `after_revision`.
     """
     revision: _builtins.int
     """The organization's latest revision."""
@@ -514,25 +788,43 @@ class WatchAppointmentsRequest(_message.Message):
 
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     AFTER_REVISION_FIELD_NUMBER: _builtins.int
+    RESOURCE_ID_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """Absent: `default`."""
     after_revision: _builtins.int
     """Only changes after this revision; 0 or absent: from the first. Must not be beyond the
     organization's latest revision.
     """
+    resource_id: _builtins.str
+    """Only changes of appointments that have this resource after the change, alone or with others,
+    or that leave it by this change; redactions also of those that ever had it. Absent: all
+    resources.
+    """
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedScalarFieldContainer[_appointment_pb2.HistoryEntry.Change.ValueType]:
+        """Only changes of these kinds, and always `REDACTED`. Empty: all."""
+
     def __init__(
         self,
         *,
         organization_id: _builtins.str | None = ...,
         after_revision: _builtins.int = ...,
+        resource_id: _builtins.str | None = ...,
+        changes: _abc.Iterable[_appointment_pb2.HistoryEntry.Change.ValueType] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "organization_id", b"organization_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "organization_id", b"organization_id", "resource_id", b"resource_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "after_revision", b"after_revision", "organization_id", b"organization_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "after_revision", b"after_revision", "changes", b"changes", "organization_id", b"organization_id", "resource_id", b"resource_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__organization_id: _TypeAlias = _typing.Literal["organization_id"]  # noqa: Y015
     _WhichOneofArgType__organization_id: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id"]  # noqa: Y015
+    _WhichOneofReturnType__resource_id: _TypeAlias = _typing.Literal["resource_id"]  # noqa: Y015
+    _WhichOneofArgType__resource_id: _TypeAlias = _typing.Literal["_resource_id", b"_resource_id"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__organization_id) -> _WhichOneofReturnType__organization_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resource_id) -> _WhichOneofReturnType__resource_id | None: ...
 
 Global___WatchAppointmentsRequest: _TypeAlias = WatchAppointmentsRequest  # noqa: Y015
 
@@ -543,11 +835,13 @@ class WatchAppointmentsResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Every change up to this revision has been sent: the `after_revision` to continue with."""
+    """Every change up to this revision has been sent or left out: the `after_revision` to continue
+    with.
+    """
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_appointment_pb2.HistoryEntry]:
-        """In revision order, without gaps. Empty in the first message if there are no changes
-        yet.
+        """In revision order, without gaps except for changes that the filter leaves out. Empty in the
+        first message if there are no changes yet.
         """
 
     def __init__(
@@ -606,8 +900,16 @@ class BatchUpsertAppointmentsRequest(_message.Message):
 
     REQUESTS_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ATOMIC_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
-    """Return what each item would do if it were sent alone, and write nothing."""
+    """Return what each item would do if it were sent alone, or with `atomic` what the batch would
+    do, and write nothing.
+    """
+    atomic: _builtins.bool
+    """Write all items or none, judged on the final state alone: two appointments may swap places.
+    No id and no idempotency key may be given twice. If any item is refused, the error is
+    `BATCH_REFUSED` and lists the refused items, as many as fit in a gRPC error.
+    """
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchUpsertAppointmentsRequest.Item]:
         """All for one organization."""
@@ -617,10 +919,11 @@ class BatchUpsertAppointmentsRequest(_message.Message):
         *,
         requests: _abc.Iterable[Global___BatchUpsertAppointmentsRequest.Item] | None = ...,
         validate_only: _builtins.bool = ...,
+        atomic: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["atomic", b"atomic", "requests", b"requests", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -690,21 +993,33 @@ class SubmitAppointmentRequest(_message.Message):
 
     UPSERT_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
+    CONFIRM_FIELD_NUMBER: _builtins.int
+    REDACT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def upsert(self) -> Global___UpsertAppointmentRequest: ...
     @_builtins.property
     def cancel(self) -> Global___CancelAppointmentRequest: ...
+    @_builtins.property
+    def update(self) -> Global___UpdateAppointmentRequest: ...
+    @_builtins.property
+    def confirm(self) -> Global___ConfirmAppointmentRequest: ...
+    @_builtins.property
+    def redact(self) -> Global___RedactAppointmentRequest: ...
     def __init__(
         self,
         *,
         upsert: Global___UpsertAppointmentRequest | None = ...,
         cancel: Global___CancelAppointmentRequest | None = ...,
+        update: Global___UpdateAppointmentRequest | None = ...,
+        confirm: Global___ConfirmAppointmentRequest | None = ...,
+        redact: Global___RedactAppointmentRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "upsert", b"upsert", "write", b"write"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "confirm", b"confirm", "redact", b"redact", "update", b"update", "upsert", b"upsert", "write", b"write"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "upsert", b"upsert", "write", b"write"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "confirm", b"confirm", "redact", b"redact", "update", b"update", "upsert", b"upsert", "write", b"write"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_write: _TypeAlias = _typing.Literal["upsert", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_write: _TypeAlias = _typing.Literal["upsert", "cancel", "update", "confirm", "redact"]  # noqa: Y015
     _WhichOneofArgType_write: _TypeAlias = _typing.Literal["write", b"write"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_write) -> _WhichOneofReturnType_write | None: ...
 

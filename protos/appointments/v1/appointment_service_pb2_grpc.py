@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from appointments.v1 import appointment_service_pb2 as appointments_dot_v1_dot_appointment__service__pb2
+from appointments.v1 import availability_pb2 as appointments_dot_v1_dot_availability__pb2
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 
 GRPC_GENERATED_VERSION = '1.66.2'
@@ -27,7 +28,7 @@ if _version_not_supported:
 
 
 class AppointmentServiceStub(object):
-    """Appointments that never overlap inside an organization and resource.
+    """Appointments that never overlap on a resource of an organization.
 
     Writes of one organization run one after another. A write that is answered with
     success is durable; a refused write changes nothing. Every change gets the
@@ -38,12 +39,13 @@ class AppointmentServiceStub(object):
 
     Errors have `google.rpc` details: always an `ErrorInfo` with domain `appointments.v1`
     and a stable `reason`; with `INVALID_FIELD` a `BadRequest` that lists every invalid
-    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; and a `RetryInfo` if a retry
-    may succeed.
+    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; with `BATCH_REFUSED` a
+    `BatchRefusal`; and a `RetryInfo` if a retry may succeed.
 
     Request metadata: `x-request-id` (returned in the trailing metadata and written to the
     logs; generated if absent) and `x-actor` (recorded in the history, at most 256
-    characters; use `x-actor-bin` for UTF-8). More than one actor is an error.
+    characters; use `x-actor-bin` for UTF-8). More than one actor is an error. With access control
+    also `authorization`, as in HTTP: `Bearer` and an API key or a token.
     """
 
     def __init__(self, channel):
@@ -67,10 +69,25 @@ class AppointmentServiceStub(object):
                 request_serializer=appointments_dot_v1_dot_appointment__service__pb2.ListAppointmentsRequest.SerializeToString,
                 response_deserializer=appointments_dot_v1_dot_appointment__service__pb2.ListAppointmentsResponse.FromString,
                 _registered_method=True)
+        self.UpdateAppointment = channel.unary_unary(
+                '/appointments.v1.AppointmentService/UpdateAppointment',
+                request_serializer=appointments_dot_v1_dot_appointment__service__pb2.UpdateAppointmentRequest.SerializeToString,
+                response_deserializer=appointments_dot_v1_dot_appointment__service__pb2.UpdateAppointmentResponse.FromString,
+                _registered_method=True)
+        self.ConfirmAppointment = channel.unary_unary(
+                '/appointments.v1.AppointmentService/ConfirmAppointment',
+                request_serializer=appointments_dot_v1_dot_appointment__service__pb2.ConfirmAppointmentRequest.SerializeToString,
+                response_deserializer=appointments_dot_v1_dot_appointment__service__pb2.ConfirmAppointmentResponse.FromString,
+                _registered_method=True)
         self.CancelAppointment = channel.unary_unary(
                 '/appointments.v1.AppointmentService/CancelAppointment',
                 request_serializer=appointments_dot_v1_dot_appointment__service__pb2.CancelAppointmentRequest.SerializeToString,
                 response_deserializer=appointments_dot_v1_dot_appointment__service__pb2.CancelAppointmentResponse.FromString,
+                _registered_method=True)
+        self.RedactAppointment = channel.unary_unary(
+                '/appointments.v1.AppointmentService/RedactAppointment',
+                request_serializer=appointments_dot_v1_dot_appointment__service__pb2.RedactAppointmentRequest.SerializeToString,
+                response_deserializer=appointments_dot_v1_dot_appointment__service__pb2.RedactAppointmentResponse.FromString,
                 _registered_method=True)
         self.ListAppointmentHistory = channel.unary_unary(
                 '/appointments.v1.AppointmentService/ListAppointmentHistory',
@@ -92,6 +109,11 @@ class AppointmentServiceStub(object):
                 request_serializer=appointments_dot_v1_dot_appointment__service__pb2.BatchUpsertAppointmentsRequest.SerializeToString,
                 response_deserializer=appointments_dot_v1_dot_appointment__service__pb2.BatchUpsertAppointmentsResponse.FromString,
                 _registered_method=True)
+        self.QueryAvailability = channel.unary_unary(
+                '/appointments.v1.AppointmentService/QueryAvailability',
+                request_serializer=appointments_dot_v1_dot_availability__pb2.QueryAvailabilityRequest.SerializeToString,
+                response_deserializer=appointments_dot_v1_dot_availability__pb2.QueryAvailabilityResponse.FromString,
+                _registered_method=True)
         self.SubmitAppointment = channel.unary_unary(
                 '/appointments.v1.AppointmentService/SubmitAppointment',
                 request_serializer=appointments_dot_v1_dot_appointment__service__pb2.SubmitAppointmentRequest.SerializeToString,
@@ -100,7 +122,7 @@ class AppointmentServiceStub(object):
 
 
 class AppointmentServiceServicer(object):
-    """Appointments that never overlap inside an organization and resource.
+    """Appointments that never overlap on a resource of an organization.
 
     Writes of one organization run one after another. A write that is answered with
     success is durable; a refused write changes nothing. Every change gets the
@@ -111,20 +133,21 @@ class AppointmentServiceServicer(object):
 
     Errors have `google.rpc` details: always an `ErrorInfo` with domain `appointments.v1`
     and a stable `reason`; with `INVALID_FIELD` a `BadRequest` that lists every invalid
-    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; and a `RetryInfo` if a retry
-    may succeed.
+    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; with `BATCH_REFUSED` a
+    `BatchRefusal`; and a `RetryInfo` if a retry may succeed.
 
     Request metadata: `x-request-id` (returned in the trailing metadata and written to the
     logs; generated if absent) and `x-actor` (recorded in the history, at most 256
-    characters; use `x-actor-bin` for UTF-8). More than one actor is an error.
+    characters; use `x-actor-bin` for UTF-8). More than one actor is an error. With access control
+    also `authorization`, as in HTTP: `Bearer` and an API key or a token.
     """
 
     def UpsertAppointment(self, request, context):
         """Creates the appointment, or replaces its whole content if the id exists.
 
         Checked in this order: the fields' rules; the idempotency key; the etag and
-        `create_only`; `STALE` by `updated_at`; `UNCHANGED`; the overlap with other
-        active appointments of the resource.
+        `create_only`; `STALE` by `updated_at`; `UNCHANGED`; a hold of a firm appointment; the
+        overlap with other appointments that occupy one of the resources.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,9 +162,37 @@ class AppointmentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListAppointments(self, request, context):
-        """Lists appointments of one organization, ordered by start, then id. Cancelled ones are
-        included only with `include_cancelled`. With `as_of_revision` or `as_of_time` it lists a
-        past state.
+        """Lists appointments of one organization, by start, then id, or as in `order_by`: those that
+        occupy their range, and the others only with `include_cancelled`. With `as_of_revision` or
+        `as_of_time` it lists a past state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateAppointment(self, request, context):
+        """Changes the fields of an appointment that the mask names, and leaves all others as they
+        are stored (AIP-134). The stored state is read under the organization's lock, so two
+        updates of different fields never undo each other.
+
+        Checked in this order: the fields' rules; the idempotency key; that it exists; the etag;
+        `STALE` by `updated_at`; that it is neither cancelled nor expired; the rules that concern
+        several fields; `UNCHANGED`; a hold of a firm appointment; the overlap.
+
+        Through REST the body is a merge patch (RFC 7396), which is the mask as well: its members
+        change, `null` clears, and `attributes` is merged into the stored ones.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmAppointment(self, request, context):
+        """Makes a held appointment firm. Confirming again is `UNCHANGED`. From `hold_until` on it is
+        refused (`HOLD_EXPIRED`): of a confirmation and another write for the same range, only one
+        succeeds.
+
+        Checked in this order: the fields' rules; the idempotency key; that it exists; the etag;
+        that it is neither cancelled nor expired; `UNCHANGED`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,6 +209,26 @@ class AppointmentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RedactAppointment(self, request, context):
+        """Erases the personal data of an appointment: title, attributes and actors become empty, in the
+        appointment and in every entry of its history, and idempotency keys are erased there. Range,
+        resources, state, versions and revisions stay. The change `REDACTED` tells all followers to
+        forget, whatever kinds of changes they filter by. Redacting again is `UNCHANGED` unless there is
+        something to erase again.
+
+        What was accepted before and is not applied yet is applied without title, attributes and
+        actor. Afterwards the appointment can be written as any other. But an upsert or update is
+        `STALE` if its `updated_at` is not later than that of the erased content, and a repetition of
+        an earlier write with its idempotency key is refused (`IDEMPOTENCY_KEY_REUSED`), so that what
+        was erased does not come back late.
+
+        Checked in this order: the fields' rules; the idempotency key; that it exists; the etag;
+        `UNCHANGED`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAppointmentHistory(self, request, context):
         """Lists every change of one appointment, oldest first. Each entry contains the
         appointment as it was after the change.
@@ -169,6 +240,9 @@ class AppointmentServiceServicer(object):
     def ListChanges(self, request, context):
         """Lists the changes of a whole organization in revision order. Reading from revision 0
         and keeping the latest entry of each id gives exactly the stored state.
+
+        With a filter, a page looks at 10,000 changes at most. So a page may have few entries or none,
+        and a `next_page_token`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -187,6 +261,9 @@ class AppointmentServiceServicer(object):
         received. It ends with `INVALID_ARGUMENT` when the database is restored to a state
         before that revision.
 
+        With a filter, other changes are left out. If there are such, a message without entries says
+        at least every five seconds how far the stream is.
+
         Through REST: `GET /api/changes` with `Accept: text/event-stream`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -195,7 +272,19 @@ class AppointmentServiceServicer(object):
 
     def BatchUpsertAppointments(self, request, context):
         """Upserts up to 1,000 appointments of one organization, in order; each one sees those
-        before it. Each is decided on its own: some may be refused while others are written.
+        before it. Each is decided on its own: some may be refused while others are written. With
+        `atomic`, all are written or none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryAvailability(self, request, context):
+        """Finds when resources are busy and free. What it offers can be booked by the next write, by
+        the rule that writes follow, unless somebody else was faster.
+
+        A response is at most 4 MiB large, which some 200,000 ranges are; if it would be larger, the
+        request is refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,8 +296,8 @@ class AppointmentServiceServicer(object):
 
         The rules on fields are checked before the write is accepted, everything else when it is
         applied. Operations of one organization are applied in the order in which they were
-        accepted; synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
-        appointments with `Prefer: respond-async`.
+        accepted; synchronous writes do not wait for them. Through REST: `POST`, `PUT`, `PATCH`,
+        `DELETE`, `:confirm` and `:redact` of appointments with `Prefer: respond-async`.
 
         `GetOperation` and `WaitOperation` of `google.longrunning.Operations` return the state
         of the operation.
@@ -237,10 +326,25 @@ def add_AppointmentServiceServicer_to_server(servicer, server):
                     request_deserializer=appointments_dot_v1_dot_appointment__service__pb2.ListAppointmentsRequest.FromString,
                     response_serializer=appointments_dot_v1_dot_appointment__service__pb2.ListAppointmentsResponse.SerializeToString,
             ),
+            'UpdateAppointment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAppointment,
+                    request_deserializer=appointments_dot_v1_dot_appointment__service__pb2.UpdateAppointmentRequest.FromString,
+                    response_serializer=appointments_dot_v1_dot_appointment__service__pb2.UpdateAppointmentResponse.SerializeToString,
+            ),
+            'ConfirmAppointment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmAppointment,
+                    request_deserializer=appointments_dot_v1_dot_appointment__service__pb2.ConfirmAppointmentRequest.FromString,
+                    response_serializer=appointments_dot_v1_dot_appointment__service__pb2.ConfirmAppointmentResponse.SerializeToString,
+            ),
             'CancelAppointment': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelAppointment,
                     request_deserializer=appointments_dot_v1_dot_appointment__service__pb2.CancelAppointmentRequest.FromString,
                     response_serializer=appointments_dot_v1_dot_appointment__service__pb2.CancelAppointmentResponse.SerializeToString,
+            ),
+            'RedactAppointment': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedactAppointment,
+                    request_deserializer=appointments_dot_v1_dot_appointment__service__pb2.RedactAppointmentRequest.FromString,
+                    response_serializer=appointments_dot_v1_dot_appointment__service__pb2.RedactAppointmentResponse.SerializeToString,
             ),
             'ListAppointmentHistory': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAppointmentHistory,
@@ -262,6 +366,11 @@ def add_AppointmentServiceServicer_to_server(servicer, server):
                     request_deserializer=appointments_dot_v1_dot_appointment__service__pb2.BatchUpsertAppointmentsRequest.FromString,
                     response_serializer=appointments_dot_v1_dot_appointment__service__pb2.BatchUpsertAppointmentsResponse.SerializeToString,
             ),
+            'QueryAvailability': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryAvailability,
+                    request_deserializer=appointments_dot_v1_dot_availability__pb2.QueryAvailabilityRequest.FromString,
+                    response_serializer=appointments_dot_v1_dot_availability__pb2.QueryAvailabilityResponse.SerializeToString,
+            ),
             'SubmitAppointment': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitAppointment,
                     request_deserializer=appointments_dot_v1_dot_appointment__service__pb2.SubmitAppointmentRequest.FromString,
@@ -276,7 +385,7 @@ def add_AppointmentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AppointmentService(object):
-    """Appointments that never overlap inside an organization and resource.
+    """Appointments that never overlap on a resource of an organization.
 
     Writes of one organization run one after another. A write that is answered with
     success is durable; a refused write changes nothing. Every change gets the
@@ -287,12 +396,13 @@ class AppointmentService(object):
 
     Errors have `google.rpc` details: always an `ErrorInfo` with domain `appointments.v1`
     and a stable `reason`; with `INVALID_FIELD` a `BadRequest` that lists every invalid
-    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; and a `RetryInfo` if a retry
-    may succeed.
+    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; with `BATCH_REFUSED` a
+    `BatchRefusal`; and a `RetryInfo` if a retry may succeed.
 
     Request metadata: `x-request-id` (returned in the trailing metadata and written to the
     logs; generated if absent) and `x-actor` (recorded in the history, at most 256
-    characters; use `x-actor-bin` for UTF-8). More than one actor is an error.
+    characters; use `x-actor-bin` for UTF-8). More than one actor is an error. With access control
+    also `authorization`, as in HTTP: `Bearer` and an API key or a token.
     """
 
     @staticmethod
@@ -377,6 +487,60 @@ class AppointmentService(object):
             _registered_method=True)
 
     @staticmethod
+    def UpdateAppointment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appointments.v1.AppointmentService/UpdateAppointment',
+            appointments_dot_v1_dot_appointment__service__pb2.UpdateAppointmentRequest.SerializeToString,
+            appointments_dot_v1_dot_appointment__service__pb2.UpdateAppointmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmAppointment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appointments.v1.AppointmentService/ConfirmAppointment',
+            appointments_dot_v1_dot_appointment__service__pb2.ConfirmAppointmentRequest.SerializeToString,
+            appointments_dot_v1_dot_appointment__service__pb2.ConfirmAppointmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CancelAppointment(request,
             target,
             options=(),
@@ -393,6 +557,33 @@ class AppointmentService(object):
             '/appointments.v1.AppointmentService/CancelAppointment',
             appointments_dot_v1_dot_appointment__service__pb2.CancelAppointmentRequest.SerializeToString,
             appointments_dot_v1_dot_appointment__service__pb2.CancelAppointmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedactAppointment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appointments.v1.AppointmentService/RedactAppointment',
+            appointments_dot_v1_dot_appointment__service__pb2.RedactAppointmentRequest.SerializeToString,
+            appointments_dot_v1_dot_appointment__service__pb2.RedactAppointmentResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -501,6 +692,33 @@ class AppointmentService(object):
             '/appointments.v1.AppointmentService/BatchUpsertAppointments',
             appointments_dot_v1_dot_appointment__service__pb2.BatchUpsertAppointmentsRequest.SerializeToString,
             appointments_dot_v1_dot_appointment__service__pb2.BatchUpsertAppointmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryAvailability(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appointments.v1.AppointmentService/QueryAvailability',
+            appointments_dot_v1_dot_availability__pb2.QueryAvailabilityRequest.SerializeToString,
+            appointments_dot_v1_dot_availability__pb2.QueryAvailabilityResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from appointments.v1 import appointment_service_pb2 as _appointment_service_pb2
+from appointments.v1 import availability_pb2 as _availability_pb2
 from collections import abc as _abc
 from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
@@ -28,7 +29,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AppointmentServiceStub:
-    """Appointments that never overlap inside an organization and resource.
+    """Appointments that never overlap on a resource of an organization.
 
     Writes of one organization run one after another. A write that is answered with
     success is durable; a refused write changes nothing. Every change gets the
@@ -39,12 +40,13 @@ class AppointmentServiceStub:
 
     Errors have `google.rpc` details: always an `ErrorInfo` with domain `appointments.v1`
     and a stable `reason`; with `INVALID_FIELD` a `BadRequest` that lists every invalid
-    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; and a `RetryInfo` if a retry
-    may succeed.
+    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; with `BATCH_REFUSED` a
+    `BatchRefusal`; and a `RetryInfo` if a retry may succeed.
 
     Request metadata: `x-request-id` (returned in the trailing metadata and written to the
     logs; generated if absent) and `x-actor` (recorded in the history, at most 256
-    characters; use `x-actor-bin` for UTF-8). More than one actor is an error.
+    characters; use `x-actor-bin` for UTF-8). More than one actor is an error. With access control
+    also `authorization`, as in HTTP: `Bearer` and an API key or a token.
     """
 
     @_typing.overload
@@ -55,17 +57,37 @@ class AppointmentServiceStub:
     """Creates the appointment, or replaces its whole content if the id exists.
 
     Checked in this order: the fields' rules; the idempotency key; the etag and
-    `create_only`; `STALE` by `updated_at`; `UNCHANGED`; the overlap with other
-    active appointments of the resource.
+    `create_only`; `STALE` by `updated_at`; `UNCHANGED`; a hold of a firm appointment; the
+    overlap with other appointments that occupy one of the resources.
     """
     GetAppointment: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.GetAppointmentRequest, _appointment_service_pb2.GetAppointmentResponse]
     """Reads one appointment, also if it is cancelled. Returns its current state or, with
     `as_of_revision` or `as_of_time`, a past one.
     """
     ListAppointments: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.ListAppointmentsRequest, _appointment_service_pb2.ListAppointmentsResponse]
-    """Lists appointments of one organization, ordered by start, then id. Cancelled ones are
-    included only with `include_cancelled`. With `as_of_revision` or `as_of_time` it lists a
-    past state.
+    """Lists appointments of one organization, by start, then id, or as in `order_by`: those that
+    occupy their range, and the others only with `include_cancelled`. With `as_of_revision` or
+    `as_of_time` it lists a past state.
+    """
+    UpdateAppointment: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.UpdateAppointmentRequest, _appointment_service_pb2.UpdateAppointmentResponse]
+    """Changes the fields of an appointment that the mask names, and leaves all others as they
+    are stored (AIP-134). The stored state is read under the organization's lock, so two
+    updates of different fields never undo each other.
+
+    Checked in this order: the fields' rules; the idempotency key; that it exists; the etag;
+    `STALE` by `updated_at`; that it is neither cancelled nor expired; the rules that concern
+    several fields; `UNCHANGED`; a hold of a firm appointment; the overlap.
+
+    Through REST the body is a merge patch (RFC 7396), which is the mask as well: its members
+    change, `null` clears, and `attributes` is merged into the stored ones.
+    """
+    ConfirmAppointment: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.ConfirmAppointmentRequest, _appointment_service_pb2.ConfirmAppointmentResponse]
+    """Makes a held appointment firm. Confirming again is `UNCHANGED`. From `hold_until` on it is
+    refused (`HOLD_EXPIRED`): of a confirmation and another write for the same range, only one
+    succeeds.
+
+    Checked in this order: the fields' rules; the idempotency key; that it exists; the etag;
+    that it is neither cancelled nor expired; `UNCHANGED`.
     """
     CancelAppointment: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.CancelAppointmentRequest, _appointment_service_pb2.CancelAppointmentResponse]
     """Cancels an appointment: frees its range and keeps everything else. Cancelling
@@ -74,6 +96,22 @@ class AppointmentServiceStub:
     Checked in this order: the fields' rules; the idempotency key; that it exists; the
     etag; `STALE` by `updated_at`; `UNCHANGED`.
     """
+    RedactAppointment: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.RedactAppointmentRequest, _appointment_service_pb2.RedactAppointmentResponse]
+    """Erases the personal data of an appointment: title, attributes and actors become empty, in the
+    appointment and in every entry of its history, and idempotency keys are erased there. Range,
+    resources, state, versions and revisions stay. The change `REDACTED` tells all followers to
+    forget, whatever kinds of changes they filter by. Redacting again is `UNCHANGED` unless there is
+    something to erase again.
+
+    What was accepted before and is not applied yet is applied without title, attributes and
+    actor. Afterwards the appointment can be written as any other. But an upsert or update is
+    `STALE` if its `updated_at` is not later than that of the erased content, and a repetition of
+    an earlier write with its idempotency key is refused (`IDEMPOTENCY_KEY_REUSED`), so that what
+    was erased does not come back late.
+
+    Checked in this order: the fields' rules; the idempotency key; that it exists; the etag;
+    `UNCHANGED`.
+    """
     ListAppointmentHistory: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.ListAppointmentHistoryRequest, _appointment_service_pb2.ListAppointmentHistoryResponse]
     """Lists every change of one appointment, oldest first. Each entry contains the
     appointment as it was after the change.
@@ -81,6 +119,9 @@ class AppointmentServiceStub:
     ListChanges: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.ListChangesRequest, _appointment_service_pb2.ListChangesResponse]
     """Lists the changes of a whole organization in revision order. Reading from revision 0
     and keeping the latest entry of each id gives exactly the stored state.
+
+    With a filter, a page looks at 10,000 changes at most. So a page may have few entries or none,
+    and a `next_page_token`.
     """
     WatchAppointments: _grpc.UnaryStreamMultiCallable[_appointment_service_pb2.WatchAppointmentsRequest, _appointment_service_pb2.WatchAppointmentsResponse]
     """Streams the changes of a whole organization in revision order, without gaps and
@@ -95,11 +136,22 @@ class AppointmentServiceStub:
     received. It ends with `INVALID_ARGUMENT` when the database is restored to a state
     before that revision.
 
+    With a filter, other changes are left out. If there are such, a message without entries says
+    at least every five seconds how far the stream is.
+
     Through REST: `GET /api/changes` with `Accept: text/event-stream`.
     """
     BatchUpsertAppointments: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.BatchUpsertAppointmentsRequest, _appointment_service_pb2.BatchUpsertAppointmentsResponse]
     """Upserts up to 1,000 appointments of one organization, in order; each one sees those
-    before it. Each is decided on its own: some may be refused while others are written.
+    before it. Each is decided on its own: some may be refused while others are written. With
+    `atomic`, all are written or none.
+    """
+    QueryAvailability: _grpc.UnaryUnaryMultiCallable[_availability_pb2.QueryAvailabilityRequest, _availability_pb2.QueryAvailabilityResponse]
+    """Finds when resources are busy and free. What it offers can be booked by the next write, by
+    the rule that writes follow, unless somebody else was faster.
+
+    A response is at most 4 MiB large, which some 200,000 ranges are; if it would be larger, the
+    request is refused.
     """
     SubmitAppointment: _grpc.UnaryUnaryMultiCallable[_appointment_service_pb2.SubmitAppointmentRequest, _operations_pb2.Operation]
     """Accepts one asynchronous write. The returned operation is durable. It is applied once,
@@ -107,8 +159,8 @@ class AppointmentServiceStub:
 
     The rules on fields are checked before the write is accepted, everything else when it is
     applied. Operations of one organization are applied in the order in which they were
-    accepted; synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
-    appointments with `Prefer: respond-async`.
+    accepted; synchronous writes do not wait for them. Through REST: `POST`, `PUT`, `PATCH`,
+    `DELETE`, `:confirm` and `:redact` of appointments with `Prefer: respond-async`.
 
     `GetOperation` and `WaitOperation` of `google.longrunning.Operations` return the state
     of the operation.
@@ -118,7 +170,7 @@ class AppointmentServiceStub:
 
 @_typing.type_check_only
 class AppointmentServiceAsyncStub(AppointmentServiceStub):
-    """Appointments that never overlap inside an organization and resource.
+    """Appointments that never overlap on a resource of an organization.
 
     Writes of one organization run one after another. A write that is answered with
     success is durable; a refused write changes nothing. Every change gets the
@@ -129,12 +181,13 @@ class AppointmentServiceAsyncStub(AppointmentServiceStub):
 
     Errors have `google.rpc` details: always an `ErrorInfo` with domain `appointments.v1`
     and a stable `reason`; with `INVALID_FIELD` a `BadRequest` that lists every invalid
-    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; and a `RetryInfo` if a retry
-    may succeed.
+    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; with `BATCH_REFUSED` a
+    `BatchRefusal`; and a `RetryInfo` if a retry may succeed.
 
     Request metadata: `x-request-id` (returned in the trailing metadata and written to the
     logs; generated if absent) and `x-actor` (recorded in the history, at most 256
-    characters; use `x-actor-bin` for UTF-8). More than one actor is an error.
+    characters; use `x-actor-bin` for UTF-8). More than one actor is an error. With access control
+    also `authorization`, as in HTTP: `Bearer` and an API key or a token.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -142,17 +195,37 @@ class AppointmentServiceAsyncStub(AppointmentServiceStub):
     """Creates the appointment, or replaces its whole content if the id exists.
 
     Checked in this order: the fields' rules; the idempotency key; the etag and
-    `create_only`; `STALE` by `updated_at`; `UNCHANGED`; the overlap with other
-    active appointments of the resource.
+    `create_only`; `STALE` by `updated_at`; `UNCHANGED`; a hold of a firm appointment; the
+    overlap with other appointments that occupy one of the resources.
     """
     GetAppointment: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.GetAppointmentRequest, _appointment_service_pb2.GetAppointmentResponse]  # type: ignore[assignment]
     """Reads one appointment, also if it is cancelled. Returns its current state or, with
     `as_of_revision` or `as_of_time`, a past one.
     """
     ListAppointments: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.ListAppointmentsRequest, _appointment_service_pb2.ListAppointmentsResponse]  # type: ignore[assignment]
-    """Lists appointments of one organization, ordered by start, then id. Cancelled ones are
-    included only with `include_cancelled`. With `as_of_revision` or `as_of_time` it lists a
-    past state.
+    """Lists appointments of one organization, by start, then id, or as in `order_by`: those that
+    occupy their range, and the others only with `include_cancelled`. With `as_of_revision` or
+    `as_of_time` it lists a past state.
+    """
+    UpdateAppointment: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.UpdateAppointmentRequest, _appointment_service_pb2.UpdateAppointmentResponse]  # type: ignore[assignment]
+    """Changes the fields of an appointment that the mask names, and leaves all others as they
+    are stored (AIP-134). The stored state is read under the organization's lock, so two
+    updates of different fields never undo each other.
+
+    Checked in this order: the fields' rules; the idempotency key; that it exists; the etag;
+    `STALE` by `updated_at`; that it is neither cancelled nor expired; the rules that concern
+    several fields; `UNCHANGED`; a hold of a firm appointment; the overlap.
+
+    Through REST the body is a merge patch (RFC 7396), which is the mask as well: its members
+    change, `null` clears, and `attributes` is merged into the stored ones.
+    """
+    ConfirmAppointment: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.ConfirmAppointmentRequest, _appointment_service_pb2.ConfirmAppointmentResponse]  # type: ignore[assignment]
+    """Makes a held appointment firm. Confirming again is `UNCHANGED`. From `hold_until` on it is
+    refused (`HOLD_EXPIRED`): of a confirmation and another write for the same range, only one
+    succeeds.
+
+    Checked in this order: the fields' rules; the idempotency key; that it exists; the etag;
+    that it is neither cancelled nor expired; `UNCHANGED`.
     """
     CancelAppointment: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.CancelAppointmentRequest, _appointment_service_pb2.CancelAppointmentResponse]  # type: ignore[assignment]
     """Cancels an appointment: frees its range and keeps everything else. Cancelling
@@ -161,6 +234,22 @@ class AppointmentServiceAsyncStub(AppointmentServiceStub):
     Checked in this order: the fields' rules; the idempotency key; that it exists; the
     etag; `STALE` by `updated_at`; `UNCHANGED`.
     """
+    RedactAppointment: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.RedactAppointmentRequest, _appointment_service_pb2.RedactAppointmentResponse]  # type: ignore[assignment]
+    """Erases the personal data of an appointment: title, attributes and actors become empty, in the
+    appointment and in every entry of its history, and idempotency keys are erased there. Range,
+    resources, state, versions and revisions stay. The change `REDACTED` tells all followers to
+    forget, whatever kinds of changes they filter by. Redacting again is `UNCHANGED` unless there is
+    something to erase again.
+
+    What was accepted before and is not applied yet is applied without title, attributes and
+    actor. Afterwards the appointment can be written as any other. But an upsert or update is
+    `STALE` if its `updated_at` is not later than that of the erased content, and a repetition of
+    an earlier write with its idempotency key is refused (`IDEMPOTENCY_KEY_REUSED`), so that what
+    was erased does not come back late.
+
+    Checked in this order: the fields' rules; the idempotency key; that it exists; the etag;
+    `UNCHANGED`.
+    """
     ListAppointmentHistory: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.ListAppointmentHistoryRequest, _appointment_service_pb2.ListAppointmentHistoryResponse]  # type: ignore[assignment]
     """Lists every change of one appointment, oldest first. Each entry contains the
     appointment as it was after the change.
@@ -168,6 +257,9 @@ class AppointmentServiceAsyncStub(AppointmentServiceStub):
     ListChanges: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.ListChangesRequest, _appointment_service_pb2.ListChangesResponse]  # type: ignore[assignment]
     """Lists the changes of a whole organization in revision order. Reading from revision 0
     and keeping the latest entry of each id gives exactly the stored state.
+
+    With a filter, a page looks at 10,000 changes at most. So a page may have few entries or none,
+    and a `next_page_token`.
     """
     WatchAppointments: _aio.UnaryStreamMultiCallable[_appointment_service_pb2.WatchAppointmentsRequest, _appointment_service_pb2.WatchAppointmentsResponse]  # type: ignore[assignment]
     """Streams the changes of a whole organization in revision order, without gaps and
@@ -182,11 +274,22 @@ class AppointmentServiceAsyncStub(AppointmentServiceStub):
     received. It ends with `INVALID_ARGUMENT` when the database is restored to a state
     before that revision.
 
+    With a filter, other changes are left out. If there are such, a message without entries says
+    at least every five seconds how far the stream is.
+
     Through REST: `GET /api/changes` with `Accept: text/event-stream`.
     """
     BatchUpsertAppointments: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.BatchUpsertAppointmentsRequest, _appointment_service_pb2.BatchUpsertAppointmentsResponse]  # type: ignore[assignment]
     """Upserts up to 1,000 appointments of one organization, in order; each one sees those
-    before it. Each is decided on its own: some may be refused while others are written.
+    before it. Each is decided on its own: some may be refused while others are written. With
+    `atomic`, all are written or none.
+    """
+    QueryAvailability: _aio.UnaryUnaryMultiCallable[_availability_pb2.QueryAvailabilityRequest, _availability_pb2.QueryAvailabilityResponse]  # type: ignore[assignment]
+    """Finds when resources are busy and free. What it offers can be booked by the next write, by
+    the rule that writes follow, unless somebody else was faster.
+
+    A response is at most 4 MiB large, which some 200,000 ranges are; if it would be larger, the
+    request is refused.
     """
     SubmitAppointment: _aio.UnaryUnaryMultiCallable[_appointment_service_pb2.SubmitAppointmentRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Accepts one asynchronous write. The returned operation is durable. It is applied once,
@@ -194,8 +297,8 @@ class AppointmentServiceAsyncStub(AppointmentServiceStub):
 
     The rules on fields are checked before the write is accepted, everything else when it is
     applied. Operations of one organization are applied in the order in which they were
-    accepted; synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
-    appointments with `Prefer: respond-async`.
+    accepted; synchronous writes do not wait for them. Through REST: `POST`, `PUT`, `PATCH`,
+    `DELETE`, `:confirm` and `:redact` of appointments with `Prefer: respond-async`.
 
     `GetOperation` and `WaitOperation` of `google.longrunning.Operations` return the state
     of the operation.
@@ -204,7 +307,7 @@ class AppointmentServiceAsyncStub(AppointmentServiceStub):
     """
 
 class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Appointments that never overlap inside an organization and resource.
+    """Appointments that never overlap on a resource of an organization.
 
     Writes of one organization run one after another. A write that is answered with
     success is durable; a refused write changes nothing. Every change gets the
@@ -215,12 +318,13 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors have `google.rpc` details: always an `ErrorInfo` with domain `appointments.v1`
     and a stable `reason`; with `INVALID_FIELD` a `BadRequest` that lists every invalid
-    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; and a `RetryInfo` if a retry
-    may succeed.
+    field; with `TIME_RANGE_CONFLICT` a `TimeRangeConflict`; with `BATCH_REFUSED` a
+    `BatchRefusal`; and a `RetryInfo` if a retry may succeed.
 
     Request metadata: `x-request-id` (returned in the trailing metadata and written to the
     logs; generated if absent) and `x-actor` (recorded in the history, at most 256
-    characters; use `x-actor-bin` for UTF-8). More than one actor is an error.
+    characters; use `x-actor-bin` for UTF-8). More than one actor is an error. With access control
+    also `authorization`, as in HTTP: `Bearer` and an API key or a token.
     """
 
     @_abc_1.abstractmethod
@@ -232,8 +336,8 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates the appointment, or replaces its whole content if the id exists.
 
         Checked in this order: the fields' rules; the idempotency key; the etag and
-        `create_only`; `STALE` by `updated_at`; `UNCHANGED`; the overlap with other
-        active appointments of the resource.
+        `create_only`; `STALE` by `updated_at`; `UNCHANGED`; a hold of a firm appointment; the
+        overlap with other appointments that occupy one of the resources.
         """
 
     @_abc_1.abstractmethod
@@ -252,9 +356,41 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _appointment_service_pb2.ListAppointmentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_appointment_service_pb2.ListAppointmentsResponse, _abc.Awaitable[_appointment_service_pb2.ListAppointmentsResponse]]:
-        """Lists appointments of one organization, ordered by start, then id. Cancelled ones are
-        included only with `include_cancelled`. With `as_of_revision` or `as_of_time` it lists a
-        past state.
+        """Lists appointments of one organization, by start, then id, or as in `order_by`: those that
+        occupy their range, and the others only with `include_cancelled`. With `as_of_revision` or
+        `as_of_time` it lists a past state.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateAppointment(
+        self,
+        request: _appointment_service_pb2.UpdateAppointmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_appointment_service_pb2.UpdateAppointmentResponse, _abc.Awaitable[_appointment_service_pb2.UpdateAppointmentResponse]]:
+        """Changes the fields of an appointment that the mask names, and leaves all others as they
+        are stored (AIP-134). The stored state is read under the organization's lock, so two
+        updates of different fields never undo each other.
+
+        Checked in this order: the fields' rules; the idempotency key; that it exists; the etag;
+        `STALE` by `updated_at`; that it is neither cancelled nor expired; the rules that concern
+        several fields; `UNCHANGED`; a hold of a firm appointment; the overlap.
+
+        Through REST the body is a merge patch (RFC 7396), which is the mask as well: its members
+        change, `null` clears, and `attributes` is merged into the stored ones.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmAppointment(
+        self,
+        request: _appointment_service_pb2.ConfirmAppointmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_appointment_service_pb2.ConfirmAppointmentResponse, _abc.Awaitable[_appointment_service_pb2.ConfirmAppointmentResponse]]:
+        """Makes a held appointment firm. Confirming again is `UNCHANGED`. From `hold_until` on it is
+        refused (`HOLD_EXPIRED`): of a confirmation and another write for the same range, only one
+        succeeds.
+
+        Checked in this order: the fields' rules; the idempotency key; that it exists; the etag;
+        that it is neither cancelled nor expired; `UNCHANGED`.
         """
 
     @_abc_1.abstractmethod
@@ -268,6 +404,28 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Checked in this order: the fields' rules; the idempotency key; that it exists; the
         etag; `STALE` by `updated_at`; `UNCHANGED`.
+        """
+
+    @_abc_1.abstractmethod
+    def RedactAppointment(
+        self,
+        request: _appointment_service_pb2.RedactAppointmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_appointment_service_pb2.RedactAppointmentResponse, _abc.Awaitable[_appointment_service_pb2.RedactAppointmentResponse]]:
+        """Erases the personal data of an appointment: title, attributes and actors become empty, in the
+        appointment and in every entry of its history, and idempotency keys are erased there. Range,
+        resources, state, versions and revisions stay. The change `REDACTED` tells all followers to
+        forget, whatever kinds of changes they filter by. Redacting again is `UNCHANGED` unless there is
+        something to erase again.
+
+        What was accepted before and is not applied yet is applied without title, attributes and
+        actor. Afterwards the appointment can be written as any other. But an upsert or update is
+        `STALE` if its `updated_at` is not later than that of the erased content, and a repetition of
+        an earlier write with its idempotency key is refused (`IDEMPOTENCY_KEY_REUSED`), so that what
+        was erased does not come back late.
+
+        Checked in this order: the fields' rules; the idempotency key; that it exists; the etag;
+        `UNCHANGED`.
         """
 
     @_abc_1.abstractmethod
@@ -288,6 +446,9 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_appointment_service_pb2.ListChangesResponse, _abc.Awaitable[_appointment_service_pb2.ListChangesResponse]]:
         """Lists the changes of a whole organization in revision order. Reading from revision 0
         and keeping the latest entry of each id gives exactly the stored state.
+
+        With a filter, a page looks at 10,000 changes at most. So a page may have few entries or none,
+        and a `next_page_token`.
         """
 
     @_abc_1.abstractmethod
@@ -308,6 +469,9 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         received. It ends with `INVALID_ARGUMENT` when the database is restored to a state
         before that revision.
 
+        With a filter, other changes are left out. If there are such, a message without entries says
+        at least every five seconds how far the stream is.
+
         Through REST: `GET /api/changes` with `Accept: text/event-stream`.
         """
 
@@ -318,7 +482,21 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_appointment_service_pb2.BatchUpsertAppointmentsResponse, _abc.Awaitable[_appointment_service_pb2.BatchUpsertAppointmentsResponse]]:
         """Upserts up to 1,000 appointments of one organization, in order; each one sees those
-        before it. Each is decided on its own: some may be refused while others are written.
+        before it. Each is decided on its own: some may be refused while others are written. With
+        `atomic`, all are written or none.
+        """
+
+    @_abc_1.abstractmethod
+    def QueryAvailability(
+        self,
+        request: _availability_pb2.QueryAvailabilityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_availability_pb2.QueryAvailabilityResponse, _abc.Awaitable[_availability_pb2.QueryAvailabilityResponse]]:
+        """Finds when resources are busy and free. What it offers can be booked by the next write, by
+        the rule that writes follow, unless somebody else was faster.
+
+        A response is at most 4 MiB large, which some 200,000 ranges are; if it would be larger, the
+        request is refused.
         """
 
     @_abc_1.abstractmethod
@@ -332,8 +510,8 @@ class AppointmentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The rules on fields are checked before the write is accepted, everything else when it is
         applied. Operations of one organization are applied in the order in which they were
-        accepted; synchronous writes do not wait for them. Through REST: `POST` and `DELETE` of
-        appointments with `Prefer: respond-async`.
+        accepted; synchronous writes do not wait for them. Through REST: `POST`, `PUT`, `PATCH`,
+        `DELETE`, `:confirm` and `:redact` of appointments with `Prefer: respond-async`.
 
         `GetOperation` and `WaitOperation` of `google.longrunning.Operations` return the state
         of the operation.

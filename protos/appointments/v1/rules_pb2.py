@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61ppointments/v1/rules.proto\x12\x0f\x61ppointments.v1\x1a google/protobuf/descriptor.proto\"\x8b\x01\n\nFieldRules\x12\x12\n\nmin_length\x18\x01 \x01(\x05\x12\x12\n\nmax_length\x18\x02 \x01(\x05\x12\x14\n\x07minimum\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x11\n\tmax_items\x18\x05 \x01(\x05\x42\n\n\x08_minimumB\n\n\x08_maximum:K\n\x05rules\x12\x1d.google.protobuf.FieldOptions\x18\xd1\x86\x03 \x01(\x0b\x32\x1b.appointments.v1.FieldRulesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61ppointments/v1/rules.proto\x12\x0f\x61ppointments.v1\x1a google/protobuf/descriptor.proto\"\x9b\x01\n\nFieldRules\x12\x12\n\nmin_length\x18\x01 \x01(\x05\x12\x12\n\nmax_length\x18\x02 \x01(\x05\x12\x14\n\x07minimum\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x11\n\tmax_items\x18\x05 \x01(\x05\x12\x0e\n\x06one_of\x18\x06 \x03(\tB\n\n\x08_minimumB\n\n\x08_maximum:K\n\x05rules\x12\x1d.google.protobuf.FieldOptions\x18\xd1\x86\x03 \x01(\x0b\x32\x1b.appointments.v1.FieldRulesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appointments.v1.rules_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FIELDRULES']._serialized_start=83
-  _globals['_FIELDRULES']._serialized_end=222
+  _globals['_FIELDRULES']._serialized_end=238
 # @@protoc_insertion_point(module_scope)

@@ -5,9 +5,11 @@ Machine-readable limits on fields: the service checks them, and the OpenAPI docu
 shows them. Rules that concern several fields are in the fields' comments.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pb2 as _descriptor_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import extension_dict as _extension_dict
 import builtins as _builtins
 import sys
@@ -29,16 +31,23 @@ class FieldRules(_message.Message):
     MINIMUM_FIELD_NUMBER: _builtins.int
     MAXIMUM_FIELD_NUMBER: _builtins.int
     MAX_ITEMS_FIELD_NUMBER: _builtins.int
+    ONE_OF_FIELD_NUMBER: _builtins.int
     min_length: _builtins.int
-    """Minimum number of characters (Unicode code points) of a string that is present."""
+    """Minimum number of characters (Unicode code points) of a string that is present. For
+    repeated fields: of each element.
+    """
     max_length: _builtins.int
-    """Maximum number of characters of a string."""
+    """Maximum number of characters of a string, or of each element."""
     minimum: _builtins.int
     """Minimum value of a number."""
     maximum: _builtins.int
     """Maximum value of a number."""
     max_items: _builtins.int
     """Maximum number of elements of a repeated field."""
+    @_builtins.property
+    def one_of(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The values that a string may have. It may also be empty, which means absent."""
+
     def __init__(
         self,
         *,
@@ -47,10 +56,11 @@ class FieldRules(_message.Message):
         minimum: _builtins.int | None = ...,
         maximum: _builtins.int | None = ...,
         max_items: _builtins.int = ...,
+        one_of: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "max_items", b"max_items", "max_length", b"max_length", "maximum", b"maximum", "min_length", b"min_length", "minimum", b"minimum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "max_items", b"max_items", "max_length", b"max_length", "maximum", b"maximum", "min_length", b"min_length", "minimum", b"minimum", "one_of", b"one_of"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
     _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from appointments.v1 import access_pb2 as appointments_dot_v1_dot_access__pb2
 from appointments.v1 import appointment_pb2 as appointments_dot_v1_dot_appointment__pb2
 from appointments.v1 import rules_pb2 as appointments_dot_v1_dot_rules__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
@@ -29,7 +30,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%appointments/v1/webhook_service.proto\x12\x0f\x61ppointments.v1\x1a!appointments/v1/appointment.proto\x1a\x1b\x61ppointments/v1/rules.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x05\n\x07Webhook\x12+\n\x0forganization_id\x18\x01 \x01(\tB\r\xe2\x41\x01\x07\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x10\n\x02id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x03url\x18\x03 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x10\x12\x1c\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x08\x12=\n\x07\x63hanges\x18\x05 \x03(\x0e\x32$.appointments.v1.HistoryEntry.ChangeB\x06\x8a\xb5\x18\x02(\x03\x12\x10\n\x08\x64isabled\x18\x06 \x01(\x08\x12\x1d\n\x0f\x64isabled_reason\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x06secret\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03H\x01\x88\x01\x01\x12 \n\x12\x64\x65livered_revision\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0f\x66\x61iled_attempts\x18\n \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x37\n\rfailing_since\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x39\n\x0fnext_attempt_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\ncreated_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x05\xe2\x41\x02\x03\x07\x12\x35\n\nupdated_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x05\xe2\x41\x02\x03\x07\x12\x37\n\x07headers\x18\x0f \x03(\x0b\x32\x1e.appointments.v1.WebhookHeaderB\x06\x8a\xb5\x18\x02(\x10\x42\x12\n\x10_organization_idB\t\n\x07_secret\"Y\n\rWebhookHeader\x12\x1b\n\x04name\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x01\x12!\n\x05value\x18\x02 \x01(\tB\r\xe2\x41\x01\x04\x8a\xb5\x18\x05\x08\x01\x10\x80 H\x00\x88\x01\x01\x42\x08\n\x06_value\"\xba\x01\n\x0fWebhookDelivery\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x36\n\x0c\x61ttempted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x05\x12\x18\n\x0bhttp_status\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\x06 \x01(\tB\x0e\n\x0c_http_status\"\x7f\n\x14\x43reateWebhookRequest\x12/\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.WebhookB\x04\xe2\x41\x01\x02\x12#\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x00\x88\x01\x01\x42\x11\n\x0f_after_revision\"B\n\x15\x43reateWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"k\n\x11GetWebhookRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x42\x12\n\x10_organization_id\"?\n\x12GetWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"R\n\x13ListWebhooksRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x42\x12\n\x10_organization_id\"B\n\x14ListWebhooksResponse\x12*\n\x08webhooks\x18\x01 \x03(\x0b\x32\x18.appointments.v1.Webhook\"b\n\x14UpdateWebhookRequest\x12\x19\n\x02id\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12/\n\x07webhook\x18\x02 \x01(\x0b\x32\x18.appointments.v1.WebhookB\x04\xe2\x41\x01\x02\"B\n\x15UpdateWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"n\n\x14\x44\x65leteWebhookRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x42\x12\n\x10_organization_id\"\x17\n\x15\x44\x65leteWebhookResponse\"t\n\x1aRotateWebhookSecretRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x42\x12\n\x10_organization_id\"H\n\x1bRotateWebhookSecretResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"\xaa\x01\n\x14ReplayWebhookRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12\'\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\x42\n\xe2\x41\x01\x02\x8a\xb5\x18\x02\x18\x00H\x01\x88\x01\x01\x42\x12\n\x10_organization_idB\x11\n\x0f_after_revision\"B\n\x15ReplayWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"\xb1\x01\n\x1cListWebhookDeliveriesRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12\x1c\n\tpage_size\x18\x03 \x01(\x05\x42\t\x8a\xb5\x18\x05\x18\x00 \xe8\x07\x12\x1b\n\npage_token\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x10\x42\x12\n\x10_organization_id\"n\n\x1dListWebhookDeliveriesResponse\x12\x34\n\ndeliveries\x18\x01 \x03(\x0b\x32 .appointments.v1.WebhookDelivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xea\x08\n\x0eWebhookService\x12\x87\x01\n\rCreateWebhook\x12%.appointments.v1.CreateWebhookRequest\x1a&.appointments.v1.CreateWebhookResponse\"\'\x82\xd3\xe4\x93\x02!\"\r/api/webhooks:\x07webhookb\x07webhook\x12z\n\nGetWebhook\x12\".appointments.v1.GetWebhookRequest\x1a#.appointments.v1.GetWebhookResponse\"#\x82\xd3\xe4\x93\x02\x1d\x12\x12/api/webhooks/{id}b\x07webhook\x12r\n\x0cListWebhooks\x12$.appointments.v1.ListWebhooksRequest\x1a%.appointments.v1.ListWebhooksResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/api/webhooks\x12\x8c\x01\n\rUpdateWebhook\x12%.appointments.v1.UpdateWebhookRequest\x1a&.appointments.v1.UpdateWebhookResponse\",\x82\xd3\xe4\x93\x02&\x1a\x12/api/webhooks/{id}:\x07webhookb\x07webhook\x12z\n\rDeleteWebhook\x12%.appointments.v1.DeleteWebhookRequest\x1a&.appointments.v1.DeleteWebhookResponse\"\x1a\x82\xd3\xe4\x93\x02\x14*\x12/api/webhooks/{id}\x12\xa2\x01\n\x13RotateWebhookSecret\x12+.appointments.v1.RotateWebhookSecretRequest\x1a,.appointments.v1.RotateWebhookSecretResponse\"0\x82\xd3\xe4\x93\x02*\"\x1f/api/webhooks/{id}:rotateSecretb\x07webhook\x12\x8d\x01\n\rReplayWebhook\x12%.appointments.v1.ReplayWebhookRequest\x1a&.appointments.v1.ReplayWebhookResponse\"-\x82\xd3\xe4\x93\x02\'\"\x19/api/webhooks/{id}:replay:\x01*b\x07webhook\x12\x9d\x01\n\x15ListWebhookDeliveries\x12-.appointments.v1.ListWebhookDeliveriesRequest\x1a..appointments.v1.ListWebhookDeliveriesResponse\"%\x82\xd3\xe4\x93\x02\x1f\x12\x1d/api/webhooks/{id}/deliveriesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%appointments/v1/webhook_service.proto\x12\x0f\x61ppointments.v1\x1a\x1c\x61ppointments/v1/access.proto\x1a!appointments/v1/appointment.proto\x1a\x1b\x61ppointments/v1/rules.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x05\n\x07Webhook\x12+\n\x0forganization_id\x18\x01 \x01(\tB\r\xe2\x41\x01\x07\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x10\n\x02id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x03url\x18\x03 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x10\x12\x1c\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x08\x12=\n\x07\x63hanges\x18\x05 \x03(\x0e\x32$.appointments.v1.HistoryEntry.ChangeB\x06\x8a\xb5\x18\x02(\x06\x12\x10\n\x08\x64isabled\x18\x06 \x01(\x08\x12\x1d\n\x0f\x64isabled_reason\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x06secret\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03H\x01\x88\x01\x01\x12 \n\x12\x64\x65livered_revision\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0f\x66\x61iled_attempts\x18\n \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x37\n\rfailing_since\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x39\n\x0fnext_attempt_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\ncreated_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x05\xe2\x41\x02\x03\x07\x12\x35\n\nupdated_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x05\xe2\x41\x02\x03\x07\x12\x37\n\x07headers\x18\x0f \x03(\x0b\x32\x1e.appointments.v1.WebhookHeaderB\x06\x8a\xb5\x18\x02(\x10\x12!\n\x0bresource_id\x18\x10 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02H\x02\x88\x01\x01\x42\x12\n\x10_organization_idB\t\n\x07_secretB\x0e\n\x0c_resource_id\"Y\n\rWebhookHeader\x12\x1b\n\x04name\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x01\x12!\n\x05value\x18\x02 \x01(\tB\r\xe2\x41\x01\x04\x8a\xb5\x18\x05\x08\x01\x10\x80 H\x00\x88\x01\x01\x42\x08\n\x06_value\"\xba\x01\n\x0fWebhookDelivery\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x36\n\x0c\x61ttempted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x07\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x05\x12\x18\n\x0bhttp_status\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\x06 \x01(\tB\x0e\n\x0c_http_status\"\x7f\n\x14\x43reateWebhookRequest\x12/\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.WebhookB\x04\xe2\x41\x01\x02\x12#\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x42\x06\x8a\xb5\x18\x02\x18\x00H\x00\x88\x01\x01\x42\x11\n\x0f_after_revision\"B\n\x15\x43reateWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"k\n\x11GetWebhookRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x42\x12\n\x10_organization_id\"?\n\x12GetWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"R\n\x13ListWebhooksRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x42\x12\n\x10_organization_id\"B\n\x14ListWebhooksResponse\x12*\n\x08webhooks\x18\x01 \x03(\x0b\x32\x18.appointments.v1.Webhook\"b\n\x14UpdateWebhookRequest\x12\x19\n\x02id\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12/\n\x07webhook\x18\x02 \x01(\x0b\x32\x18.appointments.v1.WebhookB\x04\xe2\x41\x01\x02\"B\n\x15UpdateWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"n\n\x14\x44\x65leteWebhookRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x42\x12\n\x10_organization_id\"\x17\n\x15\x44\x65leteWebhookResponse\"t\n\x1aRotateWebhookSecretRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x42\x12\n\x10_organization_id\"H\n\x1bRotateWebhookSecretResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"\xaa\x01\n\x14ReplayWebhookRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12\'\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\x42\n\xe2\x41\x01\x02\x8a\xb5\x18\x02\x18\x00H\x01\x88\x01\x01\x42\x12\n\x10_organization_idB\x11\n\x0f_after_revision\"B\n\x15ReplayWebhookResponse\x12)\n\x07webhook\x18\x01 \x01(\x0b\x32\x18.appointments.v1.Webhook\"\xb1\x01\n\x1cListWebhookDeliveriesRequest\x12\'\n\x0forganization_id\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01H\x00\x88\x01\x01\x12\x19\n\x02id\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\x8a\xb5\x18\x05\x08\x01\x10\x80\x02\x12\x1c\n\tpage_size\x18\x03 \x01(\x05\x42\t\x8a\xb5\x18\x05\x18\x00 \xe8\x07\x12\x1b\n\npage_token\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x10\x42\x12\n\x10_organization_id\"n\n\x1dListWebhookDeliveriesResponse\x12\x34\n\ndeliveries\x18\x01 \x03(\x0b\x32 .appointments.v1.WebhookDelivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x8f\n\n\x0eWebhookService\x12\xae\x01\n\rCreateWebhook\x12%.appointments.v1.CreateWebhookRequest\x1a&.appointments.v1.CreateWebhookResponse\"N\x92\xb5\x18#\n\x08webhooks\x12\x17webhook.organization_id\x82\xd3\xe4\x93\x02!\"\r/api/webhooks:\x07webhookb\x07webhook\x12\x88\x01\n\nGetWebhook\x12\".appointments.v1.GetWebhookRequest\x1a#.appointments.v1.GetWebhookResponse\"1\x92\xb5\x18\n\n\x08webhooks\x82\xd3\xe4\x93\x02\x1d\x12\x12/api/webhooks/{id}b\x07webhook\x12\x80\x01\n\x0cListWebhooks\x12$.appointments.v1.ListWebhooksRequest\x1a%.appointments.v1.ListWebhooksResponse\"#\x92\xb5\x18\n\n\x08webhooks\x82\xd3\xe4\x93\x02\x0f\x12\r/api/webhooks\x12\xb3\x01\n\rUpdateWebhook\x12%.appointments.v1.UpdateWebhookRequest\x1a&.appointments.v1.UpdateWebhookResponse\"S\x92\xb5\x18#\n\x08webhooks\x12\x17webhook.organization_id\x82\xd3\xe4\x93\x02&\x1a\x12/api/webhooks/{id}:\x07webhookb\x07webhook\x12\x88\x01\n\rDeleteWebhook\x12%.appointments.v1.DeleteWebhookRequest\x1a&.appointments.v1.DeleteWebhookResponse\"(\x92\xb5\x18\n\n\x08webhooks\x82\xd3\xe4\x93\x02\x14*\x12/api/webhooks/{id}\x12\xb0\x01\n\x13RotateWebhookSecret\x12+.appointments.v1.RotateWebhookSecretRequest\x1a,.appointments.v1.RotateWebhookSecretResponse\">\x92\xb5\x18\n\n\x08webhooks\x82\xd3\xe4\x93\x02*\"\x1f/api/webhooks/{id}:rotateSecretb\x07webhook\x12\x9b\x01\n\rReplayWebhook\x12%.appointments.v1.ReplayWebhookRequest\x1a&.appointments.v1.ReplayWebhookResponse\";\x92\xb5\x18\n\n\x08webhooks\x82\xd3\xe4\x93\x02\'\"\x19/api/webhooks/{id}:replay:\x01*b\x07webhook\x12\xab\x01\n\x15ListWebhookDeliveries\x12-.appointments.v1.ListWebhookDeliveriesRequest\x1a..appointments.v1.ListWebhookDeliveriesResponse\"3\x92\xb5\x18\n\n\x08webhooks\x82\xd3\xe4\x93\x02\x1f\x12\x1d/api/webhooks/{id}/deliveriesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,7 +46,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WEBHOOK'].fields_by_name['description']._loaded_options = None
   _globals['_WEBHOOK'].fields_by_name['description']._serialized_options = b'\212\265\030\003\020\200\010'
   _globals['_WEBHOOK'].fields_by_name['changes']._loaded_options = None
-  _globals['_WEBHOOK'].fields_by_name['changes']._serialized_options = b'\212\265\030\002(\003'
+  _globals['_WEBHOOK'].fields_by_name['changes']._serialized_options = b'\212\265\030\002(\006'
   _globals['_WEBHOOK'].fields_by_name['disabled_reason']._loaded_options = None
   _globals['_WEBHOOK'].fields_by_name['disabled_reason']._serialized_options = b'\342A\001\003'
   _globals['_WEBHOOK'].fields_by_name['secret']._loaded_options = None
@@ -64,6 +65,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WEBHOOK'].fields_by_name['updated_at']._serialized_options = b'\342A\002\003\007'
   _globals['_WEBHOOK'].fields_by_name['headers']._loaded_options = None
   _globals['_WEBHOOK'].fields_by_name['headers']._serialized_options = b'\212\265\030\002(\020'
+  _globals['_WEBHOOK'].fields_by_name['resource_id']._loaded_options = None
+  _globals['_WEBHOOK'].fields_by_name['resource_id']._serialized_options = b'\212\265\030\003\020\200\002'
   _globals['_WEBHOOKHEADER'].fields_by_name['name']._loaded_options = None
   _globals['_WEBHOOKHEADER'].fields_by_name['name']._serialized_options = b'\342A\001\002\212\265\030\005\010\001\020\200\001'
   _globals['_WEBHOOKHEADER'].fields_by_name['value']._loaded_options = None
@@ -107,59 +110,59 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTWEBHOOKDELIVERIESREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTWEBHOOKDELIVERIESREQUEST'].fields_by_name['page_token']._serialized_options = b'\212\265\030\003\020\200\020'
   _globals['_WEBHOOKSERVICE'].methods_by_name['CreateWebhook']._loaded_options = None
-  _globals['_WEBHOOKSERVICE'].methods_by_name['CreateWebhook']._serialized_options = b'\202\323\344\223\002!\"\r/api/webhooks:\007webhookb\007webhook'
+  _globals['_WEBHOOKSERVICE'].methods_by_name['CreateWebhook']._serialized_options = b'\222\265\030#\n\010webhooks\022\027webhook.organization_id\202\323\344\223\002!\"\r/api/webhooks:\007webhookb\007webhook'
   _globals['_WEBHOOKSERVICE'].methods_by_name['GetWebhook']._loaded_options = None
-  _globals['_WEBHOOKSERVICE'].methods_by_name['GetWebhook']._serialized_options = b'\202\323\344\223\002\035\022\022/api/webhooks/{id}b\007webhook'
+  _globals['_WEBHOOKSERVICE'].methods_by_name['GetWebhook']._serialized_options = b'\222\265\030\n\n\010webhooks\202\323\344\223\002\035\022\022/api/webhooks/{id}b\007webhook'
   _globals['_WEBHOOKSERVICE'].methods_by_name['ListWebhooks']._loaded_options = None
-  _globals['_WEBHOOKSERVICE'].methods_by_name['ListWebhooks']._serialized_options = b'\202\323\344\223\002\017\022\r/api/webhooks'
+  _globals['_WEBHOOKSERVICE'].methods_by_name['ListWebhooks']._serialized_options = b'\222\265\030\n\n\010webhooks\202\323\344\223\002\017\022\r/api/webhooks'
   _globals['_WEBHOOKSERVICE'].methods_by_name['UpdateWebhook']._loaded_options = None
-  _globals['_WEBHOOKSERVICE'].methods_by_name['UpdateWebhook']._serialized_options = b'\202\323\344\223\002&\032\022/api/webhooks/{id}:\007webhookb\007webhook'
+  _globals['_WEBHOOKSERVICE'].methods_by_name['UpdateWebhook']._serialized_options = b'\222\265\030#\n\010webhooks\022\027webhook.organization_id\202\323\344\223\002&\032\022/api/webhooks/{id}:\007webhookb\007webhook'
   _globals['_WEBHOOKSERVICE'].methods_by_name['DeleteWebhook']._loaded_options = None
-  _globals['_WEBHOOKSERVICE'].methods_by_name['DeleteWebhook']._serialized_options = b'\202\323\344\223\002\024*\022/api/webhooks/{id}'
+  _globals['_WEBHOOKSERVICE'].methods_by_name['DeleteWebhook']._serialized_options = b'\222\265\030\n\n\010webhooks\202\323\344\223\002\024*\022/api/webhooks/{id}'
   _globals['_WEBHOOKSERVICE'].methods_by_name['RotateWebhookSecret']._loaded_options = None
-  _globals['_WEBHOOKSERVICE'].methods_by_name['RotateWebhookSecret']._serialized_options = b'\202\323\344\223\002*\"\037/api/webhooks/{id}:rotateSecretb\007webhook'
+  _globals['_WEBHOOKSERVICE'].methods_by_name['RotateWebhookSecret']._serialized_options = b'\222\265\030\n\n\010webhooks\202\323\344\223\002*\"\037/api/webhooks/{id}:rotateSecretb\007webhook'
   _globals['_WEBHOOKSERVICE'].methods_by_name['ReplayWebhook']._loaded_options = None
-  _globals['_WEBHOOKSERVICE'].methods_by_name['ReplayWebhook']._serialized_options = b'\202\323\344\223\002\'\"\031/api/webhooks/{id}:replay:\001*b\007webhook'
+  _globals['_WEBHOOKSERVICE'].methods_by_name['ReplayWebhook']._serialized_options = b'\222\265\030\n\n\010webhooks\202\323\344\223\002\'\"\031/api/webhooks/{id}:replay:\001*b\007webhook'
   _globals['_WEBHOOKSERVICE'].methods_by_name['ListWebhookDeliveries']._loaded_options = None
-  _globals['_WEBHOOKSERVICE'].methods_by_name['ListWebhookDeliveries']._serialized_options = b'\202\323\344\223\002\037\022\035/api/webhooks/{id}/deliveries'
-  _globals['_WEBHOOK']._serialized_start=219
-  _globals['_WEBHOOK']._serialized_end=867
-  _globals['_WEBHOOKHEADER']._serialized_start=869
-  _globals['_WEBHOOKHEADER']._serialized_end=958
-  _globals['_WEBHOOKDELIVERY']._serialized_start=961
-  _globals['_WEBHOOKDELIVERY']._serialized_end=1147
-  _globals['_CREATEWEBHOOKREQUEST']._serialized_start=1149
-  _globals['_CREATEWEBHOOKREQUEST']._serialized_end=1276
-  _globals['_CREATEWEBHOOKRESPONSE']._serialized_start=1278
-  _globals['_CREATEWEBHOOKRESPONSE']._serialized_end=1344
-  _globals['_GETWEBHOOKREQUEST']._serialized_start=1346
-  _globals['_GETWEBHOOKREQUEST']._serialized_end=1453
-  _globals['_GETWEBHOOKRESPONSE']._serialized_start=1455
-  _globals['_GETWEBHOOKRESPONSE']._serialized_end=1518
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=1520
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=1602
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=1604
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=1670
-  _globals['_UPDATEWEBHOOKREQUEST']._serialized_start=1672
-  _globals['_UPDATEWEBHOOKREQUEST']._serialized_end=1770
-  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_start=1772
-  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_end=1838
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=1840
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=1950
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=1952
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=1975
-  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_start=1977
-  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_end=2093
-  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_start=2095
-  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_end=2167
-  _globals['_REPLAYWEBHOOKREQUEST']._serialized_start=2170
-  _globals['_REPLAYWEBHOOKREQUEST']._serialized_end=2340
-  _globals['_REPLAYWEBHOOKRESPONSE']._serialized_start=2342
-  _globals['_REPLAYWEBHOOKRESPONSE']._serialized_end=2408
-  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_start=2411
-  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_end=2588
-  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_start=2590
-  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_end=2700
-  _globals['_WEBHOOKSERVICE']._serialized_start=2703
-  _globals['_WEBHOOKSERVICE']._serialized_end=3833
+  _globals['_WEBHOOKSERVICE'].methods_by_name['ListWebhookDeliveries']._serialized_options = b'\222\265\030\n\n\010webhooks\202\323\344\223\002\037\022\035/api/webhooks/{id}/deliveries'
+  _globals['_WEBHOOK']._serialized_start=249
+  _globals['_WEBHOOK']._serialized_end=948
+  _globals['_WEBHOOKHEADER']._serialized_start=950
+  _globals['_WEBHOOKHEADER']._serialized_end=1039
+  _globals['_WEBHOOKDELIVERY']._serialized_start=1042
+  _globals['_WEBHOOKDELIVERY']._serialized_end=1228
+  _globals['_CREATEWEBHOOKREQUEST']._serialized_start=1230
+  _globals['_CREATEWEBHOOKREQUEST']._serialized_end=1357
+  _globals['_CREATEWEBHOOKRESPONSE']._serialized_start=1359
+  _globals['_CREATEWEBHOOKRESPONSE']._serialized_end=1425
+  _globals['_GETWEBHOOKREQUEST']._serialized_start=1427
+  _globals['_GETWEBHOOKREQUEST']._serialized_end=1534
+  _globals['_GETWEBHOOKRESPONSE']._serialized_start=1536
+  _globals['_GETWEBHOOKRESPONSE']._serialized_end=1599
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=1601
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=1683
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=1685
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=1751
+  _globals['_UPDATEWEBHOOKREQUEST']._serialized_start=1753
+  _globals['_UPDATEWEBHOOKREQUEST']._serialized_end=1851
+  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_start=1853
+  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_end=1919
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=1921
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=2031
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=2033
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=2056
+  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_start=2058
+  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_end=2174
+  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_start=2176
+  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_end=2248
+  _globals['_REPLAYWEBHOOKREQUEST']._serialized_start=2251
+  _globals['_REPLAYWEBHOOKREQUEST']._serialized_end=2421
+  _globals['_REPLAYWEBHOOKRESPONSE']._serialized_start=2423
+  _globals['_REPLAYWEBHOOKRESPONSE']._serialized_end=2489
+  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_start=2492
+  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_end=2669
+  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_start=2671
+  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_end=2781
+  _globals['_WEBHOOKSERVICE']._serialized_start=2784
+  _globals['_WEBHOOKSERVICE']._serialized_end=4079
 # @@protoc_insertion_point(module_scope)

@@ -41,6 +41,7 @@ class Webhook(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     HEADERS_FIELD_NUMBER: _builtins.int
+    RESOURCE_ID_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """The tenant. Absent: `default`. A webhook never moves to another."""
     id: _builtins.str
@@ -66,9 +67,14 @@ class Webhook(_message.Message):
     """All changes up to this revision were accepted by the receiver, or skipped."""
     failed_attempts: _builtins.int
     """Number of failed attempts to send the next change."""
+    resource_id: _builtins.str
+    """Only changes of appointments that have this resource after the change, alone or with others,
+    or that leave it by this change; redactions also of those that ever had it. Absent: all
+    resources.
+    """
     @_builtins.property
     def changes(self) -> _containers.RepeatedScalarFieldContainer[_appointment_pb2.HistoryEntry.Change.ValueType]:
-        """Only changes of these kinds. Empty: all."""
+        """Only changes of these kinds, and always `REDACTED`. Empty: all."""
 
     @_builtins.property
     def failing_since(self) -> _timestamp_pb2.Timestamp:
@@ -110,17 +116,22 @@ class Webhook(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         headers: _abc.Iterable[Global___WebhookHeader] | None = ...,
+        resource_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "_secret", b"_secret", "created_at", b"created_at", "failing_since", b"failing_since", "next_attempt_at", b"next_attempt_at", "organization_id", b"organization_id", "secret", b"secret", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "_secret", b"_secret", "created_at", b"created_at", "failing_since", b"failing_since", "next_attempt_at", b"next_attempt_at", "organization_id", b"organization_id", "resource_id", b"resource_id", "secret", b"secret", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "_secret", b"_secret", "changes", b"changes", "created_at", b"created_at", "delivered_revision", b"delivered_revision", "description", b"description", "disabled", b"disabled", "disabled_reason", b"disabled_reason", "failed_attempts", b"failed_attempts", "failing_since", b"failing_since", "headers", b"headers", "id", b"id", "next_attempt_at", b"next_attempt_at", "organization_id", b"organization_id", "secret", b"secret", "updated_at", b"updated_at", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "_secret", b"_secret", "changes", b"changes", "created_at", b"created_at", "delivered_revision", b"delivered_revision", "description", b"description", "disabled", b"disabled", "disabled_reason", b"disabled_reason", "failed_attempts", b"failed_attempts", "failing_since", b"failing_since", "headers", b"headers", "id", b"id", "next_attempt_at", b"next_attempt_at", "organization_id", b"organization_id", "resource_id", b"resource_id", "secret", b"secret", "updated_at", b"updated_at", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__organization_id: _TypeAlias = _typing.Literal["organization_id"]  # noqa: Y015
     _WhichOneofArgType__organization_id: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id"]  # noqa: Y015
+    _WhichOneofReturnType__resource_id: _TypeAlias = _typing.Literal["resource_id"]  # noqa: Y015
+    _WhichOneofArgType__resource_id: _TypeAlias = _typing.Literal["_resource_id", b"_resource_id"]  # noqa: Y015
     _WhichOneofReturnType__secret: _TypeAlias = _typing.Literal["secret"]  # noqa: Y015
     _WhichOneofArgType__secret: _TypeAlias = _typing.Literal["_secret", b"_secret"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__organization_id) -> _WhichOneofReturnType__organization_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resource_id) -> _WhichOneofReturnType__resource_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__secret) -> _WhichOneofReturnType__secret | None: ...
 

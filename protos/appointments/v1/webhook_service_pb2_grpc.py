@@ -28,13 +28,14 @@ if _version_not_supported:
 class WebhookServiceStub(object):
     """Webhooks: every change of an organization, sent to URLs that it has registered.
 
-    Each webhook gets every change at least once, in revision order and one at a time: the
-    next change is sent only after a 2xx response to the one before. Requests are signed
+    Each webhook gets every change that it selects at least once, in revision order and one at a
+    time: the next change is sent only after a 2xx response to the one before. Requests are signed
     according to Standard Webhooks, with the headers `webhook-id`, `webhook-timestamp` and
     `webhook-signature`. The `webhook-id` is the same whenever the same change is sent to the
     same webhook, so that a receiver can detect repetitions. The body is
-    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated` or
-    `appointment.cancelled`; the time of the change; and the entry as in `ListChanges`.
+    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated`,
+    `appointment.confirmed`, `appointment.expired` or `appointment.cancelled`; the time of the
+    change; and the entry as in `ListChanges`.
 
     Any other response, including a redirect and one that is not HTTP, is retried for days
     with growing delays; a valid `Retry-After` is respected within limits. Then the webhook is
@@ -93,13 +94,14 @@ class WebhookServiceStub(object):
 class WebhookServiceServicer(object):
     """Webhooks: every change of an organization, sent to URLs that it has registered.
 
-    Each webhook gets every change at least once, in revision order and one at a time: the
-    next change is sent only after a 2xx response to the one before. Requests are signed
+    Each webhook gets every change that it selects at least once, in revision order and one at a
+    time: the next change is sent only after a 2xx response to the one before. Requests are signed
     according to Standard Webhooks, with the headers `webhook-id`, `webhook-timestamp` and
     `webhook-signature`. The `webhook-id` is the same whenever the same change is sent to the
     same webhook, so that a receiver can detect repetitions. The body is
-    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated` or
-    `appointment.cancelled`; the time of the change; and the entry as in `ListChanges`.
+    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated`,
+    `appointment.confirmed`, `appointment.expired` or `appointment.cancelled`; the time of the
+    change; and the entry as in `ListChanges`.
 
     Any other response, including a redirect and one that is not HTTP, is retried for days
     with growing delays; a valid `Retry-After` is respected within limits. Then the webhook is
@@ -224,13 +226,14 @@ def add_WebhookServiceServicer_to_server(servicer, server):
 class WebhookService(object):
     """Webhooks: every change of an organization, sent to URLs that it has registered.
 
-    Each webhook gets every change at least once, in revision order and one at a time: the
-    next change is sent only after a 2xx response to the one before. Requests are signed
+    Each webhook gets every change that it selects at least once, in revision order and one at a
+    time: the next change is sent only after a 2xx response to the one before. Requests are signed
     according to Standard Webhooks, with the headers `webhook-id`, `webhook-timestamp` and
     `webhook-signature`. The `webhook-id` is the same whenever the same change is sent to the
     same webhook, so that a receiver can detect repetitions. The body is
-    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated` or
-    `appointment.cancelled`; the time of the change; and the entry as in `ListChanges`.
+    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated`,
+    `appointment.confirmed`, `appointment.expired` or `appointment.cancelled`; the time of the
+    change; and the entry as in `ListChanges`.
 
     Any other response, including a redirect and one that is not HTTP, is retried for days
     with growing delays; a valid `Retry-After` is respected within limits. Then the webhook is

@@ -29,13 +29,14 @@ GRPC_VERSION: str
 class WebhookServiceStub:
     """Webhooks: every change of an organization, sent to URLs that it has registered.
 
-    Each webhook gets every change at least once, in revision order and one at a time: the
-    next change is sent only after a 2xx response to the one before. Requests are signed
+    Each webhook gets every change that it selects at least once, in revision order and one at a
+    time: the next change is sent only after a 2xx response to the one before. Requests are signed
     according to Standard Webhooks, with the headers `webhook-id`, `webhook-timestamp` and
     `webhook-signature`. The `webhook-id` is the same whenever the same change is sent to the
     same webhook, so that a receiver can detect repetitions. The body is
-    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated` or
-    `appointment.cancelled`; the time of the change; and the entry as in `ListChanges`.
+    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated`,
+    `appointment.confirmed`, `appointment.expired` or `appointment.cancelled`; the time of the
+    change; and the entry as in `ListChanges`.
 
     Any other response, including a redirect and one that is not HTTP, is retried for days
     with growing delays; a valid `Retry-After` is respected within limits. Then the webhook is
@@ -81,13 +82,14 @@ class WebhookServiceStub:
 class WebhookServiceAsyncStub(WebhookServiceStub):
     """Webhooks: every change of an organization, sent to URLs that it has registered.
 
-    Each webhook gets every change at least once, in revision order and one at a time: the
-    next change is sent only after a 2xx response to the one before. Requests are signed
+    Each webhook gets every change that it selects at least once, in revision order and one at a
+    time: the next change is sent only after a 2xx response to the one before. Requests are signed
     according to Standard Webhooks, with the headers `webhook-id`, `webhook-timestamp` and
     `webhook-signature`. The `webhook-id` is the same whenever the same change is sent to the
     same webhook, so that a receiver can detect repetitions. The body is
-    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated` or
-    `appointment.cancelled`; the time of the change; and the entry as in `ListChanges`.
+    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated`,
+    `appointment.confirmed`, `appointment.expired` or `appointment.cancelled`; the time of the
+    change; and the entry as in `ListChanges`.
 
     Any other response, including a redirect and one that is not HTTP, is retried for days
     with growing delays; a valid `Retry-After` is respected within limits. Then the webhook is
@@ -129,13 +131,14 @@ class WebhookServiceAsyncStub(WebhookServiceStub):
 class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
     """Webhooks: every change of an organization, sent to URLs that it has registered.
 
-    Each webhook gets every change at least once, in revision order and one at a time: the
-    next change is sent only after a 2xx response to the one before. Requests are signed
+    Each webhook gets every change that it selects at least once, in revision order and one at a
+    time: the next change is sent only after a 2xx response to the one before. Requests are signed
     according to Standard Webhooks, with the headers `webhook-id`, `webhook-timestamp` and
     `webhook-signature`. The `webhook-id` is the same whenever the same change is sent to the
     same webhook, so that a receiver can detect repetitions. The body is
-    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated` or
-    `appointment.cancelled`; the time of the change; and the entry as in `ListChanges`.
+    `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated`,
+    `appointment.confirmed`, `appointment.expired` or `appointment.cancelled`; the time of the
+    change; and the entry as in `ListChanges`.
 
     Any other response, including a redirect and one that is not HTTP, is retried for days
     with growing delays; a valid `Retry-After` is respected within limits. Then the webhook is

@@ -7,13 +7,6 @@ import orjson
 from service.operations.operation import Operation, queued_form
 from service.postgres.database import Database
 
-_APPEND = """
-    INSERT INTO queued_operations (organization_id, operation_id, accepted_at, write)
-    SELECT organization_id, operation_id, accepted_at, write
-    FROM json_to_recordset(%s::json)
-    AS r (organization_id text, operation_id uuid, accepted_at timestamptz, write json)
-"""
-
 
 class PostgresQueue:
     """Appends operations, one row each, all in one transaction."""
@@ -24,5 +17,7 @@ class PostgresQueue:
     async def append(self, operations: Sequence[Operation]) -> Sequence[None]:
         """Insert the operations. Raises DatabaseUnavailable or Overloaded."""
         rows = [queued_form(operation) for operation in operations]
-        await self._database.fetch(_APPEND, (orjson.dumps(rows).decode(),))
+        await self._database.fetch_across(
+            "SELECT queue_operations(%s::json)", (orjson.dumps(rows).decode(),)
+        )
         return [None] * len(operations)

@@ -29,7 +29,7 @@ _APPLY = """
 """
 
 _RELEASE = """
-    UPDATE operation_leases l
+    UPDATE public.operation_leases l
     SET leased_until = clock_timestamp() + make_interval(secs => r.delay), attempts = r.attempts
     FROM json_to_recordset(%s::json)
     AS r (organization_id text, fence bigint, attempts integer, delay float8)
@@ -113,7 +113,7 @@ class PostgresQueueWorker:
         """Update the metric of queued operations, until cancelled."""
         while True:
             try:
-                [(waiting,)] = await self._database.fetch(_COUNT)
+                [(waiting,)] = await self._database.fetch_across(_COUNT)
             except ServiceError:
                 pass  # logged where operations are applied
             else:
@@ -157,7 +157,9 @@ class PostgresQueueWorker:
             return []
         async with self._leasing:
             while not self._stopping.is_set():
-                found = await self._database.fetch(_LEASE, (self._last_leased, room, self._lease))
+                found = await self._database.fetch_across(
+                    _LEASE, (self._last_leased, room, self._lease)
+                )
                 self._polled_at = monotonic()
                 if found:
                     self._last_leased = found[-1][0]
@@ -216,7 +218,7 @@ class PostgresQueueWorker:
             for lease in leases
         ]
         try:
-            found = await self._database.fetch(
+            found = await self._database.fetch_across(
                 _APPLY, (orjson.dumps(parameter).decode(), self._max_batch, self._lease)
             )
         except (ServiceError, psycopg.Error) as error:
@@ -255,7 +257,7 @@ class PostgresQueueWorker:
 
     async def _give_up(self, lease: _Lease) -> None:
         failure = f"not applied in {MAX_ATTEMPTS} calls, none of which got a response"
-        [(operation_id,)] = await self._database.fetch(
+        [(operation_id,)] = await self._database.fetch_across(
             _GIVE_UP, (lease.organization_id, lease.fence, failure)
         )
         log.error(
@@ -279,7 +281,7 @@ class PostgresQueueWorker:
         end = monotonic() + self._lease
         while leases and monotonic() < end:
             try:
-                await self._database.fetch(_RELEASE, (orjson.dumps(parameter).decode(),))
+                await self._database.fetch_across(_RELEASE, (orjson.dumps(parameter).decode(),))
             except (ServiceError, psycopg.Error) as error:
                 if self._stopping.is_set():
                     return

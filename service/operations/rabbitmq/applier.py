@@ -60,7 +60,7 @@ class OperationApplier:
         """Wait until the database responds."""
         while True:
             try:
-                await self._database.fetch("SELECT 1")
+                await self._database.fetch_across("SELECT 1")
             except (ServiceError, psycopg.Error) as error:
                 await self._wait_after(error)
             else:
@@ -101,7 +101,7 @@ class OperationApplier:
             )
             while True:
                 try:
-                    await self._database.fetch(
+                    await self._database.fetch_across(
                         _REFUSE, (failure, orjson.dumps([operation]).decode())
                     )
                 except (psycopg.DataError, psycopg.IntegrityError):
@@ -164,4 +164,4 @@ class OperationApplier:
             {"organization_id": organization_id, "operations": operations}
             for organization_id, operations in by_organization.items()
         ]
-        return await self._database.fetch(_APPLY, (wait, orjson.dumps(parameter).decode()))
+        return await self._database.fetch_across(_APPLY, (wait, orjson.dumps(parameter).decode()))

@@ -161,12 +161,17 @@ class Answer(_message.Message):
     RESPONSE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     ORGANIZATION_REVISION_FIELD_NUMBER: _builtins.int
+    RATE_LIMIT_POLICY_FIELD_NUMBER: _builtins.int
+    RATE_LIMIT_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """The number of the call."""
     response: _builtins.bytes
     """The RPC's response, serialized."""
     organization_revision: _builtins.int
     """The trailing metadata `organization-revision`."""
+    rate_limit_policy: _builtins.str
+    """The trailing metadata `ratelimit-policy` and `ratelimit`. Empty without rate limits."""
+    rate_limit: _builtins.str
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """The status that the RPC ends with, with its details."""
@@ -178,10 +183,12 @@ class Answer(_message.Message):
         response: _builtins.bytes = ...,
         error: _status_pb2.Status | None = ...,
         organization_revision: _builtins.int | None = ...,
+        rate_limit_policy: _builtins.str = ...,
+        rate_limit: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_organization_revision", b"_organization_revision", "error", b"error", "organization_revision", b"organization_revision", "response", b"response", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_organization_revision", b"_organization_revision", "error", b"error", "number", b"number", "organization_revision", b"organization_revision", "response", b"response", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_organization_revision", b"_organization_revision", "error", b"error", "number", b"number", "organization_revision", b"organization_revision", "rate_limit", b"rate_limit", "rate_limit_policy", b"rate_limit_policy", "response", b"response", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__organization_revision: _TypeAlias = _typing.Literal["organization_revision"]  # noqa: Y015
     _WhichOneofArgType__organization_revision: _TypeAlias = _typing.Literal["_organization_revision", b"_organization_revision"]  # noqa: Y015

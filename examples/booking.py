@@ -1,8 +1,10 @@
 """Books a room, gets a conflict for a second booking, and reads the history.
 
-Needs only the stubs: `pip install ./protos`, then `python examples/client.py
-localhost:50051`. Errors have typed details, so there is no text to parse. test_client.py
-tests this program without a server.
+Needs only the stubs: `pip install ./protos`, then `python examples/booking.py
+localhost:50051`. With TLS, name the file of the authority that signed the service's certificate,
+and if the service demands one, a certificate and its key: `localhost:50051 ca.crt tls.crt tls.key`.
+Errors have typed details, so there is no text to parse. test_booking.py tests this program without
+a server.
 """
 
 import random
@@ -11,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import cast
 
 import grpc
@@ -32,8 +35,8 @@ RETRY_FOR = 30
 FIRST_DELAY = 0.1
 
 
-def main(address: str) -> None:
-    with grpc.insecure_channel(address) as channel:
+def main(address: str = "localhost:50051", *tls: str) -> None:
+    with connect(address, *tls) as channel:
         stub = AppointmentServiceStub(channel)
         organization = f"example-{uuid.uuid4()}"
         ten = datetime(2030, 1, 1, 10, tzinfo=UTC)
@@ -58,6 +61,16 @@ def main(address: str) -> None:
         for entry in stub.ListAppointmentHistory(history, timeout=DEADLINE).entries:
             change = HistoryEntry.Change.Name(entry.change)
             print(f"revision {entry.revision}: {change} {describe(entry.appointment)}")
+
+
+def connect(
+    address: str, ca: str | None = None, certificate: str | None = None, key: str | None = None
+) -> grpc.Channel:
+    """Return a channel, with TLS if given the file of an authority."""
+    if ca is None:
+        return grpc.insecure_channel(address)
+    files = [Path(path).read_bytes() if path else None for path in (ca, key, certificate)]
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(*files))
 
 
 def appointment(
@@ -142,4 +155,4 @@ def span(start: Timestamp, end: Timestamp) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "localhost:50051")
+    main(*sys.argv[1:])

@@ -18,7 +18,7 @@ from appointments.v1.appointment_service_pb2 import (
     UpsertAppointmentResponse,
 )
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
-from client import DEADLINE, FIRST_DELAY, RETRY_FOR, appointment, book
+from booking import DEADLINE, FIRST_DELAY, RETRY_FOR, appointment, book
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo

@@ -1,0 +1,1 @@
+"""When resources are free: opening hours, time zones and ranges of time. Reads nothing."""

@@ -1,0 +1,1 @@
+"""Removes organizations. Single appointments are redacted by a write, like every change."""

@@ -1,0 +1,1 @@
+"""Rate limits for credentials and organizations, shared by all processes of the service."""

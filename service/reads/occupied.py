@@ -1,0 +1,132 @@
+"""The query of what occupies resources. Ranges are read as bytes, which is faster than as rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from struct import unpack
+from typing import Any, LiteralString
+
+from service.availability.ranges import Ranges
+from service.postgres import rows
+from service.postgres.rows import Row
+from service.times import microseconds, time_at
+
+# PostgreSQL counts microseconds from 2000.
+_POSTGRES_EPOCH = microseconds(datetime(2000, 1, 1, tzinfo=UTC))
+
+# Ranges of one resource never overlap, so only the last one that starts before the window can
+# reach into it. With the row comparison only one index has this order; the row found may belong
+# to another resource.
+_OCCUPIED: LiteralString = f"""
+    SELECT wanted.resource_id, found.ranges, found.hold_until, wanted.number
+    FROM unnest(%(resource_ids)s::text[]) WITH ORDINALITY AS wanted (resource_id, number)
+    CROSS JOIN LATERAL (
+        SELECT string_agg(
+            timestamptz_send(part.start_time) || timestamptz_send(part.end_time), ''
+        ) AS ranges, min(part.hold_until) AS hold_until
+        FROM (
+            SELECT last.start_time, last.end_time, last.hold_until
+            FROM (
+                SELECT a.resource_id, a.start_time, a.end_time, a.hold_until
+                FROM appointments a
+                WHERE a.organization_id = %(organization_id)s
+                    AND (a.resource_id, a.start_time) < (wanted.resource_id, %(start)s)
+                    AND {rows.OCCUPIES}
+                ORDER BY a.resource_id DESC, a.start_time DESC
+                LIMIT 1
+            ) AS last
+            WHERE last.resource_id = wanted.resource_id AND last.end_time > %(start)s
+            UNION ALL
+            SELECT a.start_time, a.end_time, a.hold_until
+            FROM appointments a
+            WHERE a.organization_id = %(organization_id)s
+                AND a.resource_id = wanted.resource_id
+                AND a.start_time >= %(start)s
+                AND a.start_time < %(end)s
+                AND {rows.OCCUPIES}
+        ) AS part
+    ) AS found
+"""
+
+_OCCUPIED_AS_OF: LiteralString = f"""
+    SELECT wanted.resource_id, found.ranges, found.hold_until, wanted.number
+    FROM unnest(%(resource_ids)s::text[]) WITH ORDINALITY AS wanted (resource_id, number)
+    LEFT JOIN (
+        SELECT taken.resource_id, string_agg(
+            timestamptz_send(past.start_time) || timestamptz_send(past.end_time), ''
+        ) AS ranges, NULL::timestamptz AS hold_until
+        FROM (
+            SELECT DISTINCT ON (appointment_id)
+                resource_id, additional_resource_ids, start_time, end_time, state, hold_until
+            FROM appointment_history
+            WHERE organization_id = %(organization_id)s AND revision <= %(as_of)s
+            ORDER BY appointment_id, revision DESC
+        ) AS past
+        CROSS JOIN LATERAL unnest(
+            array_prepend(past.resource_id, past.additional_resource_ids)
+        ) AS taken (resource_id)
+        WHERE taken.resource_id = ANY (%(resource_ids)s)
+            AND {rows.OCCUPIES}
+            AND past.start_time < %(end)s
+            AND past.end_time > %(start)s
+        GROUP BY taken.resource_id
+    ) AS found ON found.resource_id = wanted.resource_id
+"""
+
+IN_ORDER: LiteralString = "number"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occupied:
+    """What occupies a resource.
+
+    `content` has two numbers of eight bytes for each range, as PostgreSQL sends its times.
+    `first_expiry` is when the first hold among it expires, None without holds.
+    """
+
+    resource_id: str
+    content: bytes
+    first_expiry: datetime | None
+
+    @property
+    def count(self) -> int:
+        """The number of ranges."""
+        return len(self.content) // 16
+
+    @property
+    def ranges(self) -> Ranges:
+        """The ranges in microseconds since 1970."""
+        numbers = unpack(f">{len(self.content) // 8}q", self.content)
+        times = [time + _POSTGRES_EPOCH for time in numbers]
+        return Ranges.union((times[::2], times[1::2]))
+
+
+def query(as_of: int | None) -> LiteralString:
+    """Return the query for the parameters below; its rows are read by `occupied`."""
+    return _OCCUPIED if as_of is None else _OCCUPIED_AS_OF
+
+
+def parameters(
+    organization_id: str, resource_ids: Sequence[str], start: int, end: int, as_of: int | None
+) -> dict[str, Any]:
+    return {
+        "organization_id": organization_id,
+        "resource_ids": list(resource_ids),
+        "start": _time(start),
+        "end": _time(end),
+        "as_of": as_of,
+    }
+
+
+def occupied(found: Row) -> Occupied:
+    """Convert a row."""
+    resource_id, content, first_expiry, _ = found
+    return Occupied(resource_id=resource_id, content=content or b"", first_expiry=first_expiry)
+
+
+def _time(time: int) -> datetime:
+    """Return a time for PostgreSQL, at most the first or last that Python has."""
+    try:
+        return time_at(time)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC) if time > 0 else datetime.min.replace(tzinfo=UTC)

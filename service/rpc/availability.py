@@ -1,0 +1,167 @@
+"""Answers QueryAvailability from what occupies the resources, or from memory."""
+
+import asyncio
+import pickle
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from weakref import WeakValueDictionary
+
+from appointments.v1 import availability_pb2 as rpc
+
+from runtime.helper import Helper
+from runtime.turns import done_in_turn
+from service.availability.opening_hours import DAY
+from service.availability.query import AvailabilityQuery
+from service.errors import InvalidFields, Overloaded
+from service.messages import organization_of
+from service.reads.moments import Moments
+from service.reads.occupied import Occupied
+from service.reads.page_cache import PageCache
+from service.reads.store import Page, ReadStore
+from service.rpc.availability_helper import Question
+from service.rpc.availability_requests import read_query
+from service.rpc.handler import Call
+from service.rpc.moments import min_revision
+
+# What a gRPC client accepts by default.
+MAX_RESPONSE_BYTES = 4 * 1024 * 1024
+
+# gRPC takes 50 ms per MiB to compress, in which no other call is answered.
+MAX_COMPRESSED_BYTES = 1024 * 1024
+# A read may take as long as a hundred others, which use the other connections.
+MAX_CONCURRENT_READS = 2
+# Resources times days. Larger queries are answered one after another, in turn by organization.
+LARGE_DAYS = 1_000
+# Large queries of one organization that may wait.
+MAX_WAITING = 16
+# Computing these takes some 10 ms. More are computed by the helper.
+MAX_RANGES_IN_LOOP = 4_000
+
+TOO_LARGE = (
+    "makes a response of more than 4 MiB; ask for a shorter range of time or for fewer resources"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedResponse:
+    """A serialized QueryAvailabilityResponse, which may consist of 600,000 messages."""
+
+    content: bytes
+
+    def SerializeToString(self) -> bytes:
+        return self.content
+
+
+class AvailabilityReader:
+    """Answers queries. The answer to a repeated one is kept while its organization is unchanged."""
+
+    def __init__(self, reads: ReadStore, moments: Moments, helper: Helper) -> None:
+        """Prepare a reader. `helper` runs `service.rpc.availability_helper`."""
+        self._reads = reads
+        self._helper = helper
+        self._turns = _Turns()
+        self._cache: PageCache[EncodedResponse] = PageCache(
+            moments, max_page_bytes=MAX_RESPONSE_BYTES + 64 * 1024
+        )
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_READS)
+        # By serialized request, while it is answered.
+        self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+
+    async def answer(self, request: rpc.QueryAvailabilityRequest, call: Call) -> EncodedResponse:
+        """Answer a query.
+
+        Raises InvalidFields, also if the response would be too large, and Overloaded.
+        """
+        response = await self._answer(request, call)
+        call.compress = len(response.content) <= MAX_COMPRESSED_BYTES
+        return response
+
+    async def _answer(self, request: rpc.QueryAvailabilityRequest, call: Call) -> EncodedResponse:
+        call.organization_id = organization_of(request)
+        query = read_query(request)
+        if request.HasField("min_revision"):
+            response, page = await self._read(request, query, call.organization_id)
+            call.organization_revision = page.revision
+            return response
+        key = request.SerializeToString(deterministic=True)
+        # Of equal queries, one is computed. The others then see whether the result is still
+        # current, which is a hundred times as fast if it is large.
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            cached = await self._cache.current(key, call.organization_id)
+            if cached is not None:
+                call.organization_revision, _ = cached.moment
+                return cached.response
+            response, page = await self._read(request, query, call.organization_id)
+            first_expiry = min(
+                (each.first_expiry for each in page.items if each.first_expiry is not None),
+                default=None,
+            )
+            size = len(response.content)
+            self._cache.put(key, page.moment, first_expiry, response, size=size)
+        call.organization_revision = page.revision
+        return response
+
+    async def _read(
+        self, request: rpc.QueryAvailabilityRequest, query: AvailabilityQuery, organization_id: str
+    ) -> tuple[EncodedResponse, Page[Occupied]]:
+        days = len(request.resource_id) * (query.end - query.start) // DAY
+        # A year of 100 resources takes seconds of processor time, most of it in PostgreSQL.
+        turn = self._slots if days <= LARGE_DAYS else self._turns.turn(organization_id)
+        return await done_in_turn(turn, partial(self._compute, request, query, organization_id))
+
+    async def _compute(
+        self, request: rpc.QueryAvailabilityRequest, query: AvailabilityQuery, organization_id: str
+    ) -> tuple[EncodedResponse, Page[Occupied]]:
+        as_of = request.as_of_revision if request.HasField("as_of_revision") else None
+        page = await self._reads.occupied(
+            organization_id,
+            request.resource_id,
+            start=query.start - query.buffer_before,
+            end=query.end + query.buffer_after,
+            as_of=as_of,
+            min_revision=min_revision(request),
+        )
+        question = Question(
+            query=query, occupied=page.items, revision=page.revision if as_of is None else as_of
+        )
+        entries = 1 if query.together else len(page.items)
+        ranges = sum(each.count for each in page.items) + entries * query.openings
+        if ranges <= MAX_RANGES_IN_LOOP:
+            content = question.answer()
+        else:
+            content = await asyncio.to_thread(self._helper.run, pickle.dumps(question))
+        if len(content) > MAX_RESPONSE_BYTES:
+            raise InvalidFields([("to", TOO_LARGE)], organization_revision=page.revision)
+        return EncodedResponse(content), page
+
+
+class _Turns:
+    """Lets one large query at a time be answered, and of one organization a few wait."""
+
+    def __init__(self) -> None:
+        self._large = asyncio.Lock()
+        # By organization, while it has queries. In its turn, one of them waits for the others'.
+        self._own: WeakValueDictionary[str, _OrganizationTurns] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def turn(self, organization_id: str) -> AsyncIterator[None]:
+        """Wait until the block may answer a query. Raises Overloaded if too many wait."""
+        own = self._own.setdefault(organization_id, _OrganizationTurns())
+        if own.waiting > MAX_WAITING:
+            raise Overloaded(
+                "too many large availability queries of the organization wait; try again later"
+            )
+        own.waiting += 1
+        try:
+            async with own.lock, self._large:
+                yield
+        finally:
+            own.waiting -= 1
+
+
+class _OrganizationTurns:
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.waiting = 0
