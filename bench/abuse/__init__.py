@@ -1,0 +1,1 @@
+"""`python -m bench.abuse`: what callers of other organizations notice of an attack."""

@@ -1,0 +1,1 @@
+"""Fuzzing of everything that reads input of callers: `make fuzz DURATION=30`."""
