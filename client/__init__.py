@@ -1,0 +1,1 @@
+"""Imports, exports and watches appointments, over the stubs alone: `python -m client`."""
