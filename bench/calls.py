@@ -41,6 +41,11 @@ class Calls:
         """The time from the start to the last response."""
         return self._last - self._began
 
+    @property
+    def latest(self) -> int:
+        """The number of the latest request."""
+        return self._sent - 1
+
     def next(self, now: float) -> bytes | None:
         """Return the next request, or None after the time."""
         if now >= self._until:

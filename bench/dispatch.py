@@ -14,9 +14,8 @@ from statistics import median
 import uvloop
 from aiohttp import web
 
-from gateway.app import SERVICES
 from gateway.http.router import Router
-from gateway.transcoding.routes import Route, routes_of
+from gateway.transcoding.routes import SERVICES, Route, routes_of
 
 ROUNDS, REQUESTS = 100, 300
 TARGETS = (

@@ -17,7 +17,7 @@ from bench.calls import Calls
 from bench.grpc_client import GrpcConnection
 from bench.http_client import HttpConnection
 from bench.measured import REFUSALS, Latency, Measured
-from bench.workload import METHODS, Workload, grpc_messages, http_messages
+from bench.workload import Workload, grpc_messages, http_messages, method_of
 
 RESPONSE_TIMEOUT = 15.0  # seconds for outstanding responses after the time
 CALLERS_PER_CONNECTION = 1_000
@@ -45,11 +45,10 @@ async def drive(
     calls = Calls(make, seconds=seconds, pause=pause, interval=interval)
     connections: list[GrpcConnection | HttpConnection] = []
     if protocol == "grpc":
-        method = f"/appointments.v1.AppointmentService/{METHODS[work.operation]}"
         many = math.ceil(callers / CALLERS_PER_CONNECTION)
         for number in range(many):
             share = callers // many + (number < callers % many)
-            connections.append(GrpcConnection(calls, method=method, callers=share))
+            connections.append(GrpcConnection(calls, method_of=method_of(work), callers=share))
     else:
         connections += (
             HttpConnection(calls, delay=pause * number / callers) for number in range(callers)

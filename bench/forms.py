@@ -26,16 +26,17 @@ from local.postgres import NOT_DURABLE, EmbeddedPostgres, migrate
 from service.domain import Appointment, State
 from service.postgres import rows
 from service.postgres.rows import Row
-from service.postgres.session import Timeouts, session_conninfo
+from service.postgres.session import CALLER_ROLE, Timeouts, session_conninfo
 from service.writes.store import APPLIED
 
 # Writes per call: calls per round.
 BATCHES = {1: 400, 32: 25}
 
-_HEAD: LiteralString = "outcome, organization_revision, lock_wait, conflicts"
+_HEAD: LiteralString = "outcome, organization_revision, lock_wait, conflicts, alternatives"
 _RESULT = "appointment appointments)"
-_RETURNED = "RETURN QUERY SELECT v_outcome, v_revision, v_lock_wait, v_conflicts, stored;"
-_REPEATED = "RETURN QUERY SELECT keyed.change, v_revision, v_lock_wait, NULL::json, stored;"
+_STORED = "stored ALIAS FOR appointment;"
+_OUTCOME = "v_outcome ALIAS FOR outcome;"
+_RETURNED = "RETURN NEXT;"
 
 _NAMES = [column.partition("::")[0] for column in rows.APPOINTMENT.split(", ")]
 
@@ -63,28 +64,22 @@ def make_forms(url: str) -> list[Form]:
         ).fetchall()
         columns = ", ".join(column for (column,) in types)
         values = ", ".join(f"stored.{name}" for name in _NAMES)
-        flat = edited(adopted, {_RESULT: f"{columns})"})
-        flat = edited(
-            flat, {each: each.replace("stored", values) for each in (_RETURNED, _REPEATED)}
-        )
+        flat = edited(_queried(adopted, values), {_RESULT: f"{columns})"})
         start, end = flat.index("TABLE("), flat.index("\n LANGUAGE")
-        json = edited(
-            adopted,
-            {
-                _RESULT: "appointment json)",
-                **{
-                    each: each.replace("stored", "row_to_json(stored)")
-                    for each in (_RETURNED, _REPEATED)
-                },
-            },
+        # A function that returns a composite type has no variables of the result's columns.
+        head = flat[start + len("TABLE(") : flat.index(columns, start)].replace(", ", "; ")
+        composite = edited(
+            flat[:start] + "SETOF write_result" + flat[end:], {_OUTCOME: head + _OUTCOME}
         )
+        json = edited(_queried(adopted, "row_to_json(stored)"), {_RESULT: "appointment json)"})
         key = "organization_lock_key(p_organization_id)"
         seed = edited(adopted, {key: "hashtextextended(p_organization_id, 7236001)"})
         connection.execute(f"CREATE TYPE write_result AS {flat[start + 5 : end]}".encode())
         for name, text in {
             "columns": flat,
-            "type": flat[:start] + "SETOF write_result" + flat[end:],
+            "type": composite,
             "json": json,
+            "query": _queried(adopted, "stored"),
             "seed": seed,
         }.items():
             named = edited(text, {".apply_writes(": f".apply_writes_{name}("})
@@ -97,6 +92,7 @@ def make_forms(url: str) -> list[Form]:
     return [
         form("columns", "_columns", f"{_HEAD}, {rows.APPOINTMENT}"),
         form("row of the table", "", APPLIED),
+        form("row of the table, by RETURN QUERY", "_query", APPLIED),
         form("composite type of columns", "_type", f"{_HEAD}, {rows.APPOINTMENT}"),
         Form(
             title="JSON",
@@ -106,6 +102,12 @@ def make_forms(url: str) -> list[Form]:
         ),
         form("row of the table, seed of the lock in place", "_seed", APPLIED),
     ]
+
+
+def _queried(text: str, values: str) -> str:
+    """Return rows by a query for `values` instead of by RETURN NEXT."""
+    text = edited(text, {_STORED: "stored appointments%ROWTYPE;"})
+    return text.replace(_RETURNED, f"RETURN QUERY SELECT {_HEAD}, {values};")
 
 
 def edited(text: str, replacements: Mapping[str, str]) -> str:
@@ -118,15 +120,16 @@ def edited(text: str, replacements: Mapping[str, str]) -> str:
 
 
 def _read(organization_id: str, row: Row) -> Appointment:
-    return rows.appointment(organization_id, row[4:])
+    return rows.appointment(organization_id, row[5:])
 
 
 def _read_json(organization_id: str, row: Row) -> Appointment:
-    found: dict[str, Any] = orjson.loads(row[4])
+    found: dict[str, Any] = orjson.loads(row[5])
     return Appointment(
         organization_id=organization_id,
         id=found["appointment_id"],
         resource_id=found["resource_id"],
+        additional_resource_ids=tuple(found["additional_resource_ids"] or ()),
         start=datetime.fromisoformat(found["start_time"]),
         end=datetime.fromisoformat(found["end_time"]),
         title=found["title"],
@@ -134,6 +137,7 @@ def _read_json(organization_id: str, row: Row) -> Appointment:
         attributes=orjson.dumps(found["attributes"]).decode(),
         created_at=datetime.fromisoformat(found["created_at"]),
         updated_at=datetime.fromisoformat(found["updated_at"]),
+        hold_until=None,
         state=State(found["state"]),
         version=found["version"],
         revision=found["revision"],
@@ -202,7 +206,7 @@ def _write(number: int) -> dict[str, object]:
 def writers(url: str) -> Iterator[dict[str, Writer]]:
     """A writer for each form, with sessions that are set as the service's are."""
     conninfo = session_conninfo(
-        url, Timeouts(connection=5.0, lock=2.0, statement=5.0), replica=False
+        url, Timeouts(connection=5.0, lock=2.0, statement=5.0), replica=False, role=CALLER_ROLE
     )
     connections = []
     made = {}

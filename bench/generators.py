@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def pgbench(url: str, work: Workload, *, clients: int, seconds: int) -> Measured
         "prefix": work.organization,
         "organizations": work.organizations,
         "stored": work.stored,
+        "resources": work.resources,
         "first": work.first,
         "clients": clients,
         "turn": -1,
@@ -87,8 +89,15 @@ def wrk_is_installed() -> bool:
     return shutil.which("wrk") is not None
 
 
-def wrk(address: str, work: Workload, *, connections: int, seconds: int) -> Measured:
-    """Run wrk with `connections` that make one request after another."""
+def wrk(
+    address: str,
+    work: Workload,
+    *,
+    connections: int,
+    seconds: int,
+    headers: Mapping[str, str] | None = None,
+) -> Measured:
+    """Run wrk with `connections` that make one request after another, with these headers."""
     output, cpu_seconds = _run(
         "wrk",
         "--threads=1",
@@ -96,6 +105,7 @@ def wrk(address: str, work: Workload, *, connections: int, seconds: int) -> Meas
         f"--duration={seconds}s",
         "--timeout=15s",
         f"--script={Path(__file__).with_name('rest.lua')}",
+        *(f"--header={name}: {value}" for name, value in (headers or {}).items()),
         f"http://{address}",
         "--",
         *(str(value) for value in asdict(work).values()),

@@ -1,7 +1,7 @@
-"""A minimal gRPC client: one method, one connection, a fixed number of calls in flight.
+"""A minimal gRPC client: few methods, one connection, a fixed number of calls in flight.
 
 A general client uses as much CPU as the service that it measures. This client saves most of
-it: all requests have the same headers, and only the status of a response is read. With
+it: all requests of a method have the same headers, and only the status of a response is read. With
 SETTINGS_HEADER_TABLE_SIZE=0 the server's headers do not depend on earlier ones (RFC 7541,
 section 4.2), so headers that are not needed are not decoded.
 """
@@ -9,6 +9,7 @@ section 4.2), so headers that are not needed are not decoded.
 import asyncio
 import struct
 from collections import deque
+from collections.abc import Callable
 from time import perf_counter
 from typing import cast
 
@@ -52,17 +53,20 @@ class GrpcConnection(asyncio.Protocol):
     call) and NO_STATUS.
     """
 
-    def __init__(self, calls: Calls, *, method: str, callers: int) -> None:
+    def __init__(self, calls: Calls, *, method_of: Callable[[int], str], callers: int) -> None:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._calls = calls
-        self._method = method
+        self._method_of = method_of
         self._callers = callers
         self._transport: asyncio.Transport
         self._out: list[bytes] = []  # frames for the next write
         self._started: dict[int, float] = {}  # by stream
-        self._waiting: deque[tuple[float, bytes]] = deque()  # for the window or a stream
+        self._waiting: deque[tuple[float, str, bytes]] = deque()  # for the window or a stream
         self._last_stream = -1
-        self._headers = self._same_headers = b""
+        self._encoder = Encoder()
+        self._ready = False  # when the server's settings are known
+        self._headers: dict[str, bytes] = {}  # by method
+        self._encoded: set[str] = set()  # methods that are in the header table
         self._window = self._stream_window = DEFAULT_WINDOW  # bytes that may be sent
         self._streams = LARGEST_WINDOW  # that may be open
         self._leaving = False
@@ -153,26 +157,39 @@ class GrpcConnection(asyncio.Protocol):
         self._streams = settings.get(SettingsFrame.MAX_CONCURRENT_STREAMS, self._streams)
         self._stream_window = settings.get(SettingsFrame.INITIAL_WINDOW_SIZE, self._stream_window)
         self._write(SettingsFrame(flags=["ACK"]))
-        if self._headers:
+        if self._ready:
             return
+        self._ready = True
         # The first settings contain the size of the server's header table. With the table,
-        # the headers take a few bytes from the second request on.
-        encoder = Encoder()
+        # the headers take a few bytes from the second request of a method on.
         table = settings.get(SettingsFrame.HEADER_TABLE_SIZE, DEFAULT_TABLE)
-        encoder.header_table_size = min(table, DEFAULT_TABLE)
-        host, port = self._transport.get_extra_info("peername")[:2]
-        headers = [
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", self._method),
-            (":authority", f"{host}:{port}"),
-            ("te", "trailers"),
-            ("content-type", "application/grpc"),
-        ]
-        self._headers = encoder.encode(headers)
-        self._same_headers = encoder.encode(headers)
+        self._encoder.header_table_size = min(table, DEFAULT_TABLE)
         for caller in range(self._callers):
             self._call_after(self._calls.spread * caller / self._callers)
+
+    def _headers_of(self, method: str) -> bytes:
+        """Return the headers of the request that is sent next."""
+        found = self._headers.get(method)
+        if found is not None:
+            return found
+        host, port = self._transport.get_extra_info("peername")[:2]
+        encoded: bytes = self._encoder.encode(
+            [
+                (":method", "POST"),
+                (":scheme", "http"),
+                (":path", method),
+                (":authority", f"{host}:{port}"),
+                ("te", "trailers"),
+                ("content-type", "application/grpc"),
+            ]
+        )
+        if method in self._encoded:
+            self._headers[method] = encoded
+        else:
+            # New entries of the table move the others.
+            self._encoded.add(method)
+            self._headers.clear()
+        return encoded
 
     def _call(self) -> None:
         """Make a caller's next call. Without one it ends; the last one closes the connection."""
@@ -185,7 +202,7 @@ class GrpcConnection(asyncio.Protocol):
             return
         if len(message) + MESSAGE.size > min(self._stream_window, LARGEST_FRAME):
             raise ValueError(f"a message of {len(message)} bytes does not fit into one frame")
-        self._waiting.append((now, message))
+        self._waiting.append((now, self._method_of(self._calls.latest), message))
         self._send()
 
     def _call_after(self, pause: float) -> None:
@@ -195,15 +212,14 @@ class GrpcConnection(asyncio.Protocol):
         """Send waiting requests within the server's flow-control window and stream limit."""
         waiting = self._waiting
         while waiting and len(self._started) < self._streams:
-            started, message = waiting[0]
+            started, method, message = waiting[0]
             size = len(message) + MESSAGE.size
             if size > self._window:
                 return
             waiting.popleft()
             self._window -= size
             self._last_stream += 2
-            stream, headers = self._last_stream, self._headers
-            self._headers = self._same_headers
+            stream, headers = self._last_stream, self._headers_of(method)
             self._started[stream] = started
             if not self._out:
                 asyncio.get_running_loop().call_soon(self._flush)
@@ -249,7 +265,7 @@ class GrpcConnection(asyncio.Protocol):
             return
         now = perf_counter()
         self._leaving = True
-        for started in (*self._started.values(), *(started for started, _ in self._waiting)):
+        for started in (*self._started.values(), *(started for started, _, _ in self._waiting)):
             self._calls.answered(code, started, now)
         self._started.clear()
         self._waiting.clear()

@@ -5,8 +5,20 @@ Their variables are the fields of Workload, `prefix` for the organization's name
 Writes call the same function as the service; reads are like those in service/reads/store.py.
 """
 
-from bench.workload import BATCH, DAY, FIRST_DAY, HOUR, SLOTS, STRIDE, WINDOW, Operation
+from bench.workload import (
+    BATCH,
+    DAY,
+    FIRST_DAY,
+    HOUR,
+    SHIFTS,
+    SLOTS,
+    STRIDE,
+    WINDOW,
+    YEAR,
+    Operation,
+)
 from service.postgres.rows import APPOINTMENT
+from service.reads import occupied
 from service.writes.store import APPLIED
 
 _NUMBER = r"""
@@ -41,6 +53,25 @@ _CONTEND = rf"""
 \set start {FIRST_DAY} + :number * {STRIDE} % {SLOTS} * 600
 \set end :start + 1800
 {_ONE}
+"""
+
+# A hold, then its confirmation. Each is a transaction of its own, and counts as one.
+_HOLD = rf"""
+\set turn :turn + 1
+\set pair :turn / 2
+\set number :first + :pair * :clients + :client_id
+\set organization :number % :organizations
+\if :turn % 2 = 0
+\set start {FIRST_DAY + HOUR} + :number * {STRIDE} % :stored * {DAY} + :number / :stored
+\set end :start + 1
+SELECT {APPLIED} FROM apply_writes({_ORGANIZATION}, ('[' || replace(
+    {_WRITE.format(id=":number", start=":start", end=":end")},
+    '{{}},', '{{}}, "max_hold": 86400, "hold_until": "' || now() + interval '1 hour' || '",'
+) || ']')::json);
+\else
+SELECT {APPLIED} FROM apply_writes({_ORGANIZATION}, ('[{{"kind": "CONFIRM", "id": "' || :number
+    || '", "actor": "", "validate_only": false}}]')::json);
+\endif
 """
 
 # For an organization with nothing stored.
@@ -105,11 +136,45 @@ _DAYS = f":number / :organizations * {STRIDE} % (:stored - {WINDOW - 1})"
 _LIST = rf"\set start {FIRST_DAY} + {_DAYS} * {DAY}" + _WINDOW
 _PAGE = rf"\set start {FIRST_DAY}" + _WINDOW
 
+# The statement of the service, with expressions for its parameters.
+_OCCUPIED = f"""
+SELECT organization.revision, organization.clock, found.*
+FROM (
+    SELECT max(o.revision) AS revision, greatest(max(o.recorded_at), now()) AS clock
+    FROM organizations o
+    WHERE o.organization_id = %(organization_id)s
+) AS organization
+LEFT JOIN LATERAL ({occupied.query(None)}) AS found ON true
+ORDER BY {occupied.IN_ORDER};
+""" % {
+    "organization_id": _ORGANIZATION,
+    "resource_ids": "(SELECT array_agg('resource-' || n) FROM generate_series(1, :wanted) AS n)",
+    "start": "to_timestamp(:start)",
+    "end": "to_timestamp(:end)",
+}
+_AVAILABILITY = rf"""
+\set wanted :resources
+\set start {FIRST_DAY} - :number % {SHIFTS} * 60
+\set end :start + {YEAR}
+{_OCCUPIED}
+"""
+_CALENDAR = _AVAILABILITY.replace(f"- :number % {SHIFTS} * 60", "")
+_BOOKING = rf"""
+\set wanted 10
+\set start {FIRST_DAY} + :number % {SHIFTS} * 1800
+\set end :start + {7 * DAY}
+{_OCCUPIED}
+"""
+
 SCRIPTS: dict[Operation, str] = {
     "upsert": _NUMBER + _UPSERT,
     "contend": _NUMBER + _CONTEND,
     "batch": _NUMBER + _BATCH,
+    "hold": _HOLD,
     "get": _NUMBER + _GET,
     "list": _NUMBER + _LIST,
     "page": _NUMBER + _PAGE,
+    "availability": _NUMBER + _AVAILABILITY,
+    "calendar": _NUMBER + _CALENDAR,
+    "booking": _NUMBER + _BOOKING,
 }

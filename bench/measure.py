@@ -43,9 +43,17 @@ def runs(group: Group, stack: Stack, *, rounds: int, seconds: int) -> Iterator[R
     Loads on stored appointments share organizations; all others use new ones.
     """
     shared = f"{uuid.uuid4()}"
-    stored = {(load.organizations, load.stored) for load in group.loads if load.stored}
-    for organizations, number in stored:
-        preload(stack.database_url, shared, organizations=organizations, stored=number)
+    stored = {
+        (load.organizations, load.stored, load.resources) for load in group.loads if load.stored
+    }
+    for organizations, number, resources in stored:
+        preload(
+            stack.database_url,
+            shared,
+            organizations=organizations,
+            stored=number,
+            resources=resources,
+        )
     first = 0
     for _ in range(rounds):
         for load in (*group.limits, *group.loads):
@@ -55,6 +63,7 @@ def runs(group: Group, stack: Stack, *, rounds: int, seconds: int) -> Iterator[R
                 organizations=load.organizations,
                 stored=load.stored or 1,
                 first=first,
+                resources=load.resources,
             )
             first += NUMBERS
             yield run(load, work, stack, seconds)

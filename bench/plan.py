@@ -15,20 +15,23 @@ GROUPS = (
     "eventual",
     "contended",
     "batches",
+    "holds",
     "reads",
+    "availability",
     "growth",
     "organizations",
     "overload",
 )
 READ_ORGANIZATIONS, READ_STORED = 100, 1_000
+RESOURCES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """One load. `in_flight` is the number of pgbench clients, gRPC calls or HTTP connections.
 
-    Each organization has `stored` appointments at the start. If `polite`, callers wait after
-    a refusal for as long as it asks.
+    Each organization has `stored` appointments of so many `resources` at the start. If `polite`,
+    callers wait after a refusal for as long as it asks.
 
     For asynchronous writes: `worker` says whether a worker runs at the same time. The interface
     "worker" applies the writes that were accepted without a worker. If `paced`, the call rate
@@ -41,6 +44,7 @@ class Load:
     operation: Operation = "upsert"
     organizations: int = 1
     stored: int = 0
+    resources: int = 1
     polite: bool = False
     title: str = ""  # if loads of a group have different titles
     worker: bool = False
@@ -95,7 +99,9 @@ def plan(*, quick: bool) -> list[Group]:
             *_eventual(quick=True),
             _contended(),
             _batches(16),
+            *_holds(),
             *_reads(),
+            *_availability(stored=10_000),
             *(_growth(stored) for stored in (1_000, 10_000)),
             *_overload(),
         ]
@@ -111,7 +117,9 @@ def plan(*, quick: bool) -> list[Group]:
         _contended(),
         _batches(1),
         _batches(16),
+        *_holds(),
         *_reads(),
+        *_availability(stored=100_000),
         *(_growth(stored) for stored in (1_000, 100_000, 1_000_000)),
         *(
             _group(
@@ -137,6 +145,7 @@ def _group(
     operation: Operation = "upsert",
     organizations: int = 1,
     stored: int = 0,
+    resources: int = 1,
 ) -> Group:
     def loads(interface: Interface, in_flight: Sequence[int]) -> list[Load]:
         return [
@@ -146,6 +155,7 @@ def _group(
                 operation=operation,
                 organizations=organizations,
                 stored=stored,
+                resources=resources,
             )
             for number in in_flight
         ]
@@ -230,6 +240,24 @@ def _batches(in_flight: int) -> Group:
     )
 
 
+def _holds() -> list[Group]:
+    """Holds and their confirmations, as many of each; a call is one of them."""
+    return [
+        _group(
+            "holds",
+            title,
+            limits=[16],
+            grpc=[64],
+            operation="hold",
+            organizations=organizations,
+        )
+        for title, organizations in (
+            ("holds, one organization", 1),
+            ("holds, 1,000 organizations", 1_000),
+        )
+    ]
+
+
 def _reads() -> list[Group]:
     titles: dict[Operation, str] = {
         "get": "Get",
@@ -246,6 +274,28 @@ def _reads() -> list[Group]:
             operation=operation,
             organizations=READ_ORGANIZATIONS,
             stored=READ_STORED,
+        )
+        for operation, title in titles.items()
+    ]
+
+
+def _availability(*, stored: int) -> list[Group]:
+    """Free times of 100 resources that have all stored appointments within a year."""
+    titles: dict[Operation, str] = {
+        "availability": "free in a year, 100 resources",
+        "calendar": "the same year again",
+        "booking": "half hours in a week, 10 resources",
+    }
+    return [
+        _group(
+            "availability",
+            title,
+            limits=[8],
+            grpc=[8],
+            rest=[8],
+            operation=operation,
+            stored=stored,
+            resources=RESOURCES,
         )
         for operation, title in titles.items()
     ]

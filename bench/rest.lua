@@ -6,7 +6,9 @@
 local FIRST_DAY, DAY, HOUR = 1893456000, 86400, 3600
 local STRIDE, SLOTS, WINDOW = 104729, 2000, 20
 
-local organization, organizations, stored
+local YEAR, SHIFTS = 366 * DAY, 9973
+
+local organization, organizations, stored, resources
 
 local function name(number)
   return organization .. "-" .. number % organizations
@@ -37,6 +39,15 @@ local function upsert(number)
   return post(number, start, start + 1)
 end
 
+local function free(number, count, start, length, more)
+  local ids = {}
+  for resource = 1, count do
+    table.insert(ids, "&resourceId=resource-" .. resource)
+  end
+  return wrk.format("GET", "/api/availability?organizationId=" .. name(number) ..
+    "&from=" .. time(start) .. "&to=" .. time(start + length) .. table.concat(ids) .. more)
+end
+
 local operations = {
   upsert = upsert,
   submit = upsert,
@@ -54,6 +65,17 @@ local operations = {
   page = function(number)
     return window(number, FIRST_DAY)
   end,
+  availability = function(number)
+    return free(number, resources, FIRST_DAY - number % SHIFTS * 60, YEAR, "")
+  end,
+  calendar = function(number)
+    return free(number, resources, FIRST_DAY, YEAR, "")
+  end,
+  booking = function(number)
+    return free(number, 10, FIRST_DAY + number % SHIFTS * 1800, 7 * DAY,
+      "&openingHours=Mo-Fr%2009:00-17:00&timeZone=Europe/Berlin" ..
+      "&duration=1800s&granularity=900s")
+  end,
 }
 
 -- wrk calls the functions below by name; `setup` and `done` run in a separate Lua state.
@@ -64,7 +86,7 @@ function init(arguments)
   if arguments[1] == "submit" then wrk.headers["Prefer"] = "respond-async" end
   organization = arguments[2]
   organizations, stored = tonumber(arguments[3]), tonumber(arguments[4])
-  next_number = tonumber(arguments[5])
+  next_number, resources = tonumber(arguments[5]), tonumber(arguments[6])
 end
 
 function request()

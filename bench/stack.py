@@ -41,7 +41,7 @@ class Stack:
 
     def peak_mib(self) -> dict[str, float]:
         """Return the peak resident memory of service and gateway, including children."""
-        return {name: _peak_mib(self.processes[name]) for name in ("service", "gateway")}
+        return {name: peak_mib(self.processes[name]) for name in ("service", "gateway")}
 
 
 class Worker:
@@ -129,10 +129,14 @@ def cpu_seconds_of(pid: int) -> float:
     return total
 
 
-def _peak_mib(pid: int) -> float:
+def peak_mib(pid: int) -> float:
+    """Peak resident memory so far of a process and its children, 0 after its end."""
     total = 0.0
     for process in _family(pid):
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        try:
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
         total += sum(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
     return total
 

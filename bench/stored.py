@@ -2,7 +2,7 @@
 
 import psycopg
 
-from bench.workload import DAY, FIRST_DAY, HOUR
+from bench.workload import DAY, FIRST_DAY, HOUR, YEAR
 
 # The same state as after one upsert per appointment by apply_writes.
 _PRELOAD = (
@@ -12,11 +12,14 @@ _PRELOAD = (
         created_at, updated_at, updated_at_given, state, version, revision
     )
     SELECT
-        %(name)s || '-' || organization, 'stored-' || day, '',
-        to_timestamp(%(first)s + day * %(day)s), to_timestamp(%(first)s + day * %(day)s + %(hour)s),
-        '', '{}', now(), now(), false, 'ACTIVE', 1, day + 1
+        %(name)s || '-' || organization, 'stored-' || number,
+        CASE %(resources)s WHEN 1 THEN '' ELSE 'resource-' || number %% %(resources)s + 1 END,
+        to_timestamp(%(first)s + place * %(step)s),
+        to_timestamp(%(first)s + place * %(step)s + %(length)s),
+        '', '{}', now(), now(), false, 'ACTIVE', 1, number + 1
     FROM generate_series(0, %(organizations)s - 1) AS organization,
-        generate_series(0, %(stored)s - 1::bigint) AS day
+        generate_series(0, %(stored)s - 1::bigint) AS number,
+        LATERAL (SELECT number / %(resources)s) AS placed (place)
     """,
     """
     INSERT INTO appointment_history (
@@ -57,15 +60,19 @@ _OVERLAPPING = """
 """
 
 
-def preload(url: str, name: str, *, organizations: int, stored: int) -> None:
-    """Store `stored` appointments in each of the organizations `name`-0 and so on."""
+def preload(url: str, name: str, *, organizations: int, stored: int, resources: int = 1) -> None:
+    """Store `stored` appointments in each of the organizations `name`-0 and so on.
+
+    Of one resource, one hour a day; of several, twenty minutes each, evenly over a year.
+    """
     values = {
         "name": name,
         "organizations": organizations,
         "stored": stored,
+        "resources": resources,
         "first": FIRST_DAY,
-        "day": DAY,
-        "hour": HOUR,
+        "step": DAY if resources == 1 else YEAR * resources // stored // 600 * 600,
+        "length": HOUR if resources == 1 else 1200,
     }
     with psycopg.connect(url) as connection:
         for statement in _PRELOAD:

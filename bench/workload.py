@@ -2,18 +2,21 @@
 
 The stored appointments of an organization take the first hour of each day, from
 2030-01-01 on. New appointments take one second each of the rest of these days: the first
-free second of every day in a scattered order of days, then the second one, and so on.
+free second of every day in a scattered order of days, then the second one, and so on. With
+several resources, the stored ones are of twenty minutes, spread evenly over a year of each.
 `rest.lua` and `limits.py` make the same requests in their languages.
 """
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
-from appointments.v1 import appointment_pb2
+from appointments.v1 import appointment_pb2, availability_pb2
 from appointments.v1 import appointment_service_pb2 as rpc
+from google.protobuf.duration_pb2 import Duration
 
 FIRST_DAY = int(datetime(2030, 1, 1, tzinfo=UTC).timestamp())
 DAY = 86_400
@@ -21,18 +24,39 @@ HOUR = 3_600
 STRIDE = 104_729  # a prime, so that its multiples visit every day
 SLOTS = 2_000  # start times of contended requests: half an hour, every ten minutes
 BATCH = 100  # writes in a request
+HOLDS_AHEAD = 1_000  # more than the calls in flight, so that what is confirmed is stored
 WINDOW = 20  # appointments in a list
+SHIFTS = 9_973  # of ranges that are searched for free times; a prime, so that runs differ
 
-Operation = Literal["upsert", "submit", "contend", "batch", "get", "list", "page"]
+YEAR = 366 * DAY
 
+Operation = Literal[
+    "upsert",
+    "submit",
+    "contend",
+    "batch",
+    "hold",
+    "get",
+    "list",
+    "page",
+    "availability",
+    "calendar",
+    "booking",
+]
+
+_SERVICE = "/appointments.v1.AppointmentService"
 METHODS: dict[Operation, str] = {
     "upsert": "UpsertAppointment",
     "submit": "SubmitAppointment",
     "contend": "UpsertAppointment",
     "batch": "BatchUpsertAppointments",
+    "hold": "UpsertAppointment",
     "get": "GetAppointment",
     "list": "ListAppointments",
     "page": "ListAppointments",
+    "availability": "QueryAvailability",
+    "calendar": "QueryAvailability",
+    "booking": "QueryAvailability",
 }
 
 
@@ -40,7 +64,8 @@ METHODS: dict[Operation, str] = {
 class Workload:
     """Requests numbered from `first` on, in the organizations `organization`-0 and so on.
 
-    Each organization has `stored` appointments (see stored.py), or 1 stands for none.
+    Each organization has `stored` appointments (see stored.py), or 1 stands for none, of so many
+    `resources`.
     `rest.lua` takes the fields in this order.
     """
 
@@ -49,6 +74,7 @@ class Workload:
     organizations: int = 1
     stored: int = 1
     first: int = 0
+    resources: int = 1
 
 
 def grpc_messages(work: Workload) -> Callable[[int], bytes]:
@@ -58,11 +84,24 @@ def grpc_messages(work: Workload) -> Callable[[int], bytes]:
         "submit": _submit,
         "contend": _contend,
         "batch": _batch,
+        "hold": _hold,
         "get": _get,
         "list": _list,
         "page": _page,
+        "availability": _availability,
+        "calendar": _calendar,
+        "booking": _booking,
     }[work.operation]
     return lambda number: make(work, work.first + number)
+
+
+def method_of(work: Workload) -> Callable[[int], str]:
+    """Return a function from a number to the path of the request's method."""
+    usual = f"{_SERVICE}/{METHODS[work.operation]}"
+    if work.operation != "hold":
+        return lambda _: usual
+    confirm = f"{_SERVICE}/ConfirmAppointment"
+    return lambda number: confirm if _confirms(number) else usual
 
 
 def http_messages(work: Workload, host: str) -> Callable[[int], bytes]:
@@ -140,6 +179,25 @@ def _batch(work: Workload, number: int) -> bytes:
     return request.SerializeToString()
 
 
+def _confirms(number: int) -> bool:
+    return number >= HOLDS_AHEAD and (number - HOLDS_AHEAD) % 2 == 1
+
+
+def _hold(work: Workload, number: int) -> bytes:
+    """A hold; every second one after the first HOLDS_AHEAD is the confirmation of one of them."""
+    number -= work.first
+    pair = (number - HOLDS_AHEAD) // 2
+    if _confirms(number):
+        return rpc.ConfirmAppointmentRequest(
+            organization_id=_organization(work, work.first + pair), id=str(work.first + pair)
+        ).SerializeToString()
+    held = work.first + (number if number < HOLDS_AHEAD else HOLDS_AHEAD + pair)
+    request = rpc.UpsertAppointmentRequest()
+    _fill(request.appointment, _organization(work, held), held, *_second(work, held))
+    request.appointment.hold_until.seconds = int(time.time()) + HOUR
+    return request.SerializeToString()
+
+
 def _get(work: Workload, number: int) -> bytes:
     day = (_stored_day(work, number, work.stored) - FIRST_DAY) // DAY
     return rpc.GetAppointmentRequest(
@@ -160,4 +218,47 @@ def _window(work: Workload, number: int, start: int) -> bytes:
     request = rpc.ListAppointmentsRequest(organization_id=_organization(work, number))
     getattr(request, "from").seconds = start
     request.to.seconds = start + WINDOW * DAY
+    return request.SerializeToString()
+
+
+def _availability(work: Workload, number: int) -> bytes:
+    """A year of all resources, from another minute each time."""
+    return _free(work, number, work.resources, FIRST_DAY - number % SHIFTS * 60, YEAR)
+
+
+def _calendar(work: Workload, number: int) -> bytes:
+    """The same year of all resources each time."""
+    return _free(work, number, work.resources, FIRST_DAY, YEAR)
+
+
+def _booking(work: Workload, number: int) -> bytes:
+    """Half hours to book with ten resources, in another week each time."""
+    return _free(
+        work,
+        number,
+        10,
+        FIRST_DAY + number % SHIFTS * 1800,
+        7 * DAY,
+        opening_hours=["Mo-Fr 09:00-17:00"],
+        time_zone="Europe/Berlin",
+        duration=Duration(seconds=1800),
+        granularity=Duration(seconds=900),
+    )
+
+
+def _free(
+    work: Workload,
+    number: int,
+    resources: int,
+    start: int,
+    length: int,
+    **fields: Any,  # noqa: ANN401  # of the request
+) -> bytes:
+    request = availability_pb2.QueryAvailabilityRequest(
+        organization_id=_organization(work, number),
+        resource_id=[f"resource-{resource}" for resource in range(1, resources + 1)],
+        **fields,
+    )
+    getattr(request, "from").seconds = start
+    request.to.seconds = start + length
     return request.SerializeToString()
