@@ -42,7 +42,7 @@ CreateDatabase = Callable[[], str]
 
 SHARED_DIRECTORY = pytest.StashKey[Path]()
 # Fixtures that start something for a single test or module.
-STARTERS = frozenset({"fork", "own_postgres", "rabbitmq", "start_run", "tools"})
+STARTERS = frozenset({"browser", "fork", "own_postgres", "rabbitmq", "start_run", "tools"})
 LINES_SHOWN = 40
 # The messages of asyncio and of the programs' logs about errors that were never retrieved.
 UNNOTICED = (

@@ -20,7 +20,7 @@ from local.postgres import NOT_DURABLE, EmbeddedPostgres, migrate
 from local.stack import DATABASE
 from service.metrics import Metrics
 from service.postgres.database import Database
-from service.postgres.session import Timeouts
+from service.postgres.session import CALLER_ROLE, Timeouts
 
 AnyDatabase = TypeVar("AnyDatabase", bound=Database)
 
@@ -125,6 +125,7 @@ def database_of(
     url: str,
     metrics: Metrics,
     *,
+    role: str = CALLER_ROLE,
     connections: int = 1,
     max_waiting: int = 1,
 ) -> AnyDatabase:
@@ -135,6 +136,7 @@ def database_of(
         connections=connections,
         max_waiting=max_waiting,
         timeouts=Timeouts(connection=5, lock=5, statement=5),
+        role=role,
         replica=False,
         metrics=metrics,
     )

@@ -15,6 +15,8 @@ from tests.rest_client import Client
 
 # By default, channels share one connection, which leads to one process.
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
+# For slow readers: what tests write is so repetitive that compressed, buffers could hold it all.
+UNCOMPRESSED = (*OWN_CONNECTION, ("grpc.compression_enabled_algorithms_bitset", 1))
 
 Failure = TypeVar("Failure")
 

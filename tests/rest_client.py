@@ -2,9 +2,11 @@
 
 import json
 import socket
-from http.client import HTTPConnection, HTTPResponse
+import ssl
+from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from typing import IO, Any, Self
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from local.programs import Program
 
@@ -33,10 +35,25 @@ class Answer:
         return {error["field"] for error in self.json["errors"]}
 
 
+def status_and_code(answer: Answer) -> tuple[int, str | None]:
+    return answer.status, answer.json.get("code")
+
+
+def connection_to(
+    gateway: Program, tls: ssl.SSLContext | None, *, timeout: float
+) -> HTTPConnection:
+    """Return a connection to a gateway, which is opened by the first request."""
+    if tls is None:
+        return HTTPConnection("127.0.0.1", gateway.port, timeout=timeout)
+    return HTTPSConnection("127.0.0.1", gateway.port, timeout=timeout, context=tls)
+
+
 class Client:
-    def __init__(self, gateway: Program, organization: str) -> None:
+    def __init__(
+        self, gateway: Program, organization: str, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.organization = organization
-        self._connection = HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+        self._connection = connection_to(gateway, tls, timeout=30)
 
     def close(self) -> None:
         """Close the connection, even while another thread waits for a response."""
@@ -59,6 +76,27 @@ class Client:
         headers.setdefault("Content_Type", "application/json")
         return self.send("POST", f"/api/appointments{query}", raw, **headers)
 
+    def write(
+        self, method: str, id: str, body: object, /, *, query: str = "", **headers: str
+    ) -> Answer:
+        """PUT or PATCH an appointment."""
+        headers.setdefault("Content_Type", "application/json")
+        target = f"/api/appointments/{id}?organizationId={quote(self.organization)}{query}"
+        return self.send(method, target, json.dumps(body).encode(), **headers)
+
+    def put(self, id: str, body: object, /, **options: str) -> Answer:
+        return self.write("PUT", id, body, **options)
+
+    def patch(self, id: str, body: object, /, **options: str) -> Answer:
+        options.setdefault("Content_Type", "application/merge-patch+json")
+        return self.write("PATCH", id, body, **options)
+
+    def confirm(self, id: str, /, **query: object) -> Answer:
+        return self.call("POST", f"/appointments/{id}:confirm", **query)
+
+    def redact(self, id: str, /, **query: object) -> Answer:
+        return self.call("POST", f"/appointments/{id}:redact", **query)
+
     def upsert(self, id: object = "a", /, **fields: object) -> Answer:
         headers = {name: str(fields.pop(name)) for name in list(fields) if name[0].isupper()}
         body = {"organizationId": self.organization, "start": START, "end": END, "id": id}
@@ -67,7 +105,7 @@ class Client:
     def call(self, method: str, path: str, /, **query: object) -> Answer:
         headers = {name: str(query.pop(name)) for name in list(query) if name[0].isupper()}
         query.setdefault("organizationId", self.organization)
-        return self.send(method, f"/api{path}?{urlencode(query)}", None, **headers)
+        return self.send(method, f"/api{path}?{urlencode(query, doseq=True)}", None, **headers)
 
     def stored(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.call("GET", "/appointments").json["appointments"]
@@ -112,15 +150,22 @@ class Events:
     """The stream of an organization's changes on one connection."""
 
     def __init__(
-        self, gateway: Program, organization: str, after: int | None = None, /, **headers: str
+        self,
+        gateway: Program,
+        organization: str,
+        after: int | None = None,
+        filters: Mapping[str, object] | None = None,
+        /,
+        **headers: str,
     ) -> None:
-        query = {"organizationId": organization}
+        query = {"organizationId": organization, **(filters or {})}
         if after is not None:
             query["afterRevision"] = str(after)
         self._connection = HTTPConnection("127.0.0.1", gateway.port, timeout=30)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         named = {"Accept": "text/event-stream", **named}
-        self._connection.request("GET", f"/api/changes?{urlencode(query)}", headers=named)
+        path = f"/api/changes?{urlencode(query, doseq=True)}"
+        self._connection.request("GET", path, headers=named)
         self.response = self._connection.getresponse()
         assert self.response.status == 200, self.response.read()
         assert self.response.headers["Content-Type"] == "text/event-stream"

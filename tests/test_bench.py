@@ -18,10 +18,10 @@ from bench.dispatch import measure
 from bench.driver import drive
 from bench.eventual import missing
 from bench.forms import writers
-from bench.generators import driver, wrk, wrk_is_installed
+from bench.generators import driver, pgbench, wrk, wrk_is_installed
 from bench.measured import Measured
 from bench.stored import overlapping, preload
-from bench.workload import BATCH, SLOTS, Operation, Workload
+from bench.workload import BATCH, HOLDS_AHEAD, SLOTS, Operation, Workload
 from local.programs import ROOT, Program
 from local.rabbitmq import server_script
 from tests.conftest import CreateDatabase, StartProgram
@@ -68,7 +68,15 @@ async def test_every_good_answer_is_a_write_that_is_stored(
 @pytest.mark.skipif(not wrk_is_installed(), reason="wrk is not installed")
 @pytest.mark.parametrize(
     ("operation", "codes"),
-    [("contend", {"201", "409"}), ("get", {"200"}), ("list", {"200"}), ("page", {"200"})],
+    [
+        ("contend", {"201", "409"}),
+        ("get", {"200"}),
+        ("list", {"200"}),
+        ("page", {"200"}),
+        ("availability", {"200"}),
+        ("calendar", {"200"}),
+        ("booking", {"200"}),
+    ],
 )
 def test_wrk_asks_for_the_same(
     gateway: Program,
@@ -156,6 +164,61 @@ def test_a_quick_run_has_no_errors_and_can_be_drawn(tmp_path: Path) -> None:
     assert "PostgreSQL alone" in picture.read_text()
 
 
+def states(database_url: str, organization: str) -> dict[str, int]:
+    with psycopg.connect(database_url) as connection:
+        return dict(
+            connection.execute(
+                "SELECT state, count(*) FROM appointments WHERE starts_with(organization_id, %s)"
+                " GROUP BY state",
+                [organization],
+            ).fetchall()
+        )
+
+
+async def test_every_second_call_confirms_a_hold(
+    service: Program, database_url: str, organization: str
+) -> None:
+    work = Workload(operation="hold", organization=organization, organizations=3, first=7)
+    measured = await load(service, work, seconds=2)
+    assert measured.answers.keys() == {"OK"}
+    found = states(database_url, organization)
+    assert HOLDS_AHEAD <= found["HELD"] <= HOLDS_AHEAD + 1
+    assert found["HELD"] + 2 * found["ACTIVE"] == measured.answers["OK"]
+
+
+def test_every_second_transaction_of_the_limit_confirms_a_hold(
+    database_url: str, organization: str
+) -> None:
+    work = Workload(operation="hold", organization=organization, organizations=3, first=7)
+    measured = pgbench(database_url, work, clients=2, seconds=1)
+    found = states(database_url, organization)
+    assert found.get("HELD", 0) <= 2
+    assert found.get("HELD", 0) + 2 * found["ACTIVE"] == measured.answers["OK"]
+
+
+@pytest.mark.timeout(300)
+def test_holds_are_compared_with_their_statements(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    run("bench", "--quick", "--only", "holds", "--json", str(results))
+    found = json.loads(results.read_text())
+    assert found["overlapping"] == 0
+    assert [row["load"]["interface"] for row in found["rows"]] == ["SQL", "gRPC"] * 2
+    for row in found["rows"]:
+        check(row)
+
+
+@pytest.mark.timeout(300)
+def test_availability_is_compared_with_its_statement(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    run("bench", "--quick", "--only", "availability", "--json", str(results))
+    found = json.loads(results.read_text())
+    operations = [row["load"]["operation"] for row in found["rows"]]
+    each = 3 if wrk_is_installed() else 2
+    assert operations == ["availability"] * each + ["calendar"] * each + ["booking"] * each
+    for row in found["rows"]:
+        check(row)
+
+
 @pytest.mark.timeout(300)
 def test_what_is_accepted_is_applied_and_both_are_measured(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
@@ -219,6 +282,107 @@ def test_what_logging_costs_is_measured(to: str) -> None:
         assert float(ratio[1]) == pytest.approx(rates[1] / rates[0], abs=0.02)
 
 
+@pytest.mark.skipif(not wrk_is_installed(), reason="wrk is not installed")
+def test_what_access_control_costs_is_measured() -> None:
+    said = run("bench.credentials", "--rounds", "1").splitlines()
+    assert [said[0], said[6]] == ["upsert, 1 rounds of 1 s", "get, 1 rounds of 1 s"]
+    for group in (said[1:6], said[7:]):
+        costs = []
+        for line in group:
+            found = re.fullmatch(
+                r"  (.{26}) +([\d,]+)/s  gateway +(\d+) µs  service +(\d+) µs"
+                r"  CPU ([\d.]+) \([\d.]+ to [\d.]+\)  rate [\d.]+"
+                r"  least CPU +\d+ µs \([\d.]+\)",
+                line,
+            )
+            assert found is not None, line
+            assert int(found[2].replace(",", "")) > 0
+            costs.append((found[1].rstrip(), int(found[3]) + int(found[4]), float(found[5])))
+        titles = [title for title, _, _ in costs]
+        assert titles == [
+            "without access control",
+            "the same again",
+            "the same with X-Actor",
+            "token",
+            "API key",
+        ]
+        for _, cost, ratio in costs:
+            assert ratio == pytest.approx(cost / costs[0][1], abs=0.02)
+
+
+def test_lists_of_the_past_are_compared_with_those_of_today() -> None:
+    said = run("bench.history", "--changes", "2000", "--rounds", "3").splitlines()
+    titles = [line[:34].rstrip() for line in said]
+    assert titles == [
+        "no window",
+        "from",
+        "from and to",
+        "one of 50 resources",
+        "one of 50 resources, from and to",
+        "by revision",
+        "by revision, from a quarter on",
+    ]
+    for line in said:
+        figures = re.fullmatch(r".{34} +([\d.]+) ms  today +([\d.]+) ms  \(([\d.]+)\)", line)
+        assert figures, line
+        assert min(map(float, figures.groups())) > 0
+
+
+def test_the_check_of_a_database_is_measured() -> None:
+    said = run("bench.verify", "--changes", "4000", "--rounds", "1")
+    figures = re.fullmatch(
+        r"([\d.]+) s, CPU ([\d.]+) s and ([\d.]+) s of PostgreSQL, (\d+) MiB of memory,"
+        r" (\d+) MiB of temporary files\n"
+        r"sound: organizations 1,001, appointments 2,000, changes 4,000;"
+        r" digests computed again 2,000, not computable 0\n",
+        said,
+    )
+    assert figures is not None, said
+    assert min(map(float, figures.groups()[:-1])) > 0
+
+
+@pytest.mark.parametrize("format_", ["jsonl", "csv", "ics"])
+def test_imports_are_compared_with_batches(format_: str) -> None:
+    arguments = ("--rows", "2000", "--rounds", "1", "--seconds", "0.5", "--format", format_)
+    first, last = run("bench.imports", *arguments).splitlines()
+    figures = re.fullmatch(
+        r"([\d,]+) imported a second, ([\d,]+) and ([\d,]+) by batches: ([\d.]+)", first
+    )
+    assert figures is not None, first
+    assert min(float(figure.replace(",", "")) for figure in figures.groups()) > 0
+    assert last == f"2,000 rows of {format_}: {figures[4]} of the batch rate"
+
+
+def test_conditional_lists_and_patches_are_measured() -> None:
+    said = run("bench.conditional", "--rounds", "1", "--requests", "60").splitlines()
+    assert len(said) == 9
+    groups = [said[:3], said[3:6], said[6:]]
+    for group in groups:
+        costs = []
+        for line in group:
+            found = re.fullmatch(
+                r".{26} gateway +(\d+) µs  service +(\d+) µs  postgresql +\d+ µs  \(([\d.]+)\)",
+                line,
+            )
+            assert found is not None, line
+            costs.append((int(found[1]) + int(found[2]), float(found[3])))
+        for cost, ratio in costs:
+            assert ratio == pytest.approx(cost / costs[0][0], abs=0.02)
+
+
+def test_the_cost_of_tls_is_measured() -> None:
+    said = run("bench.tls", "--rounds", "1", "--requests", "64", "--new-connections", "32")
+    lines = said.splitlines()
+    assert len(lines) == 8
+    for line in lines:
+        found = re.fullmatch(
+            r".{22} (?:plain|TLS  )  gateway +(\d+) µs  service +(\d+) µs  \(([\d.]+)\)", line
+        )
+        assert found is not None, line
+        assert int(found[1]) + int(found[2]) > 0
+    assert [line.endswith("(1.00)") for line in lines[::2]] == [True] * 4
+
+
 def run(*arguments: str) -> str:
     command = [sys.executable, "-m", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -249,7 +413,7 @@ def check(row: Mapping[str, Any]) -> None:
 def test_all_forms_of_a_result_have_the_same_appointments(create_database: CreateDatabase) -> None:
     with writers(create_database()) as made:
         found = {title: writer.write(3) for title, writer in made.items()}
-        assert len(found) == 5
+        assert len(found) == 6
         first, *others = (
             [(each.id, each.start, each.end, each.title, each.revision) for each in appointments]
             for appointments in found.values()
@@ -257,3 +421,17 @@ def test_all_forms_of_a_result_have_the_same_appointments(create_database: Creat
         assert [revision for *_, revision in first] == [1, 2, 3]
         assert all(other == first for other in others)
         assert all(min(writer.measure(2, 2)) > 0 for writer in made.values())
+
+
+def test_an_attack_is_measured() -> None:
+    [said] = run("bench.abuse", "deep-bodies", "--seconds", "1", "--rate", "5").splitlines()
+    name, ratio, noticed, outcome = re.fullmatch(
+        r"(\S+) +p99 +([0-9.]+) times \(.*?\) +(MiB: .*?) +failed: none +(\{.*\})", said
+    ).groups()  # type: ignore[union-attr]
+    assert (name, float(ratio) > 0) == ("deep-bodies", True)
+    assert [part.split()[0] for part in noticed.removeprefix("MiB: ").split(", ")] == [
+        "service",
+        "gateway",
+        "worker",
+    ]
+    assert "'400'" in outcome

@@ -22,6 +22,7 @@ from local.rabbitmq import RabbitMQ
 from local.stack import DATABASE
 from service.events.rabbitmq import routing_key
 from service.operations.operation import parent_name
+from service.verify.command import parse, verify
 from tests.api import Organization
 from tests.chaos import CALL_TIMEOUT, Hand, Running, Step, Writers, steps
 from tests.conftest import OwnPostgres, StartProgram
@@ -124,6 +125,8 @@ async def test_whatever_is_killed_all_that_was_accepted_ends_once_and_in_order(
                 org.check_history()
                 until(lambda e=entries, o=each: consumer.latest.get(o, 0) >= len(e), within=60)  # type: ignore[misc]
                 assert consumer.entries(each) == entries
+        # Prints what it finds, or how much it has checked.
+        assert verify(settings["DATABASE_URL"], parse([])) == 0
         repeated = len(consumer.messages) - sum(consumer.latest.values())
         sys.stdout.write(
             f"{writers.count} accepted in {accepted:.0f} s, {writers.retries} sent again,"

@@ -82,6 +82,14 @@ def test_fosdem_twice(gateway: Program, organization: str) -> None:
     assert "779 unchanged, 1 conflict" in second.stdout
 
 
+def test_fosdem_in_a_database_of_its_own_ends_with_a_check_of_it() -> None:
+    done = demo("fosdem")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "779 created, 1 conflict" in done.stdout
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("sound: organizations 1, appointments 779, changes 779;")
+
+
 async def test_fosdem_with_something_else_in_a_room_is_a_failure(
     gateway: Program, organization: str
 ) -> None:

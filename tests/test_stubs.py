@@ -1,22 +1,18 @@
 """The stubs are all that a caller needs, and contain nothing of the service."""
 
-import os
 import re
 import subprocess
 import sys
 import tomllib
-import venv
 from pathlib import Path
 
 import pytest
 
 from local.programs import ROOT, Program
 from local.stack import base_environment
+from tests.packages import NOT_THERE, environment_with
 
 pytestmark = pytest.mark.slow
-
-NOT_THERE = ("service", "gateway", "runtime", "public_json", "local", "demo", "psycopg", "aiohttp")
-
 
 PROJECT = tomllib.loads((ROOT / "protos" / "pyproject.toml").read_text())["project"]
 # The oldest and the first excluded version of each requirement of the stubs.
@@ -42,21 +38,7 @@ def caller(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             wanted.append(f"grpcio=={RANGES['grpcio'][0]}")
     elif request.param == "protobuf before 7":
         wanted = ["protobuf<7"]
-    directory = tmp_path_factory.mktemp("caller")
-    venv.create(directory, with_pip=False, symlinks=True)
-    python = directory / "bin" / "python"
-    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python]
-    installed = subprocess.run(
-        [*pip, "install", "--quiet", "--prefer-binary", ROOT / "protos", *wanted],
-        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    offline = "connection" in installed.stderr.lower()
-    if installed.returncode != 0 and offline and "CI" not in os.environ:
-        pytest.skip("there is no network to install the stubs' dependencies from")
-    assert installed.returncode == 0, installed.stderr
+    python = environment_with(tmp_path_factory.mktemp("caller"), ROOT / "protos", *wanted)
     if request.param == "newest":
         code = "import google.protobuf, grpc; print(google.protobuf.__version__, grpc.__version__)"
         versions = subprocess.check_output([python, "-c", code], text=True).split()
@@ -119,7 +101,7 @@ def test_the_stubs_are_typed(caller: Path, tmp_path: Path) -> None:
 def test_the_example_runs_with_the_stubs_alone(
     caller: Path, tmp_path: Path, service: Program
 ) -> None:
-    done = run(caller, tmp_path, ROOT / "examples" / "client.py", service.address)
+    done = run(caller, tmp_path, ROOT / "examples" / "booking.py", service.address)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "CREATED meeting 10:00-10:30 version 1",

@@ -33,27 +33,57 @@ MAX_README_LINES = 160
 NOT_RUN = {
     "make test": "it runs this test",
     "make test-fast": "make test, which runs its tests too",
+    "make pictures": "whoever changes how the calendar looks",
     "make chaos": ".ci/run",
+    "make torture": ".ci/run",
+    "make fuzz": ".ci/run",
+    "make audit": ".ci/run",
+    "make sbom": "tests/documents/test_supply.py",
+    "make torture DURATION=1200 FAULTS=50 SEED=1": "tests/torture/test_run.py",
+    "make torture DURATION=1080 FAULTS=50 RATE=1000 SEED=3031": "a measurement of 20 minutes",
+    "python -m tests.torture --check torture.jsonl": "tests/torture/test_run.py",
     "make bench": "tests/test_bench.py",
     "make bench-quick": "tests/test_bench.py",
     "make bench JSON=results.json": "tests/test_bench.py",
     "make bench-plot JSON=results.json": "tests/test_bench.py",
     "python -m bench --only eventual": "tests/test_bench.py",
+    "python -m bench --only availability": "tests/test_bench.py",
+    "python -m bench --only holds": "tests/test_bench.py",
     "python -m bench --only reads": "tests/test_bench.py",
+    "python -m bench.abuse": "tests/test_bench.py",
     "python -m bench.logs": "tests/test_bench.py",
+    "python -m bench.credentials": "tests/test_bench.py",
     "python -m bench.dispatch": "tests/test_bench.py",
+    "python -m bench.conditional": "tests/test_bench.py",
+    "python -m bench.history": "tests/test_bench.py",
+    "python -m bench.tls": "tests/test_bench.py",
+    "python -m bench.verify": "tests/test_bench.py",
+    "python -m bench.imports": "tests/test_bench.py",
+    "python -m service verify": "tests/verify/test_command.py",
     "make run": "the blocks of README.md",
     "LOG_LEVEL=warning make run": "tests/local/test_run.py",
     "make migrate": "tests/postgres/test_migrations.py",
     "make migration NAME=what_changes": "tests/postgres/test_schema.py",
     "make schema": "tests/postgres/test_schema.py",
     "python -m bench.forms": "tests/test_bench.py",
+    "python -m bench.floor": "a measurement that takes minutes",
+    "python -m service rotate-secrets": "tests/webhooks/test_encryption.py",
     "make protos": "make lint, which runs it and compares",
     "make lint": ".ci/run",
     "make help": "tests/documents/test_docs.py",
     "python -m service": "tests/conftest.py",
     "python -m service worker": "tests/conftest.py",
     "python -m gateway": "tests/conftest.py",
+    "python -m client": "tests/client/command.py",
+    "python -m service purge": "tests/erasure/test_purge.py",
+    "python -m service purge ORGANIZATION": "tests/erasure/test_purge.py",
+    "python -m service keys": "tests/access/test_keys_command.py",
+    "python -m service keys create --subject booking --organization clinic --scope"
+    " appointments.read --scope appointments.write": "tests/access/test_keys_command.py",
+    "python -m service keys list": "tests/access/test_keys_command.py",
+    "python -m service keys rotate ID --overlap 24h": "tests/access/test_keys_command.py",
+    "python -m service keys revoke ID": "tests/access/test_keys_command.py",
+    "python -m service keys revoke -": "tests/access/test_keys_command.py",
     "apt-get install wrk": ".ci/run",
     "docker compose up --build": "it needs a container engine",
 }
@@ -203,6 +233,8 @@ def defaults(model: type[BaseSettings]) -> dict[str, str]:
     def written(value: Any) -> str:
         if value is None or value == ():
             return "none"
+        if isinstance(value, tuple):
+            return f"`{','.join(value)}`"
         return f"`{int(value) if isinstance(value, float) and value.is_integer() else value}`"
 
     return {

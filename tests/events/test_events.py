@@ -14,7 +14,7 @@ from local.programs import Program
 from local.rabbitmq import RabbitMQ
 from local.stack import ANY_PORT, base_environment
 from service.events.rabbitmq import routing_key
-from tests.api import Organization, appointment, batch_request
+from tests.api import Organization, appointment, batch_request, soon
 from tests.conftest import CreateDatabase, StartProgram
 from tests.events.consumer import Consumer
 from tests.observing import metric, until
@@ -109,6 +109,25 @@ def test_changes_of_many_writers_arrive_complete_and_in_order(
             assert consumer.entries(org.id) == org.changes()
     until(lambda: metric(worker, "appointments_events_behind") == 0)
     assert metric(worker, "appointments_events_published_total") >= 3 * 54
+
+
+def test_confirmed_and_expired_holds_are_published(
+    rabbitmq: RabbitMQ, new_organization: NewOrganization, start_publisher: StartPublisher
+) -> None:
+    org = new_organization("holds")
+    start_publisher()
+    keys = [routing_key(org.id, change) for change in ("confirmed", "expired")]
+    with Consumer(rabbitmq, keys) as consumer:
+        org.upsert("a", 0, 1, hold_until=soon(60))
+        org.confirm("a")
+        org.upsert("b", 1, 2, hold_until=soon(1))
+        until(lambda: len(consumer.messages) == 2)
+        messages = list(consumer.messages)
+    assert [(each.type, each.message_id) for each in messages] == [
+        ("appointment.confirmed", f"{org.id}/2"),
+        ("appointment.expired", f"{org.id}/4"),
+    ]
+    assert '"state":"EXPIRED"' in messages[1].body.decode()
 
 
 def test_a_message_has_type_id_and_headers(

@@ -14,7 +14,7 @@ from service.events.rabbitmq import declare_exchange
 from service.events.store import EventStore, Scan
 from service.metrics import Metrics
 from service.postgres.database import Database
-from service.postgres.session import Timeouts
+from service.postgres.session import WORKER_ROLE, Timeouts
 from tests.conftest import CreateDatabase
 from tests.observing import until
 
@@ -40,6 +40,7 @@ def database(url: str) -> Database:
         connections=2,
         max_waiting=10,
         timeouts=TIMEOUTS,
+        role=WORKER_ROLE,
         replica=False,
         metrics=Metrics(),
     )

@@ -90,7 +90,7 @@ class FakeService:
 
     def _fill(self, response: Message) -> None:
         match response:
-            case pb.UpsertAppointmentResponse():
+            case pb.UpsertAppointmentResponse() | pb.UpdateAppointmentResponse():
                 stored = response.appointment
                 stored.CopyFrom(self.request.appointment)
                 if not stored.HasField("id"):
@@ -108,6 +108,9 @@ class FakeService:
                 response.appointment.MergeFrom(Appointment(id=self.request.id, etag="e7"))
             case pb.ListAppointmentsResponse():
                 response.revision = 7
+            case pb.ConfirmAppointmentResponse():
+                response.appointment.MergeFrom(Appointment(id=self.request.id, etag="e9"))
+                response.outcome = Outcome.CONFIRMED
             case pb.CancelAppointmentResponse():
                 stored = Appointment(id=self.request.id, etag="e8", state=Appointment.CANCELLED)
                 response.appointment.MergeFrom(stored)
@@ -121,7 +124,7 @@ async def fake_service(
     """Serve on a port, by default any free one."""
     server = aio.server(compression=compression)
     service = FakeService(server=server, health=health_aio.HealthServicer())
-    relay = RelayServicer(service.handle, Metrics(), stream_age=5)
+    relay = RelayServicer(service.handle, Metrics(), stream_age=5, max_calls=1000, send_timeout=5)
     add_RelayServiceServicer_to_server(relay, server)
     health_pb2_grpc.add_HealthServicer_to_server(service.health, server)
     service.port = server.add_insecure_port(f"127.0.0.1:{port}")

@@ -11,6 +11,7 @@ from appointments.v1 import appointment_service_pb2 as pb
 from grpc import aio
 
 from gateway.upstream import relay
+from gateway.upstream.channels import Connection
 from gateway.upstream.watch import Watch
 from tests.gateway.conftest import running_gateway
 from tests.gateway.fake_service import fake_service
@@ -58,16 +59,17 @@ async def test_a_stream_whose_two_ends_go_together_leaves_no_failure_behind() ->
     before = loop.get_exception_handler()
     loop.set_exception_handler(lambda _, context: failures.append(context))
     try:
-        async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            watch = Watch([channel], timeout=5.0, heartbeat=0.05, outage_timeout=5.0)
-            request = pb.WatchAppointmentsRequest()
-            messages = watch.follow(request, (), request_id="r")
-            assert await anext(messages)
-            assert await anext(messages) is None
-            await server.stop(0)
-            await asyncio.sleep(0.2)  # the reading has failed by then
-            await messages.aclose()
-            del messages
+        connection = Connection(f"127.0.0.1:{port}")
+        watch = Watch([connection], timeout=5.0, heartbeat=0.05, outage_timeout=5.0)
+        request = pb.WatchAppointmentsRequest()
+        messages = watch.follow(request, (), request_id="r")
+        assert await anext(messages)
+        assert await anext(messages) is None
+        await server.stop(0)
+        await asyncio.sleep(0.2)  # the reading has failed by then
+        await messages.aclose()
+        del messages
+        await connection.close()
         gc.collect()
         await asyncio.sleep(0)
     finally:

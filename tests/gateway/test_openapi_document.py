@@ -10,9 +10,8 @@ import jsonschema
 import pytest
 from openapi_spec_validator import validate
 
-from gateway.app import SERVICES
 from gateway.openapi.document import openapi_document
-from gateway.transcoding.routes import routes_of
+from gateway.transcoding.routes import SERVICES, routes_of
 from local.programs import ROOT
 from public_json.reasons import Reason
 from tests.gateway.conftest import WRITE, Gateway
@@ -130,14 +129,24 @@ def test_an_answer_requires_what_it_always_has(document: dict[str, Any]) -> None
     def optional(name: str) -> set[str]:
         return set(schemas[name]["properties"]) - set(schemas[name]["required"])
 
-    assert optional("Appointment") == set()
+    # Only a hold has an end.
+    assert optional("Appointment") == {"holdUntil"}
     assert optional("HistoryEntry") == set()
-    assert optional("TimeRangeConflict") == set()
-    assert optional("Webhook") == {"secret", "failingSince", "nextAttemptAt"}
+    # Only with a conflict with another item of an atomic batch.
+    assert optional("TimeRangeConflict") == {"index"}
+    assert optional("Webhook") == {"secret", "failingSince", "nextAttemptAt", "resourceId"}
     assert optional("WebhookDelivery") == {"httpStatus"}
     assert optional("OperationMetadata") == {"finishedAt", "outcome"}
     assert optional("Operation") == {"response", "error"}
-    assert optional("Problem") == {"errors", "conflicts", "moreConflicts", "requestId"}
+    assert optional("Problem") == {
+        "errors",
+        "conflicts",
+        "moreConflicts",
+        "alternatives",
+        "items",
+        "moreItems",
+        "requestId",
+    }
     for page in ("ListAppointmentsResponse", "ListChangesResponse", "ListWebhooksResponse"):
         assert optional(page) == set()
 
@@ -147,7 +156,7 @@ def test_a_revision_has_one_type(document: dict[str, Any]) -> None:
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     found = [
         # In a body it may be a number as well.
-        (name, one["anyOf"][0] if kind.endswith(("Input", "Request")) else one)
+        (name, one["anyOf"][0] if kind.endswith(("Input", "Patch", "Request")) else one)
         for kind, schema in schemas.items()
         for name, one in schema.get("properties", {}).items()
         if name.lower().endswith("revision")
@@ -189,12 +198,20 @@ def test_nothing_is_kept_that_nothing_refers_to(document: dict[str, Any]) -> Non
     text = str(document)
     for kind, components in document["components"].items():
         for name in components:
-            assert f"#/components/{kind}/{name}'" in text, name
+            # Operations name their schemes.
+            use = f"{{'{name}': []" if kind == "securitySchemes" else f"#/components/{kind}/{name}'"
+            assert use in text, name
 
 
 def test_limits_come_from_the_rules(document: dict[str, Any]) -> None:
     fields = document["components"]["schemas"]["AppointmentInput"]["properties"]
     assert fields["title"]["maxLength"] == 1024
+    [order] = [
+        parameter
+        for parameter in document["paths"]["/api/appointments"]["get"]["parameters"]
+        if parameter.get("name") == "orderBy"
+    ]
+    assert order["schema"]["enum"] == ["start", "revision"]
     assert fields["organizationId"]["minLength"] == 1
     parameters = document["paths"]["/api/appointments"]["get"]["parameters"]
     [page_size] = [one for one in parameters if one.get("name") == "pageSize"]
@@ -224,6 +241,9 @@ def test_headers_are_parameters_where_they_have_a_field(document: dict[str, Any]
     conditions = {"If-Match", "Idempotency-Key"}
     assert names("/api/appointments", "post") == {*conditions, "If-None-Match"}
     assert names("/api/appointments/{id}", "delete") == conditions
+    assert names("/api/appointments/{id}", "patch") == conditions
+    assert names("/api/appointments/{id}", "put") == {*conditions, "If-None-Match"}
+    assert names("/api/appointments/{id}:confirm", "post") == conditions
     assert names("/api/appointments:batchUpsert", "post") == set()
 
 
@@ -249,6 +269,28 @@ def test_headers_are_parameters_where_they_have_a_field(document: dict[str, Any]
 )
 def test_what_is_taken(document: dict[str, Any], change: dict[str, Any], accepted: bool) -> None:
     assert _accepts(document, "AppointmentInput", {**WRITE, **change}) is accepted
+
+
+@pytest.mark.parametrize(
+    ("patch", "accepted"),
+    [
+        ({}, True),
+        ({"title": None, "resourceId": None, "additionalResourceIds": None}, True),
+        ({"attributes": None, "holdUntil": None, "createdAt": None}, True),
+        ({"attributes": {"a": None, "b": {"c": None}}}, True),
+        ({"start": None}, False),
+        ({"id": "a", "organizationId": "o", "etag": "5", "version": 3}, True),
+        ({"id": None}, False),
+        ({"etag": None}, False),
+        ({"version": None}, False),
+        ({"title": 5}, False),
+        ({"updateMask": "title"}, False),
+    ],
+)
+def test_what_a_patch_takes(
+    document: dict[str, Any], patch: dict[str, Any], accepted: bool
+) -> None:
+    assert _accepts(document, "AppointmentPatch", patch) is accepted
 
 
 def test_examples_fit_their_schemas(document: dict[str, Any]) -> None:
@@ -293,3 +335,30 @@ async def test_the_viewer_needs_nothing_from_elsewhere(rest: Gateway) -> None:
     assert len(links) >= 4
     for link in links:
         assert (await rest.send("GET", f"/api/{link}")).status == 200
+
+
+async def test_every_operation_but_health_names_its_scope(document: dict[str, Any]) -> None:
+    schemes = document["components"]["securitySchemes"]
+    assert {name: scheme["scheme"] for name, scheme in schemes.items()} == {
+        "Bearer": "bearer",
+        "Password": "basic",
+    }
+    scopes: dict[str, set[str]] = {}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if not path.startswith("/api/"):
+                assert "security" not in operation
+                assert not operation["responses"].keys() & {"401", "403"}
+                continue
+            *alternatives, without = operation["security"]
+            assert without == {}, "access control may be off"
+            ways = {"Bearer", "Password"} if path.endswith(".ics") else {"Bearer"}
+            assert {way for each in alternatives for way in each} == ways
+            [scope] = re.findall("needs the scope `(.*)`", operation["description"])
+            scopes.setdefault(scope, set()).add(operation["operationId"])
+            assert operation["responses"].keys() >= {"401", "403"}
+    assert scopes.keys() == {"appointments.read", "appointments.write", "webhooks", "admin"}
+    assert scopes["appointments.write"] >= {"UpsertAppointment", "PutAppointment", "ListOperations"}
+    assert scopes["appointments.read"] >= {"GetCalendar", "ListChanges", "QueryAvailability"}
+    for status in ("Unauthorized", "Forbidden"):
+        assert "WWW-Authenticate" in document["components"]["responses"][status]["headers"]

@@ -22,8 +22,6 @@ ALONE = {
     Reason.INVALID_ARGUMENT,
     Reason.FAILED_PRECONDITION,
     Reason.OUT_OF_RANGE,
-    Reason.UNAUTHENTICATED,
-    Reason.PERMISSION_DENIED,
     Reason.NOT_FOUND,
     Reason.ALREADY_EXISTS,
     Reason.ABORTED,
@@ -126,7 +124,9 @@ def test_conflicts_are_listed() -> None:
     conflict = TimeRangeConflict(more_conflicts=True)
     conflict.conflicts.add(id="a", version=2).start.FromJsonString("2026-01-01T00:00:00Z")
     body = READER.render(_status(StatusCode.ALREADY_EXISTS, "TIME_RANGE_CONFLICT", conflict))
-    assert body["conflicts"] == [{"id": "a", "start": "2026-01-01T00:00:00Z", "version": 2}]
+    assert body["conflicts"] == [
+        {"id": "a", "start": "2026-01-01T00:00:00Z", "version": 2, "resourceIds": []}
+    ]
     assert body["moreConflicts"] is True
     assert "requestId" not in body
 

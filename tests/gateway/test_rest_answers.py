@@ -100,8 +100,9 @@ async def test_a_conflict(rest: Gateway) -> None:
         "status": 409,
         "detail": "because",
         "code": "TIME_RANGE_CONFLICT",
-        "conflicts": [{"id": "b", "version": 2}],
+        "conflicts": [{"id": "b", "version": 2, "resourceIds": []}],
         "moreConflicts": False,
+        "alternatives": [],
         "requestId": "r-1",
     }
 

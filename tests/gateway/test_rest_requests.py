@@ -331,6 +331,11 @@ async def test_a_body_must_be_json_by_its_media_type(rest: Gateway) -> None:
             "POST", "/api/appointments", data=b"{}", headers={"Content-Type": kind}
         )
         assert (answer.status, answer.json["code"]) == (415, "UNSUPPORTED_MEDIA_TYPE")
+    empty = await rest.send("POST", "/api/webhooks/w:replay")
+    assert (empty.status, empty.json["detail"]) == (
+        415,
+        "The body is empty; it must be application/json, in UTF-8.",
+    )
     for kind in ("application/json", "Application/JSON; charset=UTF-8"):
         answer = await rest.send(
             "POST",
@@ -350,3 +355,12 @@ async def test_a_body_without_meaning_is_refused(rest: Gateway) -> None:
     answer = await rest.send("DELETE", "/api/appointments/a", json={"organizationId": "o"})
     assert (answer.status, answer.json["code"]) == (400, "MALFORMED_REQUEST")
     assert rest.service.calls == 0
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", "%00"), ("PATCH", "%00"), ("PUT", "%ff")])
+async def test_an_invalid_id_in_the_path_of_a_write_is_named(
+    rest: Gateway, method: str, path: str
+) -> None:
+    answer = await rest.send(method, f"/api/appointments/{path}", json=WRITE)
+    assert (answer.status, answer.json["code"]) == (400, "INVALID_FIELD")
+    assert answer.json["errors"][0]["field"] == "id"

@@ -6,10 +6,9 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.wrappers_pb2 import BytesValue, DoubleValue
 
-from gateway.app import SERVICES
 from gateway.http.router import Router
 from gateway.transcoding.json_reader import MessageReader
-from gateway.transcoding.routes import routes_of
+from gateway.transcoding.routes import SERVICES, routes_of
 from public_json.rendering import MessageRenderer
 
 
@@ -18,8 +17,13 @@ def test_routes_are_those_of_the_annotations() -> None:
         ("POST", "/api/appointments"),
         ("GET", "/api/appointments"),
         ("GET", "/api/appointments/{id}"),
+        ("POST", "/api/appointments/{id}:confirm"),
+        ("POST", "/api/appointments/{id}:redact"),
+        ("PUT", "/api/appointments/{id}"),
+        ("PATCH", "/api/appointments/{id}"),
         ("DELETE", "/api/appointments/{id}"),
         ("GET", "/api/appointments/{id}/history"),
+        ("GET", "/api/availability"),
         ("GET", "/api/changes"),
         ("POST", "/api/appointments:batchUpsert"),
         ("POST", "/api/webhooks"),

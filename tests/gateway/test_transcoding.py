@@ -79,7 +79,7 @@ def test_an_integer_is_no_other_text() -> None:
 def test_what_the_service_sets_is_checked_and_dropped() -> None:
     assert _read({"state": "CANCELLED", "version": 3, "revision": "9"}) == Appointment()
     assert _faults({"state": "OPEN", "version": "x", "revision": []}) == {
-        "state": "must be one of STATE_UNSPECIFIED, ACTIVE, CANCELLED",
+        "state": "must be one of ACTIVE, CANCELLED, HELD, EXPIRED",
         "version": "must be an integer",
         "revision": "must be an integer",
     }
@@ -97,6 +97,11 @@ def test_nothing_else_is_an_integer(written: object) -> None:
     assert "revision" in _faults({"revision": written})
 
 
+@pytest.mark.parametrize("written", [2**63, str(-(2**63) - 1), "9" * 20, 1e300])
+def test_an_integer_that_is_too_large_is_called_so(written: object) -> None:
+    assert _faults({"revision": written}) == {"revision": "must be an integer of 64 bits"}
+
+
 def test_all_faults_are_told_with_their_paths() -> None:
     start = "2026-01-01T00:00:00Z"
     faults = _faults(
@@ -105,11 +110,12 @@ def test_all_faults_are_told_with_their_paths() -> None:
                 {"appointment": {"start": start, "end": start}},
                 {"appointment": {"title": 5, "start": "soon"}, "createOnly": "yes"},
                 None,
-                {"appointment": None, "etags": "x"},
+                {"appointment": None, "createOnly": None, "etags": "x"},
                 7,
+                {"holdUntil": start},
             ],
             "validate_only": True,
-            "atomic": False,
+            "atomically": False,
         },
         BATCH_READER,
     )
@@ -118,11 +124,14 @@ def test_all_faults_are_told_with_their_paths() -> None:
         "requests[1].appointment.start": faults["requests[1].appointment.start"],
         "requests[1].createOnly": "must be true or false",
         "requests[2]": "must not be null",
-        "requests[3].appointment": "must not be null; leave it out",
+        "requests[3].appointment": "must not be null",
+        "requests[3].createOnly": "must not be null; leave it out",
         "requests[3].etags": "is not a known field",
         "requests[4]": "must be an object",
+        "requests[5].holdUntil": "is not a known field here; it belongs in"
+        " requests[].appointment.holdUntil",
         "validate_only": "is not a known field; write validateOnly",
-        "atomic": "is not a known field",
+        "atomically": "is not a known field",
     }
 
 

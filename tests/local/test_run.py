@@ -21,6 +21,7 @@ from demo.rest import Rest
 from local.postgres import _allow_traversal
 from local.programs import ROOT, StartError
 from local.stack import ANY_PORT, base_environment, check_ports
+from tests.certificates import Authority, Files
 from tests.databases import Clusters, temporary_data_directory
 
 WITHIN = 60
@@ -45,10 +46,14 @@ class Run:
 
     def wait_until_ready(self) -> "Run":
         """Read its output up to the last line of the welcome."""
+        return self.wait_for("Ctrl-C stops everything")
+
+    def wait_for(self, text: str) -> "Run":
+        """Read its output up to a line with this text."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.output += line
-            if "Ctrl-C stops everything" in line:
+            if text in line:
                 return self
         raise AssertionError(f"{self.output}\n{self.process.communicate()}")
 
@@ -120,6 +125,14 @@ def taken_port() -> Iterator[str]:
         yield str(listener.getsockname()[1])
 
 
+def runs(process: psutil.Process, part: str) -> bool:
+    """Return whether a process has this argument. It may have ended meanwhile."""
+    try:
+        return part in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
 async def test_it_answers_and_stops_in_order_and_finds_its_data_again(
     start_run: StartRun,
 ) -> None:
@@ -152,6 +165,15 @@ def test_the_printed_commands_work_and_a_misspelt_setting_is_named(start_run: St
         "curl",
         ".venv/bin/python",
     ]
+    run_printed(run)
+    with urllib.request.urlopen(f"{run.url}/api/docs") as response:
+        assert response.status == 200
+    assert run.press_ctrl_c() == (0, "")
+
+
+def run_printed(run: Run) -> None:
+    """Run the commands that a run suggests."""
+    commands = run.output.split("Try:\n")[1].split("\n\n")[0].splitlines()
     for command, expected in zip(commands, ("201 Created", "meeting"), strict=True):
         done = subprocess.run(  # noqa: S602  as somebody pastes it
             command.replace(".venv/bin", str(Path(sys.executable).parent)),
@@ -163,9 +185,46 @@ def test_the_printed_commands_work_and_a_misspelt_setting_is_named(start_run: St
         )
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
-    with urllib.request.urlopen(f"{run.url}/api/docs") as response:
-        assert response.status == 200
+
+
+def test_with_tls_the_printed_commands_work_too(start_run: StartRun, tmp_path: Path) -> None:
+    authority = Authority()
+    files = Files(tmp_path).write(authority.issue(), authority)
+    pair = str(files.certificate), str(files.key)
+    run = start_run(
+        prepared=True,
+        GATEWAY_TLS_CERTIFICATE=pair[0],
+        GATEWAY_TLS_KEY=pair[1],
+        GRPC_TLS_CERTIFICATE=pair[0],
+        GRPC_TLS_KEY=pair[1],
+        GRPC_TLS_CLIENT_CA=str(files.ca),
+        SERVICE_TLS_CA=str(files.ca),
+        SERVICE_TLS_CERTIFICATE=pair[0],
+        SERVICE_TLS_KEY=pair[1],
+    ).wait_until_ready()
+    assert "REST       https://localhost:" in run.output
+    run_printed(run)
     assert run.press_ctrl_c() == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["SERVICE_TLS_CA"], "SERVICE_TLS_CA needs GRPC_TLS_CERTIFICATE"),
+        (["GRPC_TLS_CERTIFICATE", "GRPC_TLS_KEY"], "GRPC_TLS_CERTIFICATE needs SERVICE_TLS_CA"),
+        (
+            ["GRPC_TLS_CERTIFICATE", "GRPC_TLS_KEY", "GRPC_TLS_CLIENT_CA", "SERVICE_TLS_CA"],
+            "GRPC_TLS_CLIENT_CA needs SERVICE_TLS_CERTIFICATE and SERVICE_TLS_KEY",
+        ),
+    ],
+)
+def test_a_gateway_that_could_not_call_the_service_is_said_before_anything_starts(
+    start_run: StartRun, given: list[str], said: str
+) -> None:
+    code, errors = start_run(**dict.fromkeys(given, "/some/file")).end()
+    assert code == 1
+    assert errors.startswith(f"make run: {said}")
+    assert errors.count("\n") == 1
 
 
 def test_what_runs_needs_no_tool_of_development() -> None:
@@ -182,8 +241,8 @@ def test_what_runs_needs_no_tool_of_development() -> None:
     needed = {
         name.lower().replace("_", "-")
         for module in loaded
-        # Several share the one, and grpcio takes the other if it is there.
-        if module.partition(".")[0] not in {"google", "grpc_tools"}
+        # Several share the first; grpcio and structlog take the others if they are there.
+        if module.partition(".")[0] not in {"google", "grpc_tools", "greenlet"}
         for name in known.get(module.partition(".")[0], [])
     }
     pinned = set(re.findall(r"(?m)^([a-z0-9-]+)==", (ROOT / "requirements-run.txt").read_text()))
@@ -205,6 +264,23 @@ def test_a_port_in_use_is_one_line_and_nothing_is_started(
     expected = f"make run: port {port} is in use by process {os.getpid()}: free it, or set {name}\n"
     assert errors == expected
     assert list(tmp_path.iterdir()) == []
+
+
+def test_all_ports_in_use_are_named_at_once() -> None:
+    with taken_port() as first, taken_port() as second:
+        ports = {"GRPC_PORT": first, "GATEWAY_METRICS_PORT": second}
+        named = f"^port {first} is in use .* GRPC_PORT; port {second} .* GATEWAY_METRICS_PORT$"
+        with pytest.raises(StartError, match=named):
+            check_ports({**ANY_PORT, **ports})
+
+
+@pytest.mark.parametrize("part", ["service", "worker", "gateway"])
+def test_ctrl_c_during_the_start_is_no_error(start_run: StartRun, part: str) -> None:
+    run = start_run(prepared=True).wait_for(f"starting the {part} ...")
+    while not any(runs(process, part) for process in run.descendants()):
+        assert run.process.poll() is None
+    assert run.press_ctrl_c() == (0, "")
+    assert run.output.endswith("stopped\n")
 
 
 def test_every_setting_is_checked_before_anything_starts(
@@ -263,7 +339,9 @@ async def test_a_second_run_is_one_line_and_leaves_the_first_alone(start_run: St
     same_data = start_run().end()
     assert same_data[0] == 1
     assert re.fullmatch(
-        rf"make run: \S+/postgres is in use by process {first.process.pid}\n", same_data[1]
+        rf"make run: \S+/postgres is in use by process {first.process.pid}: stop it, or set"
+        r" RUN_DATA_DIR to another directory\n",
+        same_data[1],
     )
     async with Rest.connected(first.url) as rest:
         assert (await rest.upsert(BODY)).status == 201

@@ -35,7 +35,7 @@ class Place:
 
     def waited_for(self) -> bool:
         """Return whether the service polls for the end of an operation."""
-        asked = "query LIKE '%AS wanted (organization_id, operation_id)%'"
+        asked = "query LIKE '%FROM finished_operations(%'"
         return self.count("pg_stat_activity", f"pid <> pg_backend_pid() AND {asked}") > 0
 
     def queue(self, organization: str, *writes: str) -> None:

@@ -1,5 +1,6 @@
 """Asynchronous writes for tests: short calls, and operations unpacked."""
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -40,9 +41,23 @@ class Submissions:
         request = rpc.UpsertAppointmentRequest(appointment=wanted, **options)
         return self.submit(upsert=request, actor=actor)
 
+    def update(self, id: str, fields: Mapping[str, Any], **options: Any) -> lro.Operation:
+        """Submit an update of these fields of the appointment."""
+        wanted = pb.Appointment(organization_id=self.id, id=id, **fields)
+        request = rpc.UpdateAppointmentRequest(appointment=wanted, **options)
+        return self.submit(update=request)
+
     def cancel(self, id: str, **options: Any) -> lro.Operation:
         request = rpc.CancelAppointmentRequest(organization_id=self.id, id=id, **options)
         return self.submit(cancel=request)
+
+    def confirm(self, id: str, **options: Any) -> lro.Operation:
+        request = rpc.ConfirmAppointmentRequest(organization_id=self.id, id=id, **options)
+        return self.submit(confirm=request)
+
+    def redact(self, id: str, **options: Any) -> lro.Operation:
+        request = rpc.RedactAppointmentRequest(organization_id=self.id, id=id, **options)
+        return self.submit(redact=request)
 
     def get(self, name: str) -> lro.Operation:
         found: lro.Operation = self.operations.GetOperation(

@@ -1,10 +1,13 @@
 """Operations that wait until a worker starts, with each queue."""
 
+from dataclasses import replace
+
 from appointments.v1 import appointment_pb2 as pb
 from google.longrunning import operations_pb2 as lro
 
-from tests.api import TIMEOUT
+from tests.api import TIMEOUT, refused, soon
 from tests.conftest import StartProgram
+from tests.observing import until
 from tests.operations.submissions import metadata_of, response_of
 from tests.operations.submitter import Submitter, problem
 
@@ -38,6 +41,69 @@ def test_results_are_in_order_and_those_of_synchronous_calls(
     assert [entry.appointment for entry in org.changes()] == [
         response_of(ended[n]) for n in (0, 3, 4)
     ]
+    org.check_history()
+
+
+def test_a_worker_of_any_queue_records_expired_holds(
+    client: Submitter, start_consumer: StartProgram, organization: str
+) -> None:
+    org = client.organization(organization)
+    org.upsert("a", 0, 10, hold_until=soon(1.0))
+    start_consumer()
+    until(lambda: len(org.changes()) > 1)
+    assert [entry.change for entry in org.changes()] == [
+        pb.HistoryEntry.CREATED,
+        pb.HistoryEntry.EXPIRED,
+    ]
+    org.check_history()
+
+
+def test_holds_and_confirms_end_as_synchronous_ones_do(
+    client: Submitter, start_consumer: StartProgram, organization: str
+) -> None:
+    later, org = client.of(organization), client.organization(organization)
+    org.upsert("firm", 50, 60)
+    org.upsert("short", 60, 70, hold_until=(end := soon(1.0)))
+    operations = [
+        later.upsert("a", 0, 10, hold_until=soon(600)),
+        later.upsert("b", 5, 15),
+        later.confirm("a"),
+        later.confirm("a"),
+        later.confirm("nowhere"),
+        later.upsert("firm", 50, 60, hold_until=soon(600)),
+        # Valid when it is accepted, not when it is applied.
+        later.upsert("late", 20, 30, hold_until=end),
+        later.upsert("far", 30, 40, hold_until=soon(2 * 24 * 3600)),
+        later.confirm("short"),
+    ]
+    until(lambda: org.get("short").state == pb.Appointment.EXPIRED)
+    start_consumer()
+    ended = [later.wait(operation) for operation in operations]
+    held, confirmed = response_of(ended[0]), response_of(ended[2])
+    assert (held.state, confirmed.state) == (pb.Appointment.HELD, pb.Appointment.ACTIVE)
+    assert [metadata_of(ended[n]).outcome for n in (0, 2, 3)] == [
+        pb.CREATED,
+        pb.CONFIRMED,
+        pb.UNCHANGED,
+    ]
+    assert confirmed == response_of(ended[3]) == org.get("a")
+    problems = [problem(ended[n]) for n in (1, 4, 5, 6, 7, 8)]
+    assert [each.reason for each in problems] == [
+        "TIME_RANGE_CONFLICT",
+        "APPOINTMENT_NOT_FOUND",
+        "APPOINTMENT_FIRM",
+        "INVALID_FIELD",
+        "INVALID_FIELD",
+        "HOLD_EXPIRED",
+    ]
+    for number, call in (
+        (2, lambda: org.upsert("firm", 50, 60, hold_until=soon(600))),
+        (3, lambda: org.upsert("late", 20, 30, hold_until=end)),
+        (5, lambda: org.confirm("short")),
+    ):
+        # The very same error, its revision apart.
+        assert replace(refused(call), organization_revision=None) == problems[number]
+    until(lambda: org.history("short").entries[-1].change == pb.HistoryEntry.EXPIRED)
     org.check_history()
 
 

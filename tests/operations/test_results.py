@@ -11,10 +11,13 @@ from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
 from google.longrunning import operations_pb2 as lro
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 from google.rpc.status_pb2 import Status
 
 from service.operations.operation import parent_name
 from tests.api import TIMEOUT, Organization, appointment, refusal
+from tests.api import soon as in_seconds
 from tests.conftest import StartProgram, listening
 from tests.operations.queues import Queue
 from tests.operations.submissions import Submissions, metadata_of, response_of
@@ -69,6 +72,57 @@ def test_an_operation_ends_with_the_stored_appointment(
     assert soon.get(done.name) == done
     assert response_of(soon.wait(soon.cancel("a"))) == org.get("a")
     assert org.get("a").state == pb.Appointment.CANCELLED
+
+
+def test_an_accepted_update_is_merged_when_it_is_applied(
+    soon: Submissions, org: Organization
+) -> None:
+    org.upsert("a", 0, 10, title="x", attributes={"a": 1, "b": 2})
+    patches = [
+        rpc.UpdateAppointmentRequest(
+            attributes_patch=Struct(fields={"a": Value(null_value=NULL_VALUE)})
+        ),
+        rpc.UpdateAppointmentRequest(update_mask=FieldMask(paths=["title"])),
+        rpc.UpdateAppointmentRequest(
+            appointment=pb.Appointment(end=_at(20)), update_mask=FieldMask(paths=["end"])
+        ),
+    ]
+    accepted = []
+    for request in patches:
+        request.appointment.MergeFrom(pb.Appointment(organization_id=org.id, id="a"))
+        accepted.append(soon.submit(update=request))
+    last = [soon.wait(operation) for operation in accepted][-1]
+    stored = org.get("a")
+    assert response_of(last) == stored
+    assert (stored.title, stored.version, stored.end) == ("", 4, _at(20))
+    assert dict(stored.attributes) == {"b": 2}
+
+
+def test_an_accepted_confirmation_makes_a_hold_firm(soon: Submissions, org: Organization) -> None:
+    org.upsert("a", 0, 10, hold_until=in_seconds(60))
+    confirmed = soon.wait(soon.confirm("a", idempotency_key="key"))
+    assert metadata_of(confirmed).outcome == pb.CONFIRMED
+    assert response_of(confirmed) == org.get("a")
+    assert org.get("a").state == pb.Appointment.ACTIVE
+    assert org.confirm("a", idempotency_key="key").outcome == pb.CONFIRMED
+    assert metadata_of(soon.wait(soon.confirm("a"))).outcome == pb.UNCHANGED
+
+
+@pytest.mark.parametrize("reason", ["APPOINTMENT_CANCELLED", "APPOINTMENT_NOT_FOUND"])
+def test_the_error_of_an_update_or_confirmation_equals_that_of_the_synchronous_call(
+    soon: Submissions, org: Organization, reason: str
+) -> None:
+    if reason == "APPOINTMENT_CANCELLED":
+        org.upsert("a", 0, 10)
+        org.cancel("a")
+    for accepted, call in (
+        (soon.update("a", {"title": "x"}), lambda: org.update("a", {"title": "x"})),
+        (soon.confirm("a"), lambda: org.confirm("a")),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            call()
+        assert soon.wait(accepted).error == sync_status(caught.value)
+        assert refusal(caught.value).reason == reason
 
 
 def test_an_appointment_without_id_and_organization_gets_them(soon: Submissions) -> None:
@@ -206,6 +260,28 @@ def test_a_conflict_lists_as_many_as_the_synchronous_call(
         (
             rpc.SubmitAppointmentRequest(cancel=rpc.CancelAppointmentRequest(validate_only=True)),
             {"cancel.id", "cancel.validate_only"},
+        ),
+        (
+            rpc.SubmitAppointmentRequest(
+                update=rpc.UpdateAppointmentRequest(
+                    appointment=pb.Appointment(title="\n"),
+                    update_mask=FieldMask(paths=["start", "id"]),
+                    validate_only=True,
+                )
+            ),
+            {
+                "update.validate_only",
+                "update.appointment.id",
+                "update.appointment.title",
+                "update.appointment.start",
+                "update.update_mask",
+            },
+        ),
+        (
+            rpc.SubmitAppointmentRequest(
+                confirm=rpc.ConfirmAppointmentRequest(etag="x" * 65, validate_only=True)
+            ),
+            {"confirm.id", "confirm.etag", "confirm.validate_only"},
         ),
     ],
 )

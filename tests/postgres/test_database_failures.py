@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from itertools import count
 from typing import Any, LiteralString
 
@@ -16,12 +17,12 @@ from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from local.stack import DATABASE
-from service import messages
 from service.domain import WriteResult
 from service.errors import DatabaseUnavailable
 from service.metrics import Metrics
 from service.postgres.database import Database
 from service.postgres.rows import Row
+from service.rpc.write_requests import WriteReader
 from service.writes.store import WriteStore
 from tests.api import Organization, Refusal, refusal, upsert_request
 from tests.conftest import OwnPostgres, StartProgram
@@ -186,19 +187,55 @@ def test_a_commit_that_no_standby_has_confirmed_is_not_called_a_success(
         assert org.upsert(str(minute), minute, minute + 1).outcome == pb.UNCHANGED
 
 
+def test_a_commit_that_no_standby_has_confirmed_is_not_visible(
+    own_postgres: OwnPostgres, start_service: StartProgram, organization: str
+) -> None:
+    """Nothing is answered on the basis of what a failover would take away."""
+    postgres = own_postgres()
+    url = postgres.url(DATABASE)
+    service = start_service(DATABASE_URL=url, STATEMENT_TIMEOUT="0.3", LOCK_TIMEOUT="0.2")
+    with (
+        grpc.insecure_channel(service.address) as channel,
+        psycopg.connect(url, autocommit=True) as admin,
+    ):
+        org = Organization(AppointmentServiceStub(channel), organization)
+        admin.execute("SET synchronous_commit = local")
+        admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        admin.execute("SELECT pg_reload_conf()")
+        until(lambda: admin.execute("SHOW synchronous_standby_names").fetchone() == ("nobody",))
+        # The service's sessions apply the setting with a delay, so some writes may still succeed.
+        for minute in count():
+            try:
+                org.upsert(str(minute), minute, minute + 1)
+            except grpc.RpcError as error:
+                refused = refusal(error)
+                break
+        assert refused.reason == "DATABASE_UNAVAILABLE"
+        assert "not known" in refused.message
+        for _ in range(3):
+            # A repetition cannot be UNCHANGED, and no reader sees it.
+            assert org.refused(str(minute), minute, minute + 1).reason == "LOCK_TIMEOUT"
+            assert len(org.changes()) == minute
+            assert str(minute) not in org.listed()
+        admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        admin.execute("SELECT pg_reload_conf()")
+        until(lambda: str(minute) in org.listed())
+        assert org.upsert(str(minute), minute, minute + 1).outcome == pb.UNCHANGED
+
+
 class FaultyDatabase(Database):
     """A real database in which calls fail by their number, from 1."""
 
     faults: dict[int, psycopg.Error]
     calls = 0
 
-    async def fetch(
+    async def fetch_across(
         self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> list[Row]:
         self.calls += 1
         if self.calls in self.faults:
             raise self.faults[self.calls]
-        return await super().fetch(statement, parameters)
+        return await super().fetch_across(statement, parameters)
 
 
 async def test_what_was_written_one_by_one_keeps_its_result_when_a_later_one_fails(
@@ -210,7 +247,7 @@ async def test_what_was_written_one_by_one_keeps_its_result_when_a_later_one_fai
     unreadable = psycopg.DataError("a row that cannot be read")
     database.faults = {1: psycopg.errors.CheckViolation("one of them"), 3: unreadable}
     writes = [
-        messages.upsert(upsert_request(organization, id, minute), validate_only=False, actor="")
+        WriteReader(timedelta(days=1)).read(upsert_request(organization, id, minute), actor="")
         for minute, id in enumerate("abc")
     ]
     async with database:

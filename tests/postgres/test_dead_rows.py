@@ -17,6 +17,7 @@ from service.operations.postgres.worker import _COUNT
 from service.postgres.database import Database
 from service.postgres.purge import BATCH, Purge
 from service.postgres.rows import Row
+from service.postgres.session import WORKER_ROLE
 from tests.conftest import CreateDatabase
 from tests.databases import database_of
 from tests.observing import until
@@ -148,7 +149,7 @@ def test_a_copied_database_goes_on(url: str, moved: str) -> None:
 async def test_a_purge_does_not_pass_what_it_has_deleted(url: str) -> None:
     rows = 20_000
     kept = timedelta(days=1)
-    database = database_of(Database, url, Metrics())
+    database = database_of(Database, url, Metrics(), role=WORKER_ROLE)
     with _connect(url) as connection, _snapshot(url):
         connection.execute(
             "INSERT INTO operations (organization_id, operation_id, accepted_at, finished_at,"
@@ -162,10 +163,10 @@ async def test_a_purge_does_not_pass_what_it_has_deleted(url: str) -> None:
             purge = Purge(database, table="operations", time="finished_at", keep=kept)
             for _ in range(rows // BATCH):
                 assert await purge.purge() == BATCH
-            await database.fetch("SELECT pg_stat_force_next_flush()")
+            await database.fetch_across("SELECT pg_stat_force_next_flush()")
             before = _blocks_read(connection)
             assert await purge.purge() == 0
-            await database.fetch("SELECT pg_stat_force_next_flush()")
+            await database.fetch_across("SELECT pg_stat_force_next_flush()")
             assert _blocks_read(connection) - before <= BLOCKS_A_LOOK
         assert _count(connection, "operations") == 0
 

@@ -11,6 +11,7 @@ from local.postgres import EmbeddedPostgres
 from local.programs import ROOT
 from tests.conftest import OwnPostgres
 from tests.postgres.test_migrations import rows, run_migrate, schema
+from tests.verify.verified import check_sound, verified
 
 PREPARATION = ROOT / "migrations" / "from_20261126000070.sql"
 FORMER = [
@@ -32,8 +33,8 @@ DIFFERENCES = """
 """
 
 
-def apply(connection: psycopg.Connection, key: str, digest: str) -> str:
-    """Book an appointment, always the same one."""
+def apply(connection: psycopg.Connection, key: str, digest: str, **fields: object) -> str:
+    """Book an appointment, always the same one apart from the fields that are given."""
     write = {
         "kind": "UPSERT",
         "id": "a",
@@ -47,6 +48,7 @@ def apply(connection: psycopg.Connection, key: str, digest: str) -> str:
         "idempotency_digest": digest,
         "actor": "",
         "validate_only": False,
+        **fields,
     }
     row = connection.execute(
         "SELECT outcome FROM apply_writes('o', %s::json)", [json.dumps([write])]
@@ -62,8 +64,8 @@ def server(own_postgres: OwnPostgres) -> EmbeddedPostgres:
 
 
 @pytest.fixture
-def former(server: EmbeddedPostgres, tmp_path: Path) -> str:
-    """A database as the former migrations made it, with two keys of theirs."""
+def early(server: EmbeddedPostgres, tmp_path: Path) -> str:
+    """A database with the first migrations."""
     url = server.url("appointments")
     (tmp_path / ".venv").symlink_to(ROOT / ".venv")
     directory = shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
@@ -71,13 +73,19 @@ def former(server: EmbeddedPostgres, tmp_path: Path) -> str:
         if path.name.partition("_")[0] > NEWEST:  # the former ones had nothing of these
             path.unlink()
     assert run_migrate(url, directory=directory).returncode == 0
-    with psycopg.connect(url) as connection:
+    return url
+
+
+@pytest.fixture
+def former(early: str) -> str:
+    """A database as the former migrations made it, with two keys of theirs."""
+    with psycopg.connect(early) as connection:
         outcomes = [apply(connection, key, DIGEST) for key in ("made", "unchanged")]
         assert outcomes == ["CREATED", "UNCHANGED"]
         connection.execute(DIFFERENCES.encode())
         for version in FORMER:
             connection.execute("INSERT INTO schema_migrations (version) VALUES (%s)", [version])
-    return url
+    return early
 
 
 def prepare(url: str) -> None:
@@ -100,6 +108,34 @@ def test_it_becomes_as_a_new_one_and_its_keys_are_known(
             assert apply(connection, key, f"01{DIGEST}") == outcome
             assert apply(connection, key, f"01{'cd' * 32}") == "IDEMPOTENCY_KEY_REUSED"
     assert rows(former, "SELECT count(*) FROM appointment_history") == [(1,)]
+
+
+def test_the_check_of_a_database_accepts_what_the_former_ones_did_not_record(
+    early: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They recorded neither the resource that a move left nor which changes were moves."""
+    digest = f"01{DIGEST}"
+    with psycopg.connect(early) as connection:
+        assert apply(connection, "made", digest) == "CREATED"
+        assert apply(connection, "unchanged", digest) == "UNCHANGED"
+        assert apply(connection, "moved", digest, resource_id="s") == "UPDATED"
+        assert apply(connection, "titled", digest, resource_id="s", title="t") == "UPDATED"
+        assert apply(connection, "", digest, kind="CANCEL", idempotency_key=None) == "CANCELLED"
+        assert apply(connection, "b made", digest, id="b", resource_id="s") == "CREATED"
+    assert run_migrate(early).returncode == 0
+    assert check_sound(early, capsys)["changes"] == 5
+    with psycopg.connect(early) as connection:
+        assert (
+            apply(connection, "b titled", digest, id="b", resource_id="s", title="t") == "UPDATED"
+        )
+        assert apply(connection, "b moved", digest, id="b", title="t") == "UPDATED"
+    check_sound(early, capsys)
+    with psycopg.connect(early) as connection:
+        connection.execute(
+            "UPDATE appointment_history SET released_resource_ids = NULL WHERE revision = 7"
+        )
+    # Revision 2 is without it too, but 6 is the first that they would have recorded otherwise.
+    assert verified(early, capsys).findings == [("released", "b", 7)]
 
 
 def test_one_with_a_key_in_its_queue_stays_as_it_is(former: str) -> None:

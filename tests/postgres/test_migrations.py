@@ -14,10 +14,12 @@ import pytest
 from local.postgres import EmbeddedPostgres
 from local.programs import ROOT
 from local.schema import migration
-from local.stack import base_environment
-from service.postgres.schema import NEEDED_MIGRATION
-from tests.conftest import OwnPostgres
+from local.stack import DATABASE, base_environment
+from service.postgres.schema import NEEDED_MIGRATIONS, SchemaOutdated, check_primary
+from service.postgres.session import CALLER_ROLE, WORKER_ROLE, Timeouts
+from tests.conftest import CreateDatabase, OwnPostgres
 
+TIMEOUTS = Timeouts(connection=5, lock=5, statement=5)
 MIGRATIONS = sorted((ROOT / "migrations").glob("[0-9]*.sql"))
 
 
@@ -204,13 +206,39 @@ def test_without_a_database_url_it_says_so_in_one_line() -> None:
 
 def test_every_migration_can_be_taken_back() -> None:
     def parts(path: Path) -> list[str]:
-        return [line for line in path.read_text().splitlines() if line.startswith("-- migrate:")]
+        lines = path.read_text().splitlines()
+        return [line.split()[1] for line in lines if line.startswith("-- migrate:")]
 
-    assert [parts(path) for path in MIGRATIONS] == [["-- migrate:up", "-- migrate:down"]] * len(
+    assert [parts(path) for path in MIGRATIONS] == [["migrate:up", "migrate:down"]] * len(
         MIGRATIONS
     )
 
 
-def test_the_service_asks_for_the_newest_migration() -> None:
-    newest = MIGRATIONS[-1].name.partition("_")[0]
-    assert newest == NEEDED_MIGRATION
+def test_the_service_asks_for_every_migration() -> None:
+    assert [path.name.partition("_")[0] for path in MIGRATIONS] == list(NEEDED_MIGRATIONS)
+
+
+@pytest.mark.parametrize("role", [CALLER_ROLE, WORKER_ROLE])
+async def test_a_database_that_lacks_an_earlier_migration_is_refused(
+    create_database: CreateDatabase, role: str
+) -> None:
+    url = create_database()
+    await check_primary(url, TIMEOUTS, role=role)
+    earlier = NEEDED_MIGRATIONS[3]
+    with psycopg.connect(url) as connection:
+        connection.execute("DELETE FROM schema_migrations WHERE version = %s", (earlier,))
+    with pytest.raises(SchemaOutdated) as raised:
+        await check_primary(url, TIMEOUTS, role=role)
+    assert str(raised.value) == (
+        f"the database lacks the migration {earlier}; run 'make migrate' first"
+    )
+
+
+async def test_a_database_that_lacks_all_migrations_is_refused(server: EmbeddedPostgres) -> None:
+    with pytest.raises(SchemaOutdated) as raised:
+        await check_primary(server.url(DATABASE), TIMEOUTS, role=CALLER_ROLE)
+    first = ", ".join(NEEDED_MIGRATIONS[:3])
+    assert str(raised.value) == (
+        f"the database lacks the migrations {first} and {len(NEEDED_MIGRATIONS) - 3} more;"
+        " run 'make migrate' first"
+    )

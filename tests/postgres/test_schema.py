@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from local.schema import FUNCTIONS, SCHEMA, differences, dump, migration
-from service.postgres.session import ROLE
+from service.postgres.session import CALLER_ROLE, WORKER_ROLE
 from service.writes.store import APPLIED
 from tests.conftest import CreateDatabase
 from tests.postgres.test_migrations import run_migrate, with_migration
@@ -18,9 +18,14 @@ from tests.writes.test_safety_layers import upsert
 # All that schema.sql shows, but for the table of dbmate's own.
 CATALOG: LiteralString = """
     WITH ours AS (
-        SELECT oid, relname, relkind, reloptions, relacl, relowner
+        SELECT
+            oid, relkind, reloptions, relacl, relowner,
+            CASE relkind WHEN 'v' THEN 'own.' ELSE '' END || relname AS relname
         FROM pg_class
-        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'S', 'i')
+        WHERE (
+                relnamespace = 'public'::regnamespace AND relkind IN ('r', 'S', 'i')
+                OR relnamespace = 'own'::regnamespace AND relkind = 'v'
+            )
             AND relname NOT LIKE 'schema_migrations%%'
     )
     SELECT relkind::text, relname, reloptions::text FROM ours
@@ -35,6 +40,8 @@ CATALOG: LiteralString = """
     WHERE relkind = 'r'
     UNION ALL
     SELECT 'definition', relname, pg_get_indexdef(oid) FROM ours WHERE relkind = 'i'
+    UNION ALL
+    SELECT 'definition', relname, pg_get_viewdef(oid) FROM ours WHERE relkind = 'v'
     UNION ALL
     SELECT 'constraint', relname || '.' || conname,
         concat_ws(' ', pg_get_constraintdef(pg_constraint.oid), convalidated)
@@ -52,7 +59,9 @@ CATALOG: LiteralString = """
     SELECT 'extension', extname, extnamespace::regnamespace::text
     FROM pg_extension WHERE extname <> 'plpgsql'
     UNION ALL
-    SELECT 'schema', 'public', has_schema_privilege(%(role)s, 'public', 'USAGE')::text
+    SELECT 'schema', nspname || ' for ' || role, has_schema_privilege(role, oid, 'USAGE')::text
+    FROM pg_namespace, unnest(%(roles)s::text[]) AS role
+    WHERE nspname IN ('public', 'own')
     ORDER BY 1, 2, 3
 """
 
@@ -73,13 +82,13 @@ def test_schema_sql_has_the_tables_of_a_migrated_database(
     migrated: str, show: Callable[[str], str]
 ) -> None:
     def catalog(connection: psycopg.Connection) -> list[tuple[Any, ...]]:
-        return connection.execute(CATALOG, {"role": ROLE}).fetchall()
+        return connection.execute(CATALOG, {"roles": [CALLER_ROLE, WORKER_ROLE]}).fetchall()
 
     text = show(migrated)
     with psycopg.connect(migrated) as connection:
         wanted = catalog(connection)
         assert ("column", "appointments.version", "12 integer - t ") in wanted
-        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("DROP SCHEMA own, public CASCADE")
         connection.execute("CREATE SCHEMA public")
         connection.execute(text.encode())
         found = catalog(connection)
@@ -94,7 +103,10 @@ SIGNATURE = (
 )
 RESULT = ("RETURNS TABLE (organization_id text, fence bigint,", "RETURNS TABLE (id text, f bigint,")
 SETTING = ("SET lock_timeout = '50ms'", "SET lock_timeout = '60ms'")
-PRIVILEGE = ("GRANT EXECUTE ON FUNCTION revision_at TO appointments_service;", "")
+PRIVILEGE = (
+    "GRANT EXECUTE ON FUNCTION revision_at TO appointments_service, appointments_caller;",
+    "",
+)
 NEW = (
     "-- Webhooks\n",
     (
@@ -159,7 +171,7 @@ def test_a_new_column_needs_no_other_signature(create_database: CreateDatabase) 
         again = session.execute(statement.encode(), (writes,)).fetchall()
         assert [row[0] for row in first] == ["CREATED", "CREATED", "CREATED"]
         assert [row[0] for row in again] == ["CREATED", "CREATED", "UNCHANGED"]
-        assert [row[4:] for row in again] == [row[4:] for row in first]
+        assert [row[5:] for row in again] == [row[5:] for row in first]
         located = "SELECT (appointment).location FROM apply_batches(%s::json)"
         assert session.execute(located, (batch,)).fetchall() == [("",)]
         created = session.execute(statement.encode(), (json.dumps([upsert("c", 10, 11)]),))

@@ -18,7 +18,14 @@ from psycopg import AsyncConnection
 from local.postgres import EmbeddedPostgres
 from local.programs import ROOT, StartError
 from local.stack import ANY_PORT, base_environment
-from service.postgres.session import ROLE, DatabaseUnfit, Timeouts, check_session, session_conninfo
+from service.postgres.session import (
+    CALLER_ROLE,
+    WORKER_ROLE,
+    DatabaseUnfit,
+    Timeouts,
+    check_session,
+    session_conninfo,
+)
 from tests.api import Organization
 from tests.conftest import OwnPostgres, StartProgram, postgres_starts
 from tests.databases import Clusters
@@ -68,12 +75,13 @@ def admin(server: EmbeddedPostgres) -> Iterator[psycopg.Connection]:
 
 
 def own_database(server: EmbeddedPostgres, admin: psycopg.Connection, name: str) -> str:
-    """The URL of a new database, whose owner may assume the service's role."""
+    """The URL of a new database, whose owner may assume the service's roles."""
     admin.execute(f"CREATE ROLE {name} LOGIN")
     admin.execute(f"CREATE DATABASE {name} OWNER {name}")
-    if not admin.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [ROLE]).fetchone():
-        admin.execute(f"CREATE ROLE {ROLE} NOLOGIN")
-    admin.execute(f"GRANT {ROLE} TO {name}")
+    for role in (CALLER_ROLE, WORKER_ROLE):
+        if not admin.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role]).fetchone():
+            admin.execute(f"CREATE ROLE {role} NOLOGIN")
+        admin.execute(f"GRANT {role} TO {name}")
     with psycopg.connect(server.url(name), autocommit=True) as connection:
         connection.execute("CREATE SCHEMA app")
         connection.execute(f"GRANT ALL ON SCHEMA app TO {name}")
@@ -212,12 +220,14 @@ def test_a_user_who_may_not_take_the_role_is_refused_and_the_grant_named(
     url = migrated(server, admin, "ungranted")
     admin.execute('CREATE ROLE "booking login" LOGIN')
     login = url.replace("ungranted@", "booking%20login@")
-    why = f'GRANT {ROLE} TO "booking login"'
-    assert why in refused(start_service, DATABASE_URL=login)
-    assert why in refused(start_worker, DATABASE_URL=login)
-    assert why in refused(start_service, DATABASE_URL=database_url, DATABASE_READ_URL=login)
-    admin.execute(why)
+    caller, worker = (f'GRANT {role} TO "booking login"' for role in (CALLER_ROLE, WORKER_ROLE))
+    assert caller in refused(start_service, DATABASE_URL=login)
+    assert caller in refused(start_service, DATABASE_URL=database_url, DATABASE_READ_URL=login)
+    admin.execute(caller)
     start_service(DATABASE_URL=login, DATABASE_READ_URL=login)
+    assert worker in refused(start_worker, DATABASE_URL=login)
+    admin.execute(worker)
+    start_worker(DATABASE_URL=login)
 
 
 async def test_a_connection_whose_options_were_dropped_is_refused_and_says_what_to_do(
@@ -228,7 +238,7 @@ async def test_a_connection_whose_options_were_dropped_is_refused_and_says_what_
         admin.execute(f"ALTER DATABASE pooled SET {setting} = '{PRESETS[setting]}'")
     bare = await AsyncConnection.connect(url, client_encoding="UTF8")
     with pytest.raises(DatabaseUnfit) as caught:
-        await check_session(bare, TIMEOUTS)
+        await check_session(bare, TIMEOUTS, role=CALLER_ROLE)
     assert bare.closed
     message = str(caught.value)
     for had in ("role=pooled", "plan_cache_mode=auto", "statement_timeout=0", "search_path=app"):
@@ -238,28 +248,28 @@ async def test_a_connection_whose_options_were_dropped_is_refused_and_says_what_
     for statement in statements:
         admin.execute(statement)
     mended = await AsyncConnection.connect(url, client_encoding="UTF8")
-    await check_session(mended, TIMEOUTS)
+    await check_session(mended, TIMEOUTS, role=CALLER_ROLE)
     await mended.close()
     other = await AsyncConnection.connect(url, client_encoding="LATIN1")
     with pytest.raises(DatabaseUnfit, match="client_encoding=LATIN1"):
-        await check_session(other, TIMEOUTS)
+        await check_session(other, TIMEOUTS, role=CALLER_ROLE)
 
 
 async def test_every_setting_is_both_sent_and_checked(
     server: EmbeddedPostgres, admin: psycopg.Connection
 ) -> None:
     url = own_database(server, admin, "checked")
-    sent = session_conninfo(url, TIMEOUTS, replica=False)
+    sent = session_conninfo(url, TIMEOUTS, replica=False, role=CALLER_ROLE)
     for setting, preset in PRESETS.items():
         if setting in {"check_function_bodies", "default_transaction_deferrable"}:
             continue  # of no effect on the service's statements
         value = "60000" if setting.endswith("_timeout") else preset
         connection = await AsyncConnection.connect(sent, autocommit=True)
-        await check_session(connection, TIMEOUTS)
+        await check_session(connection, TIMEOUTS, role=CALLER_ROLE)
         connection = await AsyncConnection.connect(sent, autocommit=True)
         await connection.execute(f"SET {setting} = '{value}'")
         with pytest.raises(DatabaseUnfit, match=setting):
-            await check_session(connection, TIMEOUTS)
+            await check_session(connection, TIMEOUTS, role=CALLER_ROLE)
 
 
 def test_each_new_connection_is_checked(

@@ -31,7 +31,7 @@ class Standby:
 
     def __init__(self, server: EmbeddedPostgres, primary: EmbeddedPostgres) -> None:
         self.server = server
-        self._primary = primary
+        self.primary = primary
 
     @property
     def host(self) -> str:
@@ -51,12 +51,12 @@ class Standby:
 
     def wait_until_received(self) -> None:
         """Wait until it has received all that the primary has committed."""
-        end = ask(self._primary, "SELECT pg_current_wal_flush_lsn()::text")
+        end = ask(self.primary, "SELECT pg_current_wal_flush_lsn()::text")
         until(lambda: self.ask("SELECT pg_last_wal_receive_lsn() >= %s::pg_lsn", end))
 
     def catch_up(self) -> None:
         """Wait until it has replayed all that the primary has committed."""
-        end = ask(self._primary, "SELECT pg_current_wal_flush_lsn()::text")
+        end = ask(self.primary, "SELECT pg_current_wal_flush_lsn()::text")
         until(lambda: self.ask("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", end))
 
     def delay(self, by: str) -> None:
@@ -87,9 +87,9 @@ class Standby:
 
         With `conflict`, the lock of another table comes next, which those reads hold.
         """
-        with psycopg.connect(self._primary.url(DATABASE)) as locker:
+        with psycopg.connect(self.primary.url(DATABASE)) as locker:
             locker.execute("LOCK TABLE appointments IN ACCESS EXCLUSIVE MODE")
-            ask(self._primary, "SELECT pg_switch_wal()::text")  # sends it at once
+            ask(self.primary, "SELECT pg_switch_wal()::text")  # sends it at once
             until(lambda: self._locks("mode = 'AccessExclusiveLock' AND granted") == 1)
             self.pause()
             if conflict:

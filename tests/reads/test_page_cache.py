@@ -1,17 +1,18 @@
 """Which pages the cache returns, keeps and evicts, with moments from a real database."""
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 from appointments.v1 import appointment_pb2 as pb
-from appointments.v1 import appointment_service_pb2 as rpc
 
 from service.metrics import Metrics
 from service.postgres.database import Database
 from service.reads import page_cache
-from service.reads.moments import NEVER_WRITTEN, Moment, Moments
-from service.reads.page_cache import MAX_AGE, MAX_CACHED_PAGE_BYTES, PageCache
-from tests.api import Organization
+from service.reads.moments import NEVER_WRITTEN, Moment, Moments, Now
+from service.reads.page_cache import MAX_AGE, PageCache
+from tests.api import Organization, soon
 from tests.databases import database_of
 
 
@@ -40,32 +41,28 @@ async def moments(database_url: str) -> AsyncIterator[Moments]:
 
 
 @pytest.fixture
-def cache(moments: Moments) -> PageCache:
-    return PageCache(moments)
+def cache(moments: Moments) -> PageCache[str]:
+    return PageCache(moments, max_page_bytes=100)
 
 
-def page(title: str = "") -> rpc.ListAppointmentsResponse:
-    return rpc.ListAppointmentsResponse(appointments=[pb.Appointment(title=title)])
-
-
-async def found(cache: PageCache, request: bytes, org: Organization) -> str | None:
-    """Return the title on the cached page, or None."""
+async def found(cache: PageCache[str], request: bytes, org: Organization) -> str | None:
+    """Return the cached page, or None."""
     cached = await cache.current(request, org.id)
-    return cached.response.appointments[0].title if cached else None
+    return cached.response if cached else None
 
 
 async def test_a_page_is_given_until_its_organization_changes(
-    cache: PageCache, moments: Moments, org: Organization
+    cache: PageCache[str], moments: Moments, org: Organization
 ) -> None:
     assert await found(cache, b"r", org) is None
-    never_written = await moments.of(org.id)
-    assert never_written == NEVER_WRITTEN
-    cache.put(b"r", never_written, page("empty"))
+    assert await moments.of(org.id) == (NEVER_WRITTEN, None)
+    cache.put(b"r", NEVER_WRITTEN, None, "empty", size=1)
     assert await found(cache, b"r", org) == "empty"
     assert await found(cache, b"another", org) is None
     org.upsert("a", 0, 1)
     assert await found(cache, b"r", org) is None
-    cache.put(b"r", await moments.of(org.id), page("one"))
+    moment, _ = await moments.of(org.id)
+    cache.put(b"r", moment, None, "one", size=1)
     assert await found(cache, b"r", org) == "one"
     org.upsert("a", 0, 1)  # changes nothing
     assert await found(cache, b"r", org) == "one"
@@ -74,50 +71,93 @@ async def test_a_page_is_given_until_its_organization_changes(
 
 
 async def test_a_page_of_an_earlier_moment_is_not_given(
-    cache: PageCache, moments: Moments, org: Organization
+    cache: PageCache[str], moments: Moments, org: Organization
 ) -> None:
     """A page read during a write, and one of a database that was restored since."""
     org.upsert("a", 0, 1)
-    revision, recorded_at = before = await moments.of(org.id)
+    before, _ = await moments.of(org.id)
+    revision, recorded_at = before
     org.upsert("b", 1, 2)
-    cache.put(b"r", before, page())
+    cache.put(b"r", before, None, "", size=1)
     assert await found(cache, b"r", org) is None
     other_time: Moment = (revision + 1, recorded_at)
-    cache.put(b"r", other_time, page())
+    cache.put(b"r", other_time, None, "", size=1)
     assert await found(cache, b"r", org) is None
+
+
+async def test_a_page_is_given_until_its_first_hold_expires(
+    cache: PageCache[str], moments: Moments, org: Organization
+) -> None:
+    org.upsert("a", 0, 1)
+    moment, clock = await moments.of(org.id)
+    assert clock is not None
+    expiry = clock + timedelta(seconds=0.2)
+    cache.put(b"r", moment, expiry, "held", size=1)
+    now = await moments.of(org.id)
+    given = 0
+    while now.shows(moment, expiry):
+        title = await found(cache, b"r", org)
+        now = await moments.of(org.id)
+        if now.shows(moment, expiry):
+            assert title == "held"
+            given += 1
+    assert given
+    assert await found(cache, b"r", org) is None
+
+
+def test_a_list_with_a_hold_is_given_from_memory_until_it_expires(
+    org: Organization, database_url: str
+) -> None:
+    org.upsert("a", 0, 1, title="old", hold_until=soon(0.5))
+    read = org.list_page().appointments
+    with psycopg.connect(database_url, autocommit=True) as sql:
+        # By hand, which no revision shows.
+        sql.execute("UPDATE appointments SET title = 'new' WHERE organization_id = %s", (org.id,))
+    while read and org.get("a").state == pb.Appointment.HELD:
+        assert read[0].title == "old"
+        read = org.list_page().appointments
+    assert list(org.list_page().appointments) == []
+    [expired] = org.list_page(include_cancelled=True).appointments
+    assert (expired.state, expired.title) == (pb.Appointment.EXPIRED, "new")
+
+
+def test_what_was_read_is_valid_until_a_time_that_is_not_included() -> None:
+    time = datetime(2030, 1, 7, tzinfo=UTC)
+    now = Now((1, time), time)
+    assert now.shows((1, time), None)
+    assert now.shows((1, time), time + timedelta(microseconds=1))
+    assert not now.shows((1, time), time)
+    assert not now.shows((2, time), None)
 
 
 async def test_a_page_is_given_for_so_long_at_most(
-    cache: PageCache, moments: Moments, org: Organization, clock: Clock
+    cache: PageCache[str], moments: Moments, org: Organization, clock: Clock
 ) -> None:
     """The age limit is for direct changes in the database, which no revision shows."""
-    cache.put(b"r", NEVER_WRITTEN, page("old"))
+    cache.put(b"r", NEVER_WRITTEN, None, "old", size=1)
     clock.now += MAX_AGE
     assert await found(cache, b"r", org) == "old"
     clock.now += 0.1
     assert await found(cache, b"r", org) is None
-    cache.put(b"r", NEVER_WRITTEN, page("new"))
+    cache.put(b"r", NEVER_WRITTEN, None, "new", size=1)
     assert await found(cache, b"r", org) == "new"
 
 
-async def test_a_large_page_is_not_kept(cache: PageCache, org: Organization) -> None:
-    small = page("x" * (MAX_CACHED_PAGE_BYTES // 4 - 100))
-    large = page("x" * (MAX_CACHED_PAGE_BYTES // 4))
-    cache.put(b"small", NEVER_WRITTEN, small)
-    cache.put(b"large", NEVER_WRITTEN, large)
-    assert await found(cache, b"small", org) is not None
+async def test_a_large_page_is_not_kept(cache: PageCache[str], org: Organization) -> None:
+    cache.put(b"small", NEVER_WRITTEN, None, "s", size=95)
+    cache.put(b"large", NEVER_WRITTEN, None, "l", size=96)
+    assert await found(cache, b"small", org) == "s"
     assert await found(cache, b"large", org) is None
 
 
 async def test_the_least_recently_used_are_dropped_first(
-    cache: PageCache, org: Organization, monkeypatch: pytest.MonkeyPatch
+    moments: Moments, org: Organization
 ) -> None:
-    size = 4 * page("0").ByteSize() + 1
-    monkeypatch.setattr(page_cache, "MAX_BYTES", 3 * size)
+    cache: PageCache[str] = PageCache(moments, max_bytes=3 * 11)
     for name in ("1", "2", "3"):
-        cache.put(name.encode(), NEVER_WRITTEN, page(name))
+        cache.put(name.encode(), NEVER_WRITTEN, None, name, size=10)
     assert await found(cache, b"1", org) == "1"
-    cache.put(b"4", NEVER_WRITTEN, page("4"))
+    cache.put(b"4", NEVER_WRITTEN, None, "4", size=10)
     assert [await found(cache, name, org) for name in (b"1", b"2", b"3", b"4")] == [
         "1",
         None,
@@ -126,5 +166,5 @@ async def test_the_least_recently_used_are_dropped_first(
     ]
     # A page that replaces another takes no additional room.
     for _ in range(5):
-        cache.put(b"4", NEVER_WRITTEN, page("5"))
+        cache.put(b"4", NEVER_WRITTEN, None, "5", size=10)
     assert [await found(cache, name, org) for name in (b"1", b"3", b"4")] == ["1", "3", "5"]

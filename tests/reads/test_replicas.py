@@ -1,9 +1,11 @@
 """Reads from replicas: standbys that lag, do not replay, hang, or have ended."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from local.programs import Program, StartError
 from local.stack import DATABASE
 from service.reads.replicas import PROBE_INTERVAL, by_host
 from tests.api import Organization, refusal
+from tests.availability.asking import Span, query, spans
 from tests.conftest import OwnPostgres, StartProgram, listening, postgres_starts
 from tests.databases import Clusters, temporary_data_directory
 from tests.observing import PATIENT, until
 from tests.reads.replicas import Readers, Replicated, Standby
+from tests.reads.test_watch import Watcher
 from tests.rest_client import Client
 
 StartReplicated = Callable[..., Replicated]
@@ -106,6 +110,103 @@ def changes(org: Organization, **options: Any) -> rpc.ListChangesResponse:
     return org.stub.ListChanges(rpc.ListChangesRequest(organization_id=org.id, **options))
 
 
+def test_a_stream_sends_nothing_that_the_primary_does_not_show(
+    start_replicated: StartReplicated,
+) -> None:
+    """A replica has a commit before the synchronous standby has confirmed it."""
+    replicated = start_replicated(1, STATEMENT_TIMEOUT="60", CONNECTION_TIMEOUT="60")
+    [standby], org = replicated.standbys, replicated.org
+    for minute in range(1, 20):
+        org.upsert(str(minute), minute, minute + 1)
+    with unconfirmed_commit(standby, org) as confirm:
+        before = len(org.changes())
+        answered = replicated.count("answered")
+        # Its first message comes from the primary, the others from the standby.
+        with Watcher(org.stub, org.id) as watcher:
+            assert len(watcher.entries_up_to(before)) == before
+            assert replicated.count("answered") > answered
+            assert confirm() == before + 1
+            assert [entry.revision for entry in watcher.message().entries] == [before + 1]
+
+
+def test_a_revision_that_only_a_standby_shows_does_not_count_as_one_that_does_not_exist(
+    start_replicated: StartReplicated, start_service: StartProgram
+) -> None:
+    """Its reader may be answered by the primary, by another service for example."""
+    replicated = start_replicated(1, STATEMENT_TIMEOUT="60", CONNECTION_TIMEOUT="60")
+    [standby], org = replicated.standbys, replicated.org
+    primary = start_service(DATABASE_URL=standby.primary.url(DATABASE))
+    with ExitStack() as stack:
+        channel = stack.enter_context(grpc.insecure_channel(primary.address))
+        other = Organization(AppointmentServiceStub(channel), org.id)
+        with unconfirmed_commit(standby, org) as confirm:
+            latest = len(other.changes()) + 1
+            assert org.list_page(min_revision=latest - 1).revision == latest, "the standby's"
+            for read in (
+                lambda: other.list_page(min_revision=latest),
+                lambda: other.get("a", as_of_revision=latest),
+                lambda: changes(other, after_revision=latest),
+                lambda: query(other, 0, 60, min_revision=latest),
+                lambda: Watcher(other.stub, other.id, after=latest).message(),
+            ):
+                with pytest.raises(grpc.RpcError) as caught:
+                    read()
+                found = refusal(caught.value)
+                assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "LOCK_TIMEOUT")
+                assert found.retry_after is not None
+            # The wait ends as soon as it is confirmed.
+            with ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(other.list_page, min_revision=latest)
+                confirm()
+                assert waiting.result().revision == latest
+        with pytest.raises(grpc.RpcError) as caught:
+            other.list_page(min_revision=latest + 1)
+        assert refusal(caught.value).fields.keys() == {"min_revision"}
+        assert refusal(caught.value).organization_revision == latest
+
+
+@contextmanager
+def unconfirmed_commit(standby: Standby, org: Organization) -> Iterator[Callable[[], int]]:
+    """Let the standby show a commit that the primary does not show.
+
+    Yields a function that lets the primary show it too, and returns its revision.
+    """
+
+    def confirm() -> int:
+        admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        admin.execute("SELECT pg_reload_conf()")
+        return waiting.result()
+
+    url = standby.primary.url()
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(url, autocommit=True) as admin:
+        admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        admin.execute("SELECT pg_reload_conf()")
+        last = threading.Event()
+        waiting = pool.submit(_upsert_until, last, org)
+        waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        until(lambda: admin.execute(waits).fetchone() is not None)
+        last.set()
+        standby.catch_up()
+        latest = "SELECT revision FROM organizations WHERE organization_id = %s"
+        assert standby.ask(latest, org.id) == len(org.changes()) + 1
+        try:
+            yield confirm
+        finally:
+            confirm()
+
+
+def _upsert_until(last: threading.Event, org: Organization) -> int:
+    """Write until the last write, and return its revision.
+
+    Sessions apply a setting with a delay, so that the first writes do not wait.
+    """
+    for minute in count(100):
+        revision = org.upsert(str(minute), minute, minute + 1).appointment.revision
+        if last.is_set():
+            return revision
+    raise AssertionError
+
+
 def test_a_fresh_read_never_comes_from_a_replica(lagging: Replicated) -> None:
     asked = lagging.count("answered") + lagging.count("behind")
     for _ in range(5):
@@ -151,6 +252,34 @@ def test_a_read_that_needs_more_comes_from_the_primary(lagging: Replicated) -> N
     lagging.standbys[0].catch_up()
     assert lagging.titles(min_revision=3) == ["new", "b"]
     assert lagging.count("answered") == answered + 3
+
+
+def test_availability_comes_from_it_too(lagging: Replicated) -> None:
+    def busy(**options: int) -> tuple[int, list[Span]]:
+        found = query(lagging.org, 0, 10, **options)
+        return found.revision, spans(found.resources[0].busy)
+
+    assert busy() == (3, [(0, 2)])
+    assert busy(min_revision=1) == (1, [(0, 1)])
+    assert busy(min_revision=2) == (3, [(0, 2)])
+    assert busy() == (3, [(0, 2)])
+
+
+def test_an_etag_is_compared_where_the_page_may_come_from(lagging: Replicated) -> None:
+    org = lagging.org
+    old, new = (org.list_page(**options).etag for options in ({"min_revision": 0}, {}))
+    before = lagging.count("answered")
+    unchanged = org.list_page(min_revision=1, if_none_match=old)
+    assert unchanged == rpc.ListAppointmentsResponse(etag=old, not_modified=True)
+    assert lagging.count("answered") == before + 1  # one look
+    # Only fresh reads, and those that need more, see what has changed since.
+    for options in ({}, {"min_revision": 2}):
+        fresh = org.list_page(if_none_match=old, **options)
+        assert (len(fresh.appointments), fresh.etag) == (2, new)
+        assert org.list_page(if_none_match=f"{old},{new}", **options).not_modified
+    behind = org.list_page(min_revision=0, if_none_match=new)
+    assert [item.title for item in behind.appointments] == ["old"]
+    assert behind.etag == old
 
 
 def test_a_revision_that_nobody_has_is_refused(lagging: Replicated) -> None:
@@ -260,7 +389,7 @@ def test_a_promoted_standby_is_no_primary_and_may_lack_a_migration(
     assert replicated.titles(min_revision=3) == ["new", "b"]
     assert replicated.titles(min_revision=4) == ["newer", "b"]
     with psycopg.connect(standby.server.url(DATABASE), autocommit=True) as connection:
-        connection.execute("ALTER TABLE appointment_history RENAME TO not_migrated_yet")
+        connection.execute("ALTER VIEW own.appointment_history RENAME TO not_migrated_yet")
     assert len(org.history("a", min_revision=0).entries) == 3
     assert replicated.count("failed") == 1
     replicated.until_asked(standby)

@@ -4,6 +4,7 @@ import json
 import socket
 from contextlib import ExitStack
 from http.client import HTTPResponse, IncompleteRead
+from io import BytesIO
 
 import grpc
 import psutil
@@ -13,7 +14,7 @@ from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from local.programs import Program
 from tests.api import Organization, refusal
 from tests.conftest import StartProgram
-from tests.load import OWN_CONNECTION
+from tests.load import UNCOMPRESSED
 from tests.observing import metric, until
 from tests.reads.test_watch import Watcher, write_large
 from tests.rest.test_event_stream import stopped_sending
@@ -41,7 +42,7 @@ def kilobytes(program: Program) -> float:
 
 
 def unread_messages(stack: ExitStack, service: Program, organization: str) -> None:
-    channel = stack.enter_context(grpc.insecure_channel(service.address, OWN_CONNECTION))
+    channel = stack.enter_context(grpc.insecure_channel(service.address, UNCOMPRESSED))
     stack.enter_context(Watcher(AppointmentServiceStub(channel), organization)).message()
 
 
@@ -79,15 +80,16 @@ def impatient(start_service: StartProgram) -> Program:
 def test_a_reader_of_events_is_cut_off_and_goes_on_where_it_was(
     impatient: Program, start_gateway: StartProgram, org: Organization, organization: str
 ) -> None:
-    gateway = start_gateway(SERVICE_ADDRESS=impatient.address, WATCH_PATIENCE="2")
+    # Also the time in which it must begin to read after all.
+    gateway = start_gateway(SERVICE_ADDRESS=impatient.address, WATCH_PATIENCE="4")
     write_large(org, COUNT)
     with unread_events(gateway, organization) as connection:
         until(lambda: metric(gateway, CUT_OFF) == 1)
         until(lambda: metric(impatient, "appointments_watchers") == 0)
-        # It reads after all: a stream with an end, http.client sees to that.
+        # It reads after all: a stream with an end. Only `read` always tells one that is cut off.
         response = HTTPResponse(connection)
         response.begin()
-        reader, seen = EventReader(response), list[int]()
+        reader, seen = EventReader(BytesIO(response.read())), list[int]()
         while event := reader.event():
             assert json.loads(event["data"])["revision"] == event["id"]
             seen.append(int(event["id"]))
@@ -119,7 +121,7 @@ def test_a_reader_of_messages_is_cut_off_and_goes_on_where_it_was(
 ) -> None:
     write_large(org, COUNT)
     with ExitStack() as stack:
-        channel = stack.enter_context(grpc.insecure_channel(impatient.address, OWN_CONNECTION))
+        channel = stack.enter_context(grpc.insecure_channel(impatient.address, UNCOMPRESSED))
         stub = AppointmentServiceStub(channel)
         watcher = stack.enter_context(Watcher(stub, organization))
         seen = [entry.revision for entry in watcher.message().entries]

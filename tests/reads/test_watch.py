@@ -18,7 +18,7 @@ import pytest
 from appointments.relay.v1 import relay_pb2
 from appointments.relay.v1.relay_pb2_grpc import RelayServiceStub
 from appointments.v1 import appointment_service_pb2 as rpc
-from appointments.v1.appointment_pb2 import HistoryEntry
+from appointments.v1.appointment_pb2 import Appointment, HistoryEntry
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
 from local.programs import Program
@@ -28,10 +28,10 @@ from service.postgres.database import Database
 from service.postgres.rows import Row
 from service.reads.store import ReadStore
 from service.reads.watch import MAX_ENTRIES, MAX_MESSAGE_BYTES, Watch
-from tests.api import Organization, appointment, batch_request, refusal
+from tests.api import Organization, appointment, batch_request, refusal, soon
 from tests.conftest import OwnPostgres, StartProgram
 from tests.databases import database_of
-from tests.load import OWN_CONNECTION, Load
+from tests.load import UNCOMPRESSED, Load
 from tests.observing import metric, until
 
 ENTRY_BYTES = 15_000
@@ -40,8 +40,12 @@ ENTRY_BYTES = 15_000
 class Watcher:
     """A call of WatchAppointments as a context manager, which cancels it at the end."""
 
-    def __init__(self, stub: AppointmentServiceStub, organization: str, after: int = 0) -> None:
-        request = rpc.WatchAppointmentsRequest(organization_id=organization, after_revision=after)
+    def __init__(
+        self, stub: AppointmentServiceStub, organization: str, after: int = 0, **filters: Any
+    ) -> None:
+        request = rpc.WatchAppointmentsRequest(
+            organization_id=organization, after_revision=after, **filters
+        )
         self._call: Any = stub.WatchAppointments(request, timeout=60)
 
     def __enter__(self) -> "Watcher":
@@ -74,7 +78,7 @@ class Watcher:
 
 @contextmanager
 def connected(service: Program) -> Iterator[AppointmentServiceStub]:
-    with grpc.insecure_channel(service.address, OWN_CONNECTION) as channel:
+    with grpc.insecure_channel(service.address, UNCOMPRESSED) as channel:
         yield AppointmentServiceStub(channel)
 
 
@@ -102,6 +106,21 @@ def test_first_what_there_is_then_what_changes(org: Organization) -> None:
         assert time.monotonic() - started < 1
         assert [cancelled] == org.changes(2) == list(rest.message().entries)
         assert cancelled.change == HistoryEntry.CANCELLED
+
+
+def test_watchers_get_confirmed_and_expired_holds(org: Organization) -> None:
+    with Watcher(org.stub, org.id) as watcher:
+        org.upsert("a", 0, 1, hold_until=soon(60))
+        org.confirm("a")
+        org.upsert("b", 1, 2, hold_until=soon(1))
+        until(lambda: org.get("b").state == Appointment.EXPIRED)
+        org.upsert("c", 1, 2)
+        entries = watcher.entries_up_to(5)
+    assert entries == org.changes()
+    assert [entry.change for entry in entries][1::2] == [
+        HistoryEntry.CONFIRMED,
+        HistoryEntry.EXPIRED,
+    ]
 
 
 def test_the_first_message_comes_at_once_even_without_entries(org: Organization) -> None:
@@ -347,11 +366,11 @@ class CountingDatabase(Database):
 
     asked: list[Any]
 
-    async def fetch(
+    async def fetch_across(
         self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> list[Row]:
         self.asked.append(parameters)
-        return await super().fetch(statement, parameters)
+        return await super().fetch_across(statement, parameters)
 
 
 async def test_one_question_for_all_and_none_when_nobody_watches(

@@ -1,13 +1,14 @@
 """A model of a browser's `EventSource`: it reconnects after every end, unless refused."""
 
 import socket
+import ssl
 import threading
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from typing import Self
 from urllib.parse import urlencode
 
 from local.programs import Program
-from tests.rest_client import EventReader
+from tests.rest_client import EventReader, connection_to
 
 DEFAULT_RETRY = 3000
 
@@ -19,7 +20,14 @@ class EventSource:
     milliseconds later; any status but 200, and any other type, closes it permanently.
     """
 
-    def __init__(self, gateway: Program, organization: str, **query: object) -> None:
+    def __init__(
+        self,
+        gateway: Program,
+        organization: str,
+        *,
+        tls: ssl.SSLContext | None = None,
+        **query: object,
+    ) -> None:
         self.events: list[dict[str, str]] = []
         self.streams = 0
         """The number of streams so far."""
@@ -28,8 +36,8 @@ class EventSource:
         self.retry = DEFAULT_RETRY
         self.last_id = ""
         self.comments: list[str] = []
-        self._query = urlencode({"organizationId": organization, **query})
-        self._connection = HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+        self._query = urlencode({"organizationId": organization, **query}, doseq=True)
+        self._connection = connection_to(gateway, tls, timeout=60)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 

@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -15,21 +16,6 @@ from tests.load import Load
 from tests.observing import metric, until
 from tests.reads.test_watch import write_large
 from tests.rest_client import Client, Events
-
-
-@pytest.fixture
-def client(gateway: Program, organization: str) -> Client:
-    return Client(gateway, organization)
-
-
-@pytest.fixture
-def own_service(start_service: StartProgram) -> Program:
-    return start_service()
-
-
-@pytest.fixture
-def own_gateway(own_service: Program, start_gateway: StartProgram) -> Program:
-    return start_gateway(SERVICE_ADDRESS=own_service.address)
 
 
 @pytest.fixture
@@ -69,7 +55,31 @@ def test_events_are_the_entries_of_the_page(
     assert [event["event"] for event in events] == ["created", "updated", "cancelled"]
     page = client.call("GET", "/changes")
     assert [json.loads(event["data"]) for event in events] == page.json["entries"]
-    assert page.headers["Vary"] == "Accept"
+    assert page.headers["Vary"] == "Accept, Accept-Encoding"
+
+
+def test_a_confirmed_hold_and_an_expired_one_are_events(
+    gateway: Program, client: Client, organization: str
+) -> None:
+    with Events(gateway, organization) as stream:
+        end = datetime.now(UTC) + timedelta(hours=1)
+        client.upsert("a", holdUntil=end.isoformat())
+        assert client.call("POST", "/appointments/a:confirm").status == 200
+        end = datetime.now(UTC) + timedelta(seconds=1)
+        client.upsert("b", resourceId="2", holdUntil=end.isoformat())
+        until(lambda: client.upsert("c", resourceId="2").status == 201)
+        events = stream.events(5)
+    assert [event["event"] for event in events] == [
+        "created",
+        "confirmed",
+        "created",
+        "expired",
+        "created",
+    ]
+    page = client.call("GET", "/changes").json["entries"]
+    assert [json.loads(event["data"]) for event in events] == page
+    assert [entry["change"] for entry in page][1::2] == ["CONFIRMED", "EXPIRED"]
+    assert page[3]["appointment"]["state"] == "EXPIRED"
 
 
 def test_it_begins_at_once_even_without_events(

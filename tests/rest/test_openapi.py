@@ -29,5 +29,6 @@ def test_the_gateway_answers_as_its_document_says(gateway: Program, tmp_path: Pa
         command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=220
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    # Seven RPCs of appointments, eight of webhooks, two of operations, /healthz and /readyz.
-    assert "19 selected / 19 total" in done.stdout, done.stdout[:2000]
+    # Thirteen routes of appointments and their calendar, availability among them, eight of
+    # webhooks, two of operations, /healthz and /readyz.
+    assert "25 selected / 25 total" in done.stdout, done.stdout[:2000]

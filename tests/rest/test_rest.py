@@ -23,6 +23,7 @@ def test_a_created_appointment_is_answered_flat_with_its_headers(rest: Client) -
     assert stored == {
         "organizationId": rest.organization,
         "resourceId": "",
+        "additionalResourceIds": [],
         "id": "a",
         "start": START,
         "end": END,
@@ -66,7 +67,9 @@ def test_a_conflict_is_a_409_that_lists_what_is_in_the_way(rest: Client) -> None
     assert answer.headers["Organization-Revision"] == "1"
     problem = answer.json
     assert problem["code"] == "TIME_RANGE_CONFLICT"
-    assert problem["conflicts"] == [{"id": "a", "start": START, "end": END, "version": 1}]
+    assert problem["conflicts"] == [
+        {"id": "a", "start": START, "end": END, "version": 1, "resourceIds": [""]}
+    ]
     assert problem["moreConflicts"] is False
 
 
@@ -230,6 +233,57 @@ def test_a_batch_answers_each_item_with_its_result_or_its_problem(rest: Client) 
     assert [error["field"] for error in results[2]["error"]["errors"]] == ["end"]
 
 
+def test_an_atomic_batch_is_written_whole_or_names_what_is_in_the_way(rest: Client) -> None:
+    def send(*wanted: tuple[str, str, str]) -> Answer:
+        items = [
+            {
+                "appointment": {
+                    "organizationId": rest.organization,
+                    "id": id,
+                    "start": f"2030-01-07 {start}",
+                    "end": f"2030-01-07 {end}",
+                }
+            }
+            for id, start, end in wanted
+        ]
+        body = json.dumps({"requests": items, "atomic": True}).encode()
+        return rest.send(
+            "POST", "/api/appointments:batchUpsert", body, Content_Type="application/json"
+        )
+
+    created = send(("a", "08:00", "09:00"), ("b", "09:00", "10:00"))
+    assert [result["outcome"] for result in created.json["results"]] == ["CREATED"] * 2
+    swapped = send(("a", "09:00", "10:00"), ("b", "08:00", "09:00"))
+    assert (swapped.status, len(swapped.json["results"])) == (200, 2)
+    refused = send(("c", "08:30", "08:45"), ("d", "11:00", "12:00"), ("e", "11:30", "12:30"))
+    assert (refused.status, refused.json["code"]) == (409, "BATCH_REFUSED")
+    assert not refused.json.get("moreItems")
+    assert [(item["index"], item["code"]) for item in refused.json["items"]] == [
+        (index, "TIME_RANGE_CONFLICT") for index in range(3)
+    ]
+    named = [[c["id"] for c in item["conflicts"]] for item in refused.json["items"]]
+    assert named == [["b"], ["e"], ["d"]]
+    assert [item["conflicts"][0].get("index") for item in refused.json["items"]] == [None, 2, 1]
+    assert [item["id"] for item in rest.stored()] == ["b", "a"]
+
+
+def test_an_invalid_hold_of_an_atomic_batch_is_named_as_in_rest(rest: Client) -> None:
+    item = {
+        "organizationId": rest.organization,
+        "start": START,
+        "end": END,
+        "holdUntil": "2020-01-01T00:00:00Z",
+    }
+    body = json.dumps({"requests": [{"appointment": item}], "atomic": True}).encode()
+    refused = rest.send(
+        "POST", "/api/appointments:batchUpsert", body, Content_Type="application/json"
+    )
+    [named] = refused.json["items"]
+    detail = "holdUntil must be later than now, by at most 24 hours"
+    assert (named["code"], named["detail"]) == ("INVALID_FIELD", detail)
+    assert rest.upsert("a", holdUntil="2020-01-01T00:00:00Z").json["detail"] == detail
+
+
 def test_all_violations_are_named_at_once_by_their_rest_names(rest: Client) -> None:
     answer = rest.upsert(
         "",
@@ -315,6 +369,7 @@ def test_a_field_of_the_wrong_kind_is_a_400_that_names_it(
         ("/api/appointments?pageSize=1&pageSize=2", "pageSize"),
         ("/api/appointments?from=soon", "from"),
         ("/api/appointments?includeCancelled=yes", "includeCancelled"),
+        ("/api/appointments?orderBy=title", "orderBy"),
         ("/api/appointments?minRevision=99999999999999999999", "minRevision"),
         ("/api/appointments?resourceId=%00", "resourceId"),
         ("/api/appointments?organizationId=", "organizationId"),

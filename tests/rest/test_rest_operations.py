@@ -1,6 +1,8 @@
 """`Prefer: respond-async` and the operations that it makes, by REST."""
 
+import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 import pytest
@@ -71,6 +73,99 @@ def test_a_refused_write_ends_with_the_problem_of_the_synchronous_call(client: C
     assert end.json["error"] == problem
     assert "response" not in end.json
     assert [item["id"] for item in client.stored()] == ["a"]
+
+
+NEW = {"start": "2030-01-08T08:00:00Z", "end": "2030-01-08T09:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "method", "path", "body", "headers"),
+    [
+        ("CREATED", "PUT", "b", {**NEW, "title": "x"}, {}),
+        ("UPDATED", "PUT", "a", {**NEW, "title": "x"}, {"If-Match": '"1"'}),
+        ("UNCHANGED", "PUT", "a", {**OTHER, "title": "a", "attributes": {"n": 1, "m": 2}}, {}),
+        ("STALE", "PUT", "timed", {**NEW, "updatedAt": "2020-01-01 00:00"}, {}),
+        ("TIME_RANGE_CONFLICT", "PUT", "b", OTHER, {}),
+        ("ETAG_MISMATCH", "PUT", "a", NEW, {"If-Match": '"9"'}),
+        ("APPOINTMENT_EXISTS", "PUT", "a", NEW, {"If-None-Match": "*"}),
+        ("IDEMPOTENCY_KEY_REUSED", "PUT", "b", NEW, {"Idempotency-Key": "a"}),
+        ("UPDATED", "PATCH", "a", {"title": "x", "attributes": {"n": None}}, {}),
+        ("UPDATED", "PATCH", "a", {"title": None}, {"If-Match": '"1"'}),
+        ("UNCHANGED", "PATCH", "a", {}, {}),
+        ("CREATED", "PATCH", "b?allowMissing=true", {**NEW, "attributes": {"n": 1}}, {}),
+        ("STALE", "PATCH", "timed", {"title": "x", "updatedAt": "2020-01-01 00:00"}, {}),
+        ("APPOINTMENT_NOT_FOUND", "PATCH", "b", {"title": "x"}, {}),
+        ("APPOINTMENT_CANCELLED", "PATCH", "cancelled", {"title": "x"}, {}),
+        ("APPOINTMENT_FIRM", "PATCH", "a", {"holdUntil": "soon"}, {}),
+        ("TIME_RANGE_CONFLICT", "PATCH", "timed", OTHER, {}),
+        ("ETAG_MISMATCH", "PATCH", "a", {"etag": "9"}, {}),
+        ("INVALID_FIELD", "PATCH", "a", {"start": "2030-01-08 08:00"}, {}),
+        ("INVALID_FIELD", "PATCH", "a", {"attributes": {"x": "y" * 16_370}}, {}),
+        ("IDEMPOTENCY_KEY_REUSED", "PATCH", "a", {}, {"Idempotency-Key": "a"}),
+        ("CONFIRMED", "POST", "held:confirm", None, {"If-Match": '"2"'}),
+        ("UNCHANGED", "POST", "a:confirm", None, {}),
+        ("APPOINTMENT_NOT_FOUND", "POST", "b:confirm", None, {}),
+        ("APPOINTMENT_CANCELLED", "POST", "cancelled:confirm", None, {}),
+        ("HOLD_EXPIRED", "POST", "expired:confirm", None, {}),
+        ("ETAG_MISMATCH", "POST", "held:confirm", None, {"If-Match": '"9"'}),
+        ("IDEMPOTENCY_KEY_REUSED", "POST", "held:confirm", None, {"Idempotency-Key": "a"}),
+    ],
+)
+def test_an_accepted_write_ends_as_the_synchronous_one(
+    gateway: Program,
+    worker: Program,
+    organization: str,
+    outcome: str,
+    method: str,
+    path: str,
+    body: dict[str, object] | None,
+    headers: dict[str, str],
+) -> None:
+    """Organizations with the same appointments get the same write in different ways."""
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    if body is not None and body.get("holdUntil"):
+        body = {"holdUntil": later}
+    answers = []
+    for prefer in ("", ASYNC, f"{ASYNC}, wait=10"):
+        one = Client(gateway, f"{organization[-36:]} {prefer}")
+        one.upsert("a", **OTHER, title="a", attributes={"n": 1, "m": 2}, Idempotency_Key="a")
+        one.upsert("held", resourceId="h", holdUntil=later)
+        one.upsert("timed", resourceId="", updatedAt="2030-01-01 00:00", end=OTHER["start"])
+        one.upsert("cancelled", resourceId="c")
+        one.call("DELETE", "/appointments/cancelled")
+        if "expired" in path:
+            shortly = datetime.now(UTC) + timedelta(seconds=0.3)
+            one.upsert("expired", resourceId="e", holdUntil=shortly.isoformat())
+            until(lambda: one.call("GET", "/appointments/expired").json["state"] == "EXPIRED")  # noqa: B023
+        target = f"/api/appointments/{path}{'&' if '?' in path else '?'}organizationId="
+        given = {**headers, **({"Prefer": prefer} if prefer else {})}
+        sent = None if body is None else json.dumps(body).encode()
+        if sent:
+            given["Content-Type"] = "application/json"
+        answers.append(one.send(method, target + quote(one.organization), sent, **given))
+        if prefer == ASYNC:
+            end = ended(one, answers.pop())
+        one.close()
+    at_once, waited = answers
+    result = at_once.json
+    assert at_once.status == waited.status
+    if at_once.status < 400:
+        assert at_once.headers["Appointment-Outcome"] == outcome
+        assert waited.headers["Appointment-Outcome"] == outcome
+        assert at_once.headers["ETag"] == waited.headers["ETag"] == f'"{result["etag"]}"'
+        assert ("Location" in at_once.headers) is ("Location" in waited.headers)
+        assert end.json["metadata"]["outcome"] == outcome
+        assert "@type" in end.json["response"]
+        results = (result, end.json["response"], waited.json)
+        for stored in results:
+            for name in ("@type", "organizationId", "createdAt", "updatedAt"):
+                stored.pop(name, None)
+    else:
+        assert result["code"] == outcome
+        results = (result, end.json["error"], waited.json)
+        for problem in results:
+            problem.pop("requestId", None)
+    assert results[0] == results[1] == results[2]
 
 
 def test_fields_are_checked_before_acceptance_and_named_as_ever(client: Client) -> None:

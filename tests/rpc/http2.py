@@ -41,6 +41,8 @@ class Connection:
         self._window = self._first_window = 65_535
         self._windows: dict[int, int] = {}
         self._statuses: dict[int, dict[str, str]] = {}
+        self._headers: dict[int, dict[str, str]] = {}
+        self._received: dict[int, bytes] = {}
         self.goaway: GoAwayFrame | None = None
         window = {SettingsFrame.INITIAL_WINDOW_SIZE: 2**31 - 1}
         self._socket.sendall(PREFACE + SettingsFrame(settings=window).serialize())
@@ -85,6 +87,11 @@ class Connection:
         if end:
             self.send(DataFrame(stream, b"", flags=["END_STREAM"]))
 
+    @property
+    def first_window(self) -> int:
+        """How many bytes may be sent of a call before any of them is read."""
+        return self._first_window
+
     def ping(self) -> None:
         self.send(PingFrame(opaque_data=b"12345678"))
 
@@ -103,6 +110,21 @@ class Connection:
 
     def status(self, stream: int, *, within: float = 30) -> dict[str, str]:
         return self.statuses([stream], within=within)[stream]
+
+    def headers(self, stream: int) -> dict[str, str]:
+        """Return the headers of the response of a call, if they have been received."""
+        return self._headers.get(stream, {})
+
+    def messages(self, stream: int) -> list[tuple[bool, bytes]]:
+        """Return the complete messages of a call so far: whether it is compressed, its bytes."""
+        rest, messages = self._received.get(stream, b""), []
+        while len(rest) >= 5:
+            compressed, length = struct.unpack(">BL", rest[:5])
+            if len(rest) < 5 + length:
+                break
+            messages.append((bool(compressed), rest[5 : 5 + length]))
+            rest = rest[5 + length :]
+        return messages
 
     def frames(self, *, within: float = 0.2) -> list[Frame]:
         """Return the next frames; none after `within` (seconds)."""
@@ -131,6 +153,10 @@ class Connection:
             fields = {str(name): str(value) for name, value in self._decoder.decode(frame.data)}
             if "grpc-status" in fields:
                 self._statuses[frame.stream_id] = fields
+            else:
+                self._headers[frame.stream_id] = fields
+        elif isinstance(frame, DataFrame):
+            self._received[frame.stream_id] = self._received.get(frame.stream_id, b"") + frame.data
         elif isinstance(frame, GoAwayFrame):
             self.goaway = frame
         elif isinstance(frame, SettingsFrame) and "ACK" not in frame.flags:

@@ -6,12 +6,18 @@ from http import HTTPStatus
 import grpc
 import pytest
 
-from gateway.app import SERVICES
 from gateway.http.problems import StatusConverter
 from gateway.openapi.document import openapi_document
-from gateway.transcoding.routes import routes_of
+from gateway.transcoding.routes import SERVICES, routes_of
 from public_json.reasons import Reason, Requests
-from service.errors import BrokerUnavailable, InvalidFields, ServiceError, TimeRangeConflict
+from service.errors import (
+    BatchRefused,
+    BrokerUnavailable,
+    InvalidFields,
+    RateLimited,
+    ServiceError,
+    TimeRangeConflict,
+)
 from service.rpc.status import code_of, status_of
 from tests.api import refusal_of
 
@@ -32,8 +38,12 @@ def made(error: type[ServiceError]) -> ServiceError:
         return error([("title", "is too long")])
     if issubclass(error, TimeRangeConflict):
         return error([])
+    if issubclass(error, BatchRefused):
+        return error({3: made(TimeRangeConflict)})
     if issubclass(error, BrokerUnavailable):
         return error("RabbitMQ is away", certain=True)
+    if issubclass(error, RateLimited):
+        return error("too many calls", retry_after=0.4, headers=("", ""))
     return error("why")
 
 

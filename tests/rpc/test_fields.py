@@ -1,6 +1,7 @@
 """Every validation rule: each violation is reported with its field, all together."""
 
 import math
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -13,12 +14,18 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from service import messages
 from tests.api import Organization, appointment, at, refusal
 
 DAY = 24 * 60
 
 # A value for each kind of field, and for fields that depend on others.
-VALUES: dict[str, object] = {"start": at(5), "end": at(45)}
+VALUES: dict[str, object] = {
+    "start": at(5),
+    "end": at(45),
+    "additional_resource_ids": ["nurse", "anna"],
+    "hold_until": messages.timestamp(datetime.now(UTC) + timedelta(hours=2)),
+}
 VALUES_BY_TYPE: dict[object, object] = {
     "google.protobuf.Timestamp": at(10),
     "google.protobuf.Struct": Struct(fields={"a": Value(number_value=1)}),
@@ -46,6 +53,8 @@ def test_every_field_is_stored_returned_and_compared(org: Organization, name: st
     kind = field.message_type.full_name if field.message_type else field.type
     value = VALUES.get(name, VALUES_BY_TYPE.get(kind))
     wanted = appointment(org.id, "a", 0, 30)
+    if name == "hold_until":  # only a held appointment can be held for longer
+        wanted.hold_until.FromDatetime(datetime.now(UTC) + timedelta(hours=1))
     request = rpc.UpsertAppointmentRequest(appointment=wanted)
     org.stub.UpsertAppointment(request)
     request.appointment.MergeFrom(pb.Appointment(**{name: value}))  # type: ignore[arg-type]

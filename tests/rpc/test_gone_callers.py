@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from service.metrics import Metrics
 from service.rpc.direct import direct_handlers
 from service.rpc.handler import CallHandler
-from service.rpc.request_reader import RequestReader, refuse
+from service.rpc.request_reader import Arrivals, RequestReader, refuse
 from service.server import APPOINTMENTS
 
 METHOD = "/appointments.v1.AppointmentService/WatchAppointments"
@@ -45,9 +45,11 @@ class Servicer:
 
 async def test_a_stream_whose_caller_has_gone_is_cancelled() -> None:
     metrics = Metrics()
-    calls = CallHandler({APPOINTMENTS: Servicer()}, metrics, timeout=5, send_timeout=5)
+    calls = CallHandler(
+        {APPOINTMENTS: Servicer()}, metrics, timeout=5, send_timeout=5, max_bytes=10_000
+    )
     handlers = direct_handlers(
-        APPOINTMENTS, calls.handle, calls.stream, RequestReader(max_calls=1, max_bytes=100)
+        APPOINTMENTS, calls.handle, calls.stream, RequestReader(Arrivals(), max_calls=1)
     )
     answer: Any = handlers.service(cast("Any", SimpleNamespace(method=METHOD)))
     with capture_logs() as logs, pytest.raises(asyncio.CancelledError):

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from appointments.relay.v1 import relay_pb2 as pb
 from appointments.relay.v1.relay_pb2_grpc import RelayServiceStub
@@ -17,11 +18,14 @@ from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 
 from local.programs import Program
-from tests.api import Organization, at, batch_request, refusal_of, upsert_request
+from tests.api import Organization, at, batch_request, refusal, refusal_of, upsert_request
 from tests.conftest import StartProgram
-from tests.load import RestLoad
+from tests.load import OWN_CONNECTION, UNCOMPRESSED, RestLoad
 from tests.observing import PATIENT, held_lock, metric, metrics, until
 from tests.rest_client import Answer, Client
+
+# Otherwise gRPC lets a client that reads nothing receive some megabytes.
+FIXED_WINDOW = (*UNCOMPRESSED, ("grpc.http2.bdp_probe", 0))
 
 SERVICE = "appointments.v1.AppointmentService"
 
@@ -415,3 +419,89 @@ def test_an_idle_stream_does_not_hold_the_end_up(
     started = time.monotonic()
     assert service.stop() == 0
     assert time.monotonic() - started < 5
+
+
+def resident(program: Program) -> int:
+    size: int = psutil.Process(program.process.pid).memory_info().rss
+    return size
+
+
+@pytest.mark.parametrize(
+    ("method", "per_message", "most"),
+    [
+        # The answers have 15 KB: 4 MiB, a window and a message of calls.
+        ("GetAppointment", 100, 500),
+        # Needs no credential, like a refusal because of a missing one. The answers are tiny.
+        ("Unknown", 1000, 30_000),
+    ],
+)
+def test_a_client_that_does_not_read_is_not_read_and_is_cut_off(
+    start_service: StartProgram, organization: str, method: str, per_message: int, most: int
+) -> None:
+    service = start_service(WATCH_PATIENCE="3")
+    relayed = "appointments_relayed_calls_sum"
+    answered = (
+        'appointments_request_seconds_count{code="OK",method="GetAppointment"}'
+        if method == "GetAppointment"
+        else relayed
+    )
+    with (
+        grpc.insecure_channel(service.address, FIXED_WINDOW) as channel,
+        grpc.insecure_channel(service.address, OWN_CONNECTION) as other,
+    ):
+        org = Organization(AppointmentServiceStub(other), organization)
+        org.upsert("a", 0, 1, attributes={"text": "x" * 15_000})
+        get = rpc.GetAppointmentRequest(organization_id=organization, id="a").SerializeToString()
+
+        def requests() -> Iterator[pb.RelayRequest]:
+            # More than three times as many as are answered, each after those before it.
+            for first in range(0, 4 * most, per_message):
+                numbers = range(first + 1, first + 1 + per_message)
+                yield pb.RelayRequest(calls=[call(number, method, get) for number in numbers])
+                give_up = time.monotonic() + 1
+                while metric(service, answered) - count < first + per_message:
+                    if time.monotonic() > give_up:
+                        break
+                    time.sleep(0.01)
+
+        warm = [call(number, method, get) for number in range(per_message)]
+        relay(other, pb.RelayRequest(calls=warm))
+        before = resident(service)
+        count = metric(service, answered)
+        unread = RelayServiceStub(channel).Relay(requests())
+        last = count
+        while (now := metric(service, answered)) == count or now > last:
+            last = now
+            time.sleep(2)
+        assert last - count <= most
+        # Others notice nothing.
+        assert relay(other, pb.RelayRequest(calls=[call(7, "GetAppointment", get)]))[7].response
+        assert resident(service) - before < 40_000_000
+        ended = service.wait_for_event(lambda event: event.get("event") == "relay ended")
+        assert ended["reason"] == "SLOW_READER"
+        with pytest.raises(grpc.RpcError) as caught:  # what had arrived comes first
+            list(unread)
+        refused = refusal(caught.value)
+        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "SLOW_READER")
+        assert org.get("a").id == "a"
+
+
+def test_a_client_that_reads_late_gets_every_answer(
+    start_service: StartProgram, organization: str
+) -> None:
+    service = start_service()
+    with grpc.insecure_channel(service.address, UNCOMPRESSED) as channel:
+        org = Organization(AppointmentServiceStub(channel), organization)
+        org.upsert("a", 0, 1, attributes={"text": "x" * 15_000})
+        get = rpc.GetAppointmentRequest(organization_id=organization, id="a")
+        count, each = 2000, 100
+
+        def requests() -> Iterator[pb.RelayRequest]:
+            for first in range(0, count, each):
+                calls = [call(n, "GetAppointment", get) for n in range(first, first + each)]
+                yield pb.RelayRequest(calls=calls)
+
+        responses = RelayServiceStub(channel).Relay(requests(), timeout=60)
+        until(lambda: metric(service, "appointments_relayed_calls_sum") > 300)
+        numbers = [answer.number for response in responses for answer in response.answers]
+    assert sorted(numbers) == list(range(count))

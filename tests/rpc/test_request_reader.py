@@ -64,7 +64,7 @@ class TestCompression:
             status = connection.status(call)
             spent = cpu_seconds(service) - before
         assert status["grpc-status"] == EXHAUSTED
-        assert "more than 3145728 bytes" in status["grpc-message"]
+        assert "the decompressed message has more than" in status["grpc-message"]
         assert spent < 0.1, "inflated whole, it takes a second"
 
     def test_a_bomb_in_the_middle_of_a_stream_ends_it_alone(

@@ -29,7 +29,7 @@ from service.metrics import Metrics
 from service.rpc.direct import direct_handlers
 from service.rpc.handler import Call, CallHandler
 from service.rpc.relay import RelayServicer
-from service.rpc.request_reader import RequestReader
+from service.rpc.request_reader import Arrivals, RequestReader
 from service.server import APPOINTMENTS
 
 V1, V2 = "appointments.v1.AppointmentService", "appointments.v2.AppointmentService"
@@ -98,13 +98,15 @@ async def served() -> AsyncIterator[Served]:
         APPOINTMENTS: Servicer("1"),
         second_version(): Servicer("2"),
     }
-    calls = CallHandler(services, metrics, timeout=5, send_timeout=5)
-    reader = RequestReader(max_calls=10, max_bytes=1000)
+    calls = CallHandler(services, metrics, timeout=5, send_timeout=5, max_bytes=10_000)
+    reader = RequestReader(Arrivals(), max_calls=10)
     server = aio.server()
     server.add_generic_rpc_handlers(
         tuple(direct_handlers(each, calls.handle, calls.stream, reader) for each in services)
     )
-    add_RelayServiceServicer_to_server(RelayServicer(calls.handle, metrics, stream_age=60), server)
+    add_RelayServiceServicer_to_server(
+        RelayServicer(calls.handle, metrics, stream_age=60, max_calls=1000, send_timeout=5), server
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

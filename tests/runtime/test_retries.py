@@ -54,6 +54,8 @@ class Broken:
         await asyncio.sleep(0)
         raise KeyError("injected")
 
+    fetch_across = fetch
+
 
 @pytest.fixture
 def broken() -> Broken:
@@ -125,6 +127,7 @@ def results(database: Any, metrics: Metrics) -> Work:
         database,
         metrics,
         retention=timedelta(days=1),
+        max_hold=timedelta(days=1),
         poll_interval=0.01,
         queued_elsewhere=False,
     )

@@ -84,11 +84,11 @@ def test_the_services_connections_work_as_its_role(
     org = Organization(stub, organization)
     org.upsert("a", 0, 1)
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("REVOKE EXECUTE ON FUNCTION apply_writes FROM appointments_service")
+        connection.execute("REVOKE EXECUTE ON FUNCTION apply_writes FROM appointments_caller")
         try:
             refused = org.refused("b", 1, 2)
         finally:
-            connection.execute("GRANT EXECUTE ON FUNCTION apply_writes TO appointments_service")
+            connection.execute("GRANT EXECUTE ON FUNCTION apply_writes TO appointments_caller")
     assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "apply_writes" not in refused.message
     service.wait_for_event(
@@ -109,7 +109,7 @@ def test_owner_and_service_need_not_be_superusers(
         migrate(postgres.url("booking").replace("postgres@", "booking_owner@"))
         login = postgres.url("booking").replace("postgres@", "booking_login@")
         assert "booking_login" in login
-        grant = 'GRANT appointments_service TO "booking_login"'
+        grant = 'GRANT appointments_caller TO "booking_login"'
         assert grant in one_line(start_service, DATABASE_URL=login)
         admin.execute(grant)
     service = start_service(DATABASE_URL=login)

@@ -48,6 +48,21 @@ WRONG = [
     (GatewaySettings, "LOG_FORMAT", "xml"),
     (GatewaySettings, "SERVICE_ADDRESS", ""),
     (GatewaySettings, "SERVICE_ADDRESS", "localhost"),
+    (GatewaySettings, "GATEWAY_CORS_ORIGINS", "booking.example"),
+    (GatewaySettings, "GATEWAY_CORS_ORIGINS", "https://booking.example/"),
+    (GatewaySettings, "GATEWAY_CORS_ORIGINS", "https://booking.example/path"),
+    (GatewaySettings, "GATEWAY_CORS_ORIGINS", "https://Booking.example"),
+    (GatewaySettings, "GATEWAY_CORS_ORIGINS", "HTTPS://booking.example"),
+    (GatewaySettings, "GATEWAY_CORS_ORIGINS", "https://me@booking.example"),
+    (GatewaySettings, "GATEWAY_CORS_ORIGINS", "https://*.booking.example"),
+    (GatewaySettings, "GATEWAY_CORS_ORIGINS", "https://bücher.example"),
+    (GatewaySettings, "GATEWAY_CORS_ORIGINS", "https://booking.example:443"),
+    (GatewaySettings, "GATEWAY_CORS_ORIGINS", "http://booking.example:80"),
+    (GatewaySettings, "GATEWAY_CORS_ORIGINS", "https://booking.example:"),
+    (GatewaySettings, "GATEWAY_CORS_ORIGINS", "https://booking.example:x"),
+    (GatewaySettings, "GATEWAY_CORS_ORIGINS", "https://a.example https://b.example"),
+    (GatewaySettings, "GATEWAY_CORS_ORIGINS", "*, https://booking.example"),
+    (GatewaySettings, "GATEWAY_CORS_ORIGINS", "null"),
 ]
 
 
@@ -79,6 +94,34 @@ def test_what_is_needed_is_enough_and_every_fault_is_named() -> None:
         for said in faults_of(ServiceSettings, GRPC_PORT="x", LOG_LEVEL="loud", LOCK_TIMEOUT="soon")
     ]
     assert sorted(named) == ["GRPC_PORT", "LOCK_TIMEOUT", "LOG_LEVEL"]
+
+
+@pytest.mark.parametrize(
+    ("value", "origins"),
+    [
+        ("", ()),
+        (" ", ()),
+        ("*", ("*",)),
+        ("https://booking.example", ("https://booking.example",)),
+        (
+            "https://a-b.example:8443, http://localhost:8080,http://[::1]:3001,",
+            ("https://a-b.example:8443", "http://localhost:8080", "http://[::1]:3001"),
+        ),
+        ("https://xn--bcher-kva.example", ("https://xn--bcher-kva.example",)),
+        ("capacitor://localhost", ("capacitor://localhost",)),
+        ("http://booking.example:443", ("http://booking.example:443",)),
+    ],
+)
+def test_origins_are_a_list(value: str, origins: tuple[str, ...]) -> None:
+    assert read(GatewaySettings, GATEWAY_CORS_ORIGINS=value).gateway_cors_origins == origins
+    assert read(GatewaySettings).gateway_cors_origins == ()
+
+
+def test_an_origin_that_no_browser_sends_is_named() -> None:
+    [said] = faults_of(GatewaySettings, GATEWAY_CORS_ORIGINS="http://a.example,https://b.example/")
+    assert said.startswith("GATEWAY_CORS_ORIGINS: must be origins such as https://booking.example")
+    assert "'https://b.example/'" in said
+    assert "a.example'" not in said
 
 
 @pytest.mark.parametrize(

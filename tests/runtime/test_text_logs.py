@@ -61,6 +61,11 @@ def test_a_value_cannot_pass_for_anything_else(value: str) -> None:
     assert shown.isprintable()
 
 
+def test_a_traceback_cannot_control_the_terminal() -> None:
+    shown = line({"event": "failed", "exception": "A\nValueError: \x1b[2J\x9b2J\r\u202e\u2028ü"})
+    assert shown.split("\n")[1:] == ["A", r"ValueError: \x1b[2J\x9b2J\r\u202e\u2028ü"]
+
+
 def test_colours_are_closed_on_each_line() -> None:
     shown = line({"event": "request", "level": "warning", "code": "OK"}, coloured=True)
     assert shown.count("\x1b[0m") == shown.count("\x1b[") / 2 == 4

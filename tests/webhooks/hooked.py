@@ -55,7 +55,9 @@ class Hooked:
         return found[::-1]
 
     def replace(self, hook: dict[str, Any], **fields: Any) -> None:
-        body = {**self.read(hook), **fields}
+        self.put(hook, {**self.read(hook), **fields})
+
+    def put(self, hook: dict[str, Any], body: dict[str, Any]) -> None:
         answer = self.rest.send(
             "PUT",
             f"/api/webhooks/{hook['id']}",

@@ -21,13 +21,15 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from local.programs import Program
+from service.domain import ALL_CHANGES
 from service.metrics import Metrics
 from service.postgres.database import Database
-from service.postgres.session import Timeouts
+from service.postgres.session import CALLER_ROLE, WORKER_ROLE, Timeouts
 from service.reads.store import ReadStore
 from service.webhooks.addresses import AddressRules
 from service.webhooks.claims import ClaimStore
 from service.webhooks.delivery import LOOP, Deliverer, DeliverySettings
+from service.webhooks.encryption import SecretKeys
 from service.webhooks.sender import MAX_ERROR, Sender, read_retry_after
 from service.webhooks.store import WebhookStore
 from service.webhooks.webhook import WebhookContent
@@ -91,13 +93,13 @@ class Sending:
     @asynccontextmanager
     async def hooks(self, receiver: RawReceiver, paths: list[str]) -> AsyncIterator[dict[str, str]]:
         """Register webhooks by path, and make one change for all of them."""
-        store = WebhookStore(self.database, most=1000, secret_overlap=1.0)
+        store = WebhookStore(self.database, SecretKeys([]), most=1000, secret_overlap=1.0)
         ids = {}
         for path in paths:
             content = WebhookContent(
                 url=f"http://127.0.0.1:{receiver.port}{path}",
                 description="",
-                changes=frozenset(),
+                selected=ALL_CHANGES,
                 disabled=False,
                 headers=(),
             )
@@ -114,7 +116,12 @@ class Sending:
         """Deliver for some seconds, and until each webhook has had a number of attempts."""
         claims = ClaimStore(self.database, lease=SETTINGS.lease, give_up_after=1000.0)
         deliverer = Deliverer(
-            claims, ReadStore(self.database, None), RULES, self.metrics, settings=SETTINGS
+            claims,
+            ReadStore(self.database, None),
+            RULES,
+            SecretKeys([]),
+            self.metrics,
+            settings=SETTINGS,
         )
         running = asyncio.create_task(deliverer.run())
         await asyncio.wait({running}, timeout=seconds)
@@ -145,6 +152,7 @@ async def sending(programs: tuple[Program, Program], url: str) -> AsyncIterator[
         connections=4,
         max_waiting=200,
         timeouts=Timeouts(connection=5.0, lock=5.0, statement=10.0),
+        role=WORKER_ROLE,
         replica=False,
         metrics=metrics,
     )
@@ -308,8 +316,8 @@ async def test_a_fault_of_the_worker_is_recorded_and_backed_off_from(
     for statement, undo in (
         ("UPDATE webhooks SET secret = 'whsec_?'", "SELECT 1"),
         (
-            "REVOKE SELECT ON appointment_history FROM appointments_service",
-            "GRANT SELECT ON appointment_history TO appointments_service",
+            f"REVOKE SELECT ON own.appointment_history FROM {CALLER_ROLE}, {WORKER_ROLE}",
+            f"GRANT SELECT ON own.appointment_history TO {CALLER_ROLE}, {WORKER_ROLE}",
         ),
     ):
         before = faults(sending)

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from tests.api import soon
 from tests.conftest import StartProgram
 from tests.observing import metric, until
 from tests.receiver import Received, hang, status
@@ -64,6 +65,28 @@ def test_what_is_sent_is_the_change_signed(hooked: Hooked, start: StartProgram) 
         (revision, 1, 200, "") for revision in ("1", "2", "3")
     ]
     assert metric(worker, TAKEN) == 3
+
+
+def test_confirmed_and_expired_holds_are_sent(hooked: Hooked, start: StartProgram) -> None:
+    """The worker that sends them records what has expired."""
+    hook, expiries = hooked.hook("/a"), hooked.hook("/b", changes=["EXPIRED"])
+    start()
+    hooked.org.upsert("a", 0, 1, hold_until=soon(60))
+    hooked.org.confirm("a")
+    hooked.org.upsert("b", 1, 2, hold_until=soon(1))
+    until(lambda: hooked.reached(hook) == hooked.reached(expiries) == 4)
+    received = hooked.receiver.at("/a")
+    assert [each.json["type"] for each in received] == [
+        "appointment.created",
+        "appointment.confirmed",
+        "appointment.created",
+        "appointment.expired",
+    ]
+    assert [each.json["data"] for each in received] == hooked.rest.call("GET", "/changes").json[
+        "entries"
+    ]
+    assert [each.json for each in hooked.receiver.at("/b")] == [received[3].json]
+    assert received[3].json["data"]["appointment"]["state"] == "EXPIRED"
 
 
 def test_both_secrets_sign_until_the_old_one_ends(hooked: Hooked, start: StartProgram) -> None:

@@ -118,6 +118,9 @@ async def test_an_ipv6_literal_is_a_host() -> None:
         ("https://h.example:65536/", "host and a port"),
         ("https://h.example:0/", "port from 1 to 65535"),
         ("https://[::1/", "host and a port"),
+        ("https://[:\u00baffff:127.0.0.1]/", "host and a port"),
+        ("https://[:2ffff:35.20.0.1]/", "host and a port"),
+        ("https://[::ffff:35.\N{MATHEMATICAL BOLD DIGIT TWO}0.0.1]/", "host and a port"),
     ],
 )
 async def test_what_cannot_be_requested_as_it_is_is_refused(url: str, fault: str) -> None:

@@ -225,7 +225,7 @@ def test_a_url_is_kept_as_it_is(rest: Client, url: str) -> None:
         ({"url": URL, "description": "x" * 1025}, ["description"]),
         ({"url": URL, "changes": ["CHANGE_UNSPECIFIED"]}, ["changes[0]"]),
         ({"url": URL, "changes": ["MOVED"]}, ["changes[0]"]),
-        ({"url": URL, "changes": ["CREATED"] * 4}, ["changes"]),
+        ({"url": URL, "changes": ["CREATED"] * 7}, ["changes"]),
         ({"url": URL, "organizationId": ""}, ["organizationId"]),
         ({"url": URL, "unknown": 1}, ["unknown"]),
         ({"url": "ftp://x", "description": "a\nb"}, ["url", "description"]),

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from service.domain import Write, WriteResult
+from service.domain import AtomicBatch, Write, WriteResult
 from service.errors import Overloaded
 from service.metrics import Metrics
 from service.writes.committer import MAX_BATCH_REQUEST, OWN_CALL_WRITES, Committer
@@ -55,6 +55,10 @@ class HeldStore:
         self, batches: Sequence[tuple[str, Sequence[Write]]]
     ) -> Sequence[Results | None]:
         results: Sequence[Results | None] = await self._held(alone=False, batches=batches)
+        return results
+
+    async def apply_atomically(self, organization_id: str, batch: AtomicBatch) -> Results:
+        results: Results = await self._held(alone=True, batches=[(organization_id, batch.upserts)])
         return results
 
     async def _held(self, *, alone: bool, batches: Sequence[tuple[str, Sequence[Write]]]) -> Any:
@@ -343,3 +347,101 @@ async def test_too_many_writes_are_refused_with_nothing_queued() -> None:
         await settled()
     await here.committer.drain()
     assert here.queued == 0
+
+
+def atomic(*ids: str) -> AtomicBatch:
+    """Return an atomic batch. The committer looks only at how many writes it has."""
+    return AtomicBatch(upserts=cast("Any", [cancel(id) for id in ids]), validate_only=False)
+
+
+async def submitted(here: Here, organization: str, *ids: str) -> asyncio.Task[list[WriteResult]]:
+    task = asyncio.create_task(here.committer.submit_batch(organization, atomic(*ids)))
+    await settled()
+    return task
+
+
+async def test_an_atomic_batch_has_a_call_of_its_own_and_keeps_its_place() -> None:
+    here = Here()
+    await here.write("o", "1")
+    before = await here.write("o", "2", "3")
+    batch = await submitted(here, "o", "a", "b")
+    after = await here.write("o", "4")
+    assert here.queued == 5
+    order = []
+    while open_calls := [call for call in here.store.calls if not call.answer.done()]:
+        [call] = open_calls
+        order.append((call.ids["o"], call.alone))
+        call.apply()
+        await settled()
+    assert order == [(["1"], False), (["2", "3"], False), (["a", "b"], True), (["4"], False)]
+    assert await batch == [result("a"), result("b")]
+    assert [await task for task in (*before, *after)] == [result(id) for id in "234"]
+    await here.committer.drain()
+    assert here.queued == 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"connections": 1}])
+async def test_an_atomic_batch_whose_caller_has_gone_is_not_sent(settings: dict[str, int]) -> None:
+    here = Here(**settings)
+    await here.write("o", "1")
+    batch = await submitted(here, "o", "a", "b")
+    [after] = await here.write("o", "2")
+    batch.cancel()
+    await settled()
+    here.store.calls[0].apply()
+    following = await here.next_call()
+    assert following.ids == {"o": ["2"]}
+    following.apply()
+    assert await after == result("2")
+    await here.committer.drain()
+    assert here.queued == 0
+
+
+async def test_an_atomic_batch_in_flight_is_completed_without_its_caller() -> None:
+    here = Here()
+    batch = await submitted(here, "o", "a", "b")
+    batch.cancel()
+    await settled()
+    [call] = here.store.calls
+    call.apply()
+    await here.committer.drain()
+    assert here.queued == 0
+
+
+async def test_atomic_batches_of_an_organization_do_not_delay_others() -> None:
+    here = Here(connections=2)
+    batches = [await submitted(here, "o", "a"), await submitted(here, "o", "b")]
+    [other] = await here.write("other", "1")
+    own, shared = here.store.calls
+    assert (own.ids, shared.ids) == ({"o": ["a"]}, {"other": ["1"]})
+    shared.apply()
+    assert await other == result("1")
+    own.apply()
+    (await here.next_call()).apply()
+    assert [await batch for batch in batches] == [[result("a")], [result("b")]]
+    await here.committer.drain()
+
+
+async def test_the_writes_of_an_atomic_batch_count_in_the_queue() -> None:
+    here = Here(max_queued=2 * MAX_BATCH_REQUEST)
+    await here.write("o", "first")
+    waiting = await submitted(here, "o", *map(str, range(MAX_BATCH_REQUEST)))
+    with pytest.raises(Overloaded, match=f"^{MAX_BATCH_REQUEST} writes wait already"):
+        await here.committer.submit_batch("o", atomic("one more"))
+    assert here.queued == MAX_BATCH_REQUEST
+    here.store.calls[0].apply()
+    (await here.next_call()).apply()
+    assert len(await waiting) == MAX_BATCH_REQUEST
+    await here.committer.drain()
+
+
+async def test_the_error_of_an_atomic_batch_is_that_of_its_caller_alone() -> None:
+    here = Here()
+    batch = await submitted(here, "o", "a", "b")
+    [later] = await here.write("o", "1")
+    here.store.calls[0].answer.set_exception(RuntimeError("no such luck"))
+    with pytest.raises(RuntimeError, match="no such luck"):
+        await batch
+    (await here.next_call()).apply()
+    assert await later == result("1")
+    await here.committer.drain()

@@ -1,7 +1,7 @@
 """The digests of writes, which a database keeps forever."""
 
 from dataclasses import fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -9,20 +9,30 @@ import pytest
 from appointments.v1 import appointment_service_pb2 as rpc
 from google.protobuf.json_format import ParseDict
 
-from service import messages
-from service.domain import Cancel, Upsert, Write, idempotency_digest
+from service.domain import Write, idempotency_digest
+from service.rpc.write_requests import WriteReader
 from tests.api import Organization
 
 LATER = datetime(2031, 1, 1, tzinfo=UTC)
+READER = WriteReader(timedelta(days=1))
 
 
-def upsert(appointment: dict[str, Any], **options: Any) -> Upsert:
-    request = ParseDict({"appointment": appointment, **options}, rpc.UpsertAppointmentRequest())
-    return messages.upsert(request, validate_only=False, actor="")
+def upsert(appointment: dict[str, Any], **options: Any) -> Write:
+    request = {"appointment": appointment, **options}
+    return READER.read(ParseDict(request, rpc.UpsertAppointmentRequest()), actor="")
 
 
-def cancel(**request: Any) -> Cancel:
-    return messages.cancel(ParseDict(request, rpc.CancelAppointmentRequest()), actor="")
+def update(appointment: dict[str, Any], **options: Any) -> Write:
+    request = {"appointment": appointment, **options}
+    return READER.read(ParseDict(request, rpc.UpdateAppointmentRequest()), actor="")
+
+
+def confirm(**request: Any) -> Write:
+    return READER.read(ParseDict(request, rpc.ConfirmAppointmentRequest()), actor="")
+
+
+def cancel(**request: Any) -> Write:
+    return READER.read(ParseDict(request, rpc.CancelAppointmentRequest()), actor="")
 
 
 PLAIN = {
@@ -56,6 +66,39 @@ PINNED: dict[str, tuple[Write, str]] = {
         upsert(FULL, etag="1f", idempotencyKey="k"),
         "01a7fbed4351bca80f864937494e382340b288c9da3bcc3345130623a2e082a119",
     ),
+    "upsert of several resources": (
+        upsert({"id": "a", **PLAIN, "additionalResourceIds": ["nurse", "anna"]}),
+        "01e8b6a7957cf926a8265e06131dc57092d21e683c811881edf36cb71499addf10",
+    ),
+    "hold": (
+        upsert({"id": "a", **PLAIN, "holdUntil": "2030-01-01T00:00:00Z"}, suggest=3),
+        "018e0e09819d4c923e1d0d26a43550b452f0ad09fd896f3ffb217a3977cd15c12b",
+    ),
+    "update": (
+        update({"id": "a", **PLAIN}, updateMask="title,holdUntil,start"),
+        "01fb857f1d8d57a7b2b380e9fc31cd2716c95ecf0c1f584667d5c143c024d8ec40",
+    ),
+    "update with every field": (
+        update(
+            {
+                **FULL,
+                "additionalResourceIds": ["nurse"],
+                "holdUntil": "2030-01-01T00:00:00Z",
+            },
+            updateMask="*",
+            etag="1f",
+            idempotencyKey="k",
+        ),
+        "0197ce152a759caf46ee0e9d32324a0d3f1e8ee9cba2385131a8ac08b7b9bd1501",
+    ),
+    "update of attributes": (
+        update({"id": "a"}, attributesPatch={"b": None, "a": {"c": 1}}),
+        "016d071b2e2868cd443b69e55bedc7433528bfb999195a6e57648a9b2e96f52cf4",
+    ),
+    "confirm": (
+        confirm(id="a", etag="1f", idempotencyKey="k"),
+        "01bb371e2f17509aba4b713e2d40b8a4dc5bcf22baad866c62b1dcf1f24847ab2f",
+    ),
     "cancel": (
         cancel(id="a"),
         "0140cdc9af8377275b70f6c4ba8f438f2298bc6be8d4a921c34aea0e638228f419",
@@ -75,6 +118,13 @@ OF_AN_UPSERT: dict[str, object] = {
     "attributes": '{"a":1}',
     "created_at": LATER,
     "updated_at": LATER,
+    "additional_resource_ids": ("anna",),
+    "hold_until": LATER,
+}
+OF_AN_UPDATE: dict[str, object] = {
+    "fields": frozenset(["title"]),
+    **OF_AN_UPSERT,
+    "attributes_patch": '{"a":1}',
 }
 OF_A_CANCEL: dict[str, object] = {"id": "b", "updated_at": LATER}
 # Fields that say how to apply a write, and do not change its identity.
@@ -84,6 +134,9 @@ BESIDE: dict[str, object] = {
     "idempotency_key": "other",
     "validate_only": True,
     "actor": "somebody",
+    "max_hold": timedelta(days=2),
+    "suggest": 3,
+    "allow_missing": True,
 }
 
 
@@ -98,9 +151,11 @@ def test_a_known_request_has_its_digest_for_ever(name: str) -> None:
     [
         # The id counts only if the caller set it: see the pinned digests.
         (PINNED["upsert"][0], OF_AN_UPSERT, {"id_given"}),
+        (PINNED["update with every field"][0], OF_AN_UPDATE, set()),
+        (PINNED["confirm"][0], {"id": "b"}, set()),
         (PINNED["cancel"][0], OF_A_CANCEL, set()),
     ],
-    ids=["upsert", "cancel"],
+    ids=["upsert", "update", "confirm", "cancel"],
 )
 def test_of_every_field_it_is_known_whether_it_counts(
     write: Write, content: dict[str, object], undecided: set[str]

@@ -6,8 +6,9 @@ Every guard is run twice: on the database as migrated, and on one without its la
 import json
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import LiteralString
 
 import psycopg
@@ -15,13 +16,15 @@ import pytest
 from psycopg import sql
 
 from local.programs import ROOT
-from service.postgres.session import ROLE
+from service.postgres.session import WORKER_ROLE
 from tests.conftest import CreateDatabase
 from tests.observing import until
 
 LOCK = r"PERFORM pg_advisory_xact_lock\([^;]*\);"
 LAST_RIGHTS = ROOT / "migrations" / "20261126000105_functions.sql"
-CHECK = r"IF neighbour\.resource_id = w\.resource_id AND neighbour\.end_time > w\.start_time THEN"
+HOLD_END = r"IF neighbour\.hold_until <= v_recorded_at THEN"
+EXPIRED = r"ELSIF stored\.state = 'EXPIRED' THEN(?=\s+v_outcome := 'HOLD_EXPIRED')"
+CHECK = r"AND neighbour\.end_time > w\.start_time THEN"
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +33,19 @@ def intact(create_database: CreateDatabase) -> str:
 
 
 def without_lock(url: str) -> None:
-    _edit_apply_writes(url, LOCK, "")
+    edit_apply_writes(url, LOCK, "")
 
 
 def without_check(url: str) -> None:
-    _edit_apply_writes(url, CHECK, "IF false THEN")
+    edit_apply_writes(url, CHECK, "AND false THEN")
+
+
+def without_hold_end(url: str) -> None:
+    edit_apply_writes(url, HOLD_END, "IF neighbour.hold_until IS NOT NULL THEN")
+
+
+def without_expiry(url: str) -> None:
+    edit_apply_writes(url, EXPIRED, "ELSIF false THEN")
 
 
 def without_constraint(url: str) -> None:
@@ -42,7 +53,7 @@ def without_constraint(url: str) -> None:
         connection.execute("ALTER TABLE appointments DROP CONSTRAINT appointments_no_overlap")
 
 
-def _edit_apply_writes(url: str, pattern: str, replacement: str) -> None:
+def edit_apply_writes(url: str, pattern: str, replacement: str) -> None:
     with psycopg.connect(url) as connection:
         row = connection.execute(
             "SELECT regexp_replace(source, %(pattern)s, %(replacement)s),"
@@ -141,6 +152,49 @@ def overlap_in_a_batch_is_refused_by_itself(url: str) -> None:
     assert outcomes == ["CREATED", "TIME_RANGE_CONFLICT", "CREATED"]
 
 
+def a_hold_that_has_not_expired_is_in_the_way(url: str) -> None:
+    organization = secrets.token_hex(8)
+    end = (datetime.now(UTC) + timedelta(seconds=60)).isoformat()
+    held = {**upsert("a", 8, 10), "hold_until": end, "max_hold": 60}
+    with psycopg.connect(url, autocommit=True) as connection:
+        assert apply(connection, organization, held) == ["CREATED"]
+        try:
+            outcomes = apply(connection, organization, upsert("b", 9, 11))
+        except psycopg.errors.ExclusionViolation as error:
+            raise AssertionError("only the constraint noticed") from error
+    assert outcomes == ["TIME_RANGE_CONFLICT"]
+
+
+def an_expired_hold_is_not_confirmed(url: str) -> None:
+    """Another appointment took its place."""
+    organization = secrets.token_hex(8)
+    end = datetime.now(UTC) + timedelta(seconds=0.5)
+    held = {**upsert("a", 8, 10), "hold_until": end.isoformat(), "max_hold": 60}
+    confirm = {"kind": "CONFIRM", "id": "a", "actor": "", "validate_only": False}
+    with psycopg.connect(url, autocommit=True) as connection:
+        assert apply(connection, organization, held) == ["CREATED"]
+        until(lambda: datetime.now(UTC) >= end)
+        try:
+            outcomes = apply(connection, organization, upsert("b", 9, 11), confirm)
+        except psycopg.errors.ExclusionViolation as error:
+            raise AssertionError("only the constraint noticed") from error
+    assert outcomes == ["CREATED", "HOLD_EXPIRED"]
+
+
+def expect_refusal(
+    connection: psycopg.Connection,
+    statement: LiteralString,
+    row: Mapping[str, object] | Sequence[object],
+) -> None:
+    """Assert that the exclusion constraint refuses a row."""
+    try:
+        connection.execute(statement, row)
+    except psycopg.errors.ExclusionViolation as error:
+        assert error.diag.constraint_name == "appointments_no_overlap"
+    else:
+        raise AssertionError("an overlap was stored")
+
+
 def overlap_written_by_hand_is_refused(url: str) -> None:
     organization = secrets.token_hex(8)
     insert = (
@@ -151,12 +205,50 @@ def overlap_written_by_hand_is_refused(url: str) -> None:
     )
     with psycopg.connect(url, autocommit=True) as connection:
         apply(connection, organization, upsert("a", 8, 10))
-        try:
-            connection.execute(insert, (organization,))
-        except psycopg.errors.ExclusionViolation as error:
-            assert error.diag.constraint_name == "appointments_no_overlap"
-        else:
-            raise AssertionError("an overlap was stored")
+        expect_refusal(connection, insert, (organization,))
+
+
+HELD_RESOURCES = ("doctor", "room", "device")
+
+
+def overlap_with_a_hold_written_by_hand_is_refused(url: str) -> None:
+    """On each of its resources, by an appointment and by a hold, also when it has expired."""
+    organization = secrets.token_hex(8)
+    end = datetime.now(UTC) + timedelta(seconds=0.5)
+    held = {
+        **upsert("a", 8, 10),
+        "resource_id": HELD_RESOURCES[0],
+        "additional_resource_ids": HELD_RESOURCES[1:],
+        "hold_until": end.isoformat(),
+        "max_hold": 60,
+    }
+    insert = (
+        "INSERT INTO appointments (organization_id, appointment_id, resource_id, start_time,"
+        " end_time, title, attributes, created_at, updated_at, updated_at_given, state, version,"
+        " revision, hold_until) VALUES (%(organization)s, 'b', %(resource)s,"
+        " '2030-01-07 09:00Z', '2030-01-07 11:00Z', '', '{}', now(), now(), false, %(state)s, 1,"
+        " 2, %(end)s)"
+    )
+    with psycopg.connect(url, autocommit=True) as connection:
+        assert apply(connection, organization, held) == ["CREATED"]
+        for due in (False, True):
+            for resource in HELD_RESOURCES:
+                for state, hold_until in (("ACTIVE", None), ("HELD", end)):
+                    row = {
+                        "organization": organization,
+                        "resource": resource,
+                        "state": state,
+                        "end": hold_until,
+                    }
+                    expect_refusal(connection, insert, row)
+            if not due:
+                until(lambda: datetime.now(UTC) >= end)
+        # What apply_writes records as expired is no longer in the way.
+        writes = [
+            {**upsert(f"new {resource}", 9, 11), "resource_id": resource}
+            for resource in HELD_RESOURCES
+        ]
+        assert apply(connection, organization, *writes) == ["CREATED"] * 3
 
 
 # Each with its layer, and with what it notices when that is gone: the layers behind it still
@@ -165,6 +257,9 @@ GUARDS = [
     (second_writer_waits_and_is_refused, without_lock, r"ExclusionViolation\("),
     (overlap_in_a_batch_is_refused_by_itself, without_check, "^only the constraint noticed$"),
     (overlap_written_by_hand_is_refused, without_constraint, "^an overlap was stored$"),
+    (overlap_with_a_hold_written_by_hand_is_refused, without_constraint, "^an overlap was stored$"),
+    (a_hold_that_has_not_expired_is_in_the_way, without_hold_end, "^only the constraint noticed$"),
+    (an_expired_hold_is_not_confirmed, without_expiry, "^only the constraint noticed$"),
 ]
 
 
@@ -227,6 +322,7 @@ WEBHOOK_CONTENT = (
     "url",
     "description",
     "changes",
+    "resource_id",
     "header_names",
     "created_at",
 )
@@ -236,9 +332,11 @@ RIGHTS = {
     "organizations": {"SELECT"},
     "appointments": {"SELECT"},
     "appointment_history": {"SELECT"},
+    "unchanged_writes": {"SELECT"},
     "queued_operations": {"SELECT", "INSERT"},
     "operations": {"SELECT", "DELETE"},
     "operation_leases": {"SELECT", "UPDATE (attempts)", "UPDATE (leased_until)"},
+    "purged_organizations": {"SELECT", "DELETE"},
     "webhooks": {
         "DELETE",
         *(f"SELECT ({column})" for column in (*WEBHOOK_PLACE, *WEBHOOK_CONTENT)),
@@ -247,6 +345,8 @@ RIGHTS = {
     "webhook_deliveries": {"SELECT", "INSERT", "DELETE"},
     "event_cursors": {"SELECT", "INSERT", "UPDATE"},
     "event_publishers": {"SELECT", "INSERT", "UPDATE"},
+    "api_keys": {"SELECT"},
+    "request_buckets": {"SELECT", "INSERT", "UPDATE", "DELETE"},
     "schema_migrations": {"SELECT"},
 }
 
@@ -264,7 +364,7 @@ def test_the_services_role_has_these_rights_on_tables_and_no_others(intact: str)
             JOIN pg_attribute ON attrelid = pg_class.oid, aclexplode(attacl) AS granted
             WHERE relnamespace = 'public'::regnamespace AND grantee IN (0, %(role)s::regrole)
             """,
-            {"role": ROLE},
+            {"role": WORKER_ROLE},
         ).fetchall()
     rights: dict[str, set[str]] = {}
     for table, right in found:
@@ -299,7 +399,7 @@ def test_the_services_role_has_these_rights_on_tables_and_no_others(intact: str)
     ],
 )
 def test_the_services_role_cannot_write_past_the_functions(intact: str, statement: str) -> None:
-    with as_role(intact, ROLE) as connection:
+    with as_role(intact, WORKER_ROLE) as connection:
         assert apply(connection, "o", upsert(secrets.token_hex(8), 8, 9))[0] in ALLOWED
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute(statement.encode())
@@ -335,11 +435,11 @@ def test_a_function_with_its_owners_rights_pins_where_it_looks(intact: str) -> N
             f"SELECT p.oid::regprocedure::text, p.proconfig {OURS} AND p.prosecdef"
         )
         settings: dict[str, list[str]] = dict(found.fetchall())
-    assert "apply_writes(text,json)" in settings
-    assert [name for name, pinned in settings.items() if SEARCH_PATH not in pinned] == []
+    assert "apply_writes(text,json,boolean)" in settings
+    assert [name for name, pinned in settings.items() if not SEARCH_PATHS & set(pinned)] == []
 
 
-SEARCH_PATH = "search_path=public, pg_temp"
+SEARCH_PATHS = {"search_path=public, pg_temp", "search_path=own, public, pg_temp"}
 
 # Ours, not those of extensions.
 OURS: LiteralString = """
@@ -390,7 +490,7 @@ def test_a_function_whose_owner_lacks_rights_is_not_migrated(
     ],
 )
 def test_a_look_at_the_table_shows_no_secret_of_a_webhook(intact: str, statement: str) -> None:
-    with as_role(intact, ROLE) as connection:
+    with as_role(intact, WORKER_ROLE) as connection:
         connection.execute("SELECT url, header_names, disabled FROM webhooks")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute(statement.encode())

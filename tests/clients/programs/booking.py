@@ -3,7 +3,7 @@
 import sys
 from datetime import UTC, datetime
 
-from appointments_client import Client
+from appointments_client import AuthenticatedClient
 from appointments_client.api.appointments import (
     cancel_appointment,
     get_appointment,
@@ -28,8 +28,8 @@ def printed(time: datetime) -> str:
     return time.isoformat().replace("+00:00", "Z")
 
 
-def main(url: str, organization: str) -> None:
-    client = Client(base_url=url)
+def main(url: str, organization: str, token: str) -> None:
+    client = AuthenticatedClient(base_url=url, token=token)
     wanted = AppointmentInput(
         organization_id=organization,
         id="a",
