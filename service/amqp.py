@@ -196,7 +196,7 @@ class Broker:
 async def connect(url: URL, *, within: float) -> AbstractConnection:
     """Connect within some seconds. If that fails, close the connection.
 
-    The library's finalizer may run when there is no event loop any more.
+    The library's finalizer would close it, and may run when there is no event loop any more.
     """
     connection = aio_pika.Connection(url)
     try:
@@ -218,6 +218,10 @@ async def close(connection: AbstractConnection, *, within: float) -> None:
         log.debug("closing a connection to RabbitMQ failed", error=repr(error))
     except Exception:
         log.exception("closing a connection to RabbitMQ failed")
+    finally:
+        # After a failure, this only marks it as closed. Otherwise the library's finalizer would
+        # close it again.
+        await connection.close()
 
 
 def connection_url(url: str, name: str) -> URL:

@@ -241,13 +241,6 @@ def gateway(service: Program) -> Iterator[Program]:
 
 
 @pytest.fixture(scope="session")
-def worker(database_url: str) -> Iterator[Program]:
-    """`python -m service worker` for `service`, shared by tests that do not disturb it."""
-    with ExitStack() as stack:
-        yield listening(stack, new_process("service", {"DATABASE_URL": database_url}, "worker"))
-
-
-@pytest.fixture(scope="session")
 def fork() -> Iterator[StartProgram]:
     """Start a program as `new_process` does, in a tenth of the time. See forking.py."""
     if sys.platform != "linux":
@@ -274,6 +267,12 @@ def start_worker(database_url: str, fork: StartProgram) -> Iterator[StartProgram
     with ExitStack() as stack:
         settings = {"DATABASE_URL": database_url}
         yield lambda **env: listening(stack, fork("service", {**settings, **env}, "worker"))
+
+
+@pytest.fixture
+def worker(start_worker: StartProgram) -> Program:
+    """A worker for `service`. It ends with the test, since it records expired holds."""
+    return start_worker()
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ class EventPublisher:
             fence, self._fence = self._fence, None
             if fence is not None:
                 with suppress(ServiceError):
-                    await self._store.renew(fence, 0)
+                    await self._store.release(fence)
 
     async def _run_once(self) -> float:
         """Acquire or renew the lease, publish if due; return how long to wait (seconds)."""

@@ -28,6 +28,13 @@ _RENEW: LiteralString = """
     RETURNING fence
 """
 
+# The next fence, so that a renewal that is still under way does not take the lease back.
+_RELEASE: LiteralString = """
+    UPDATE public.event_publishers
+    SET fence = fence + 1, leased_until = clock_timestamp()
+    WHERE consumer = %(consumer)s AND fence = %(fence)s
+"""
+
 _BEHIND: LiteralString = f"""
     WITH part AS (
         SELECT organization_id, revision
@@ -111,9 +118,14 @@ class EventStore:
         return found[0][0] if found else None
 
     async def renew(self, fence: int, lease: float) -> bool:
-        """Renew the lease; 0 seconds release it. False if the lease was lost."""
+        """Renew the lease. False if it was lost."""
         parameters = {"consumer": self._consumer, "fence": fence, "lease": lease}
         return bool(await self._database.fetch_across(_RENEW, parameters))
+
+    async def release(self, fence: int) -> None:
+        """End the lease, unless it was lost."""
+        parameters = {"consumer": self._consumer, "fence": fence}
+        await self._database.fetch_across(_RELEASE, parameters)
 
     async def scan(self, after: str) -> Scan:
         """Return the pending changes of the next organizations, by id."""

@@ -12,8 +12,10 @@ from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from appointments.v1 import appointment_pb2 as pb
 from google.protobuf import json_format
+from yarl import URL
 
 from local.rabbitmq import RabbitMQ
+from service.amqp import close, connect
 from service.events.rabbitmq import EXCHANGE, declare_exchange
 
 
@@ -64,9 +66,11 @@ class Consumer:
     async def _consume(self) -> None:
         while not self._end.is_set():
             try:
-                connection = await aio_pika.connect(self._url, timeout=5)
-                async with connection:
+                connection = await connect(URL(self._url), within=5)
+                try:
                     await self._receive(await connection.channel())
+                finally:
+                    await close(connection, within=5)
             except (*CONNECTION_EXCEPTIONS, TimeoutError):
                 await asyncio.sleep(0.1)
 

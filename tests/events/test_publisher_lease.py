@@ -63,6 +63,14 @@ async def test_one_worker_holds_the_lease_until_it_ends(store: EventStore) -> No
     assert not await store.renew(fence, 30)
 
 
+async def test_a_released_lease_is_not_taken_back_by_a_late_renewal(store: EventStore) -> None:
+    fence = await store.acquire(30)
+    assert fence is not None
+    await store.release(fence)
+    assert not await store.renew(fence, 30)
+    assert await store.acquire(30) is not None
+
+
 async def test_a_worker_that_lost_the_lease_moves_no_cursor(
     store: EventStore, database_url: str, consumer: str
 ) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import psutil
 import pytest
 import vobject
+from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
 from gateway import app
 from gateway.settings import Settings
@@ -19,6 +20,7 @@ from local.programs import Program
 from tests.api import MORNING, Organization, appointment, batch_request
 from tests.conftest import StartProgram
 from tests.observing import metric, until
+from tests.operations.place import Place
 from tests.rest_client import Client
 
 PATH = "/appointments.ics"
@@ -414,13 +416,15 @@ def test_a_calendar_as_of_a_time_is_one_of_that_moment(
 
 
 def test_an_expired_hold_is_on_no_page_before_that_is_recorded(
-    own_gateway: Program, org: Organization
+    place: Place, start_gateway: StartProgram, organization: str
 ) -> None:
+    org = Organization(AppointmentServiceStub(place.channel), organization)
+    gateway = start_gateway(SERVICE_ADDRESS=place.service.address)
     write_many(org, 501)
     soon = datetime.now(UTC) + timedelta(seconds=1)
     org.upsert("held", -2, -1, title="held", hold_until=soon)
     until(lambda: "held" not in org.listed(include_cancelled=False))
-    found = Subscriber(own_gateway.port, org.id).read().events
+    found = Subscriber(gateway.port, org.id).read().events
     assert org.get("held").version == 1
     assert [event.status.value for event in found] == ["CONFIRMED"] * 501
 
