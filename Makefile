@@ -99,6 +99,8 @@ lint: .venv/installed .venv/protoc/installed ## Check style, types, imports, dep
 	echo "buf lint"; \
 	$(PROTOC) --include_imports --include_source_info --descriptor_set_out="$$tmp/image.binpb" $(PROTO_FILES); \
 	$(BIN)/buf lint "$$tmp/image.binpb" --config protos/buf.yaml; \
+	echo "buf breaking: since the last release"; \
+	$(BIN)/buf breaking "$$tmp/image.binpb" --against protos/released.binpb --config protos/buf.yaml; \
 	echo "stubs: as generated"; \
 	$(MAKE) --no-print-directory --silent protos OUT="$$tmp/stubs"; \
 	diff -r -x '*.proto' -x __init__.py -x py.typed -x __pycache__ protos/appointments "$$tmp/stubs/appointments" \
