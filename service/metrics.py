@@ -79,6 +79,11 @@ class Metrics:
             " worker reports all of them",
             registry=self.registry,
         )
+        self.history_bytes = Gauge(
+            "appointments_history_bytes",
+            "Size of the history with its indexes. Every worker reports it, once a minute",
+            registry=self.registry,
+        )
         self.hold_expiry_delay_seconds = Histogram(
             "appointments_hold_expiry_delay_seconds",
             "Time from the end of an expired hold until the worker recorded it, as a change. Its"

@@ -17,6 +17,7 @@ from service.operations.postgres.worker import PostgresQueueWorker
 from service.operations.rabbitmq.applier import LOOP as RABBITMQ_LOOP
 from service.operations.rabbitmq.worker import RabbitMQQueueWorker
 from service.postgres.database import Database
+from service.postgres.history_size import HistorySize
 from service.postgres.purge import Purge
 from service.postgres.schema import check_primary
 from service.postgres.session import WORKER_ROLE
@@ -117,6 +118,7 @@ def _postgres_tasks(
     return {
         POSTGRES_LOOP: operations.run,
         "count operations": operations.count,
+        "measure the history": HistorySize(database, metrics).run,
         "purge operations": Purge(
             database,
             table="operations",
