@@ -33,6 +33,10 @@ _FOR_ONE: LiteralString = """
     ) AS found
 """
 
+# What PostgreSQL says if a migration replaces a function between the plan of a statement and its
+# execution. Nothing was done then, and the next attempt makes another plan.
+_REPLACED = "cache lookup failed for function"
+
 _NOT_KNOWN = "whether a write was stored is not known, the same request may be sent again"
 
 
@@ -201,7 +205,12 @@ class Database:
         self._in_use += 1
         try:
             cursor = connection.statements
-            await cursor.execute(statement, parameters)
+            try:
+                await cursor.execute(statement, parameters)
+            except psycopg.errors.InternalError_ as error:
+                if not str(error).startswith(_REPLACED):
+                    raise
+                await cursor.execute(statement, parameters)
             rows = await cursor.fetchall() if cursor.description else []
             if connection.warning is not None:
                 raise DatabaseUnavailable(

@@ -25,7 +25,7 @@ from service.postgres.rows import Row
 from service.rpc.write_requests import WriteReader
 from service.writes.store import WriteStore
 from tests.api import Organization, Refusal, refusal, upsert_request
-from tests.conftest import OwnPostgres, StartProgram
+from tests.conftest import CreateDatabase, OwnPostgres, StartProgram
 from tests.databases import database_of
 from tests.load import Load
 from tests.observing import PATIENT, held_lock, until
@@ -257,3 +257,34 @@ async def test_what_was_written_one_by_one_keeps_its_result_when_a_later_one_fai
     assert isinstance(third, DatabaseUnavailable)
     assert "nothing was written" in third.message
     assert set(Organization(stub, organization).listed()) == {"a"}
+
+
+# What PostgreSQL raises if a migration replaces a function in the middle of a statement.
+_REPLACED: LiteralString = """
+    CREATE SEQUENCE calls;
+    GRANT USAGE ON SEQUENCE calls TO appointments_caller;
+    CREATE FUNCTION replaced(times integer) RETURNS bigint LANGUAGE plpgsql AS $$
+    DECLARE
+        call bigint := nextval('public.calls');
+    BEGIN
+        IF call <= times THEN
+            RAISE 'cache lookup failed for function 17334' USING ERRCODE = 'internal_error';
+        END IF;
+        RETURN call;
+    END
+    $$;
+"""
+
+
+async def test_a_statement_whose_function_is_replaced_runs_again(
+    create_database: CreateDatabase,
+) -> None:
+    url = create_database()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(_REPLACED)
+    async with database_of(Database, url, Metrics()) as database:
+        found = await database.fetch_across("SELECT public.replaced(%s)", [1])
+        assert found == [(2,)]
+        # Once: a function that is really missing stays an error.
+        with pytest.raises(psycopg.errors.InternalError_):
+            await database.fetch_across("SELECT public.replaced(%s)", [4])
