@@ -7,6 +7,7 @@ organizations. A test that stops or breaks something starts its own, with the fa
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import uuid
@@ -58,6 +59,8 @@ _programs: list[Program] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     """Create the directory that all processes of this run share. The first one removes it."""
+    # A shell ignores Ctrl-C in what it runs in the background, and so would what tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     given = getattr(config, "workerinput", {}).get("shared_directory")
     directory = Path(given or data_directory())
     config.stash[SHARED_DIRECTORY] = directory

@@ -196,7 +196,7 @@ def test_every_second_transaction_of_the_limit_confirms_a_hold(
     assert found.get("HELD", 0) + 2 * found["ACTIVE"] == measured.answers["OK"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_holds_are_compared_with_their_statements(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     run("bench", "--quick", "--only", "holds", "--json", str(results))
@@ -207,7 +207,7 @@ def test_holds_are_compared_with_their_statements(tmp_path: Path) -> None:
         check(row)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_availability_is_compared_with_its_statement(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     run("bench", "--quick", "--only", "availability", "--json", str(results))
@@ -219,7 +219,7 @@ def test_availability_is_compared_with_its_statement(tmp_path: Path) -> None:
         check(row)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_what_is_accepted_is_applied_and_both_are_measured(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     run("bench", "--quick", "--only", "eventual", "--json", str(results))

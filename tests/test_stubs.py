@@ -75,7 +75,7 @@ def run(python: Path, directory: Path, *arguments: str | Path) -> subprocess.Com
     )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_stubs_bring_nothing_of_the_service(caller: Path, tmp_path: Path) -> None:
     code = f"""
 import importlib.util
@@ -88,7 +88,7 @@ print([name for name in {NOT_THERE!r} if importlib.util.find_spec(name) is not N
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_stubs_are_typed(caller: Path, tmp_path: Path) -> None:
     code = "import appointments, pathlib; print(pathlib.Path(appointments.__file__).parent)"
     package = Path(run(caller, tmp_path, "-c", code).stdout.strip())
@@ -97,7 +97,7 @@ def test_the_stubs_are_typed(caller: Path, tmp_path: Path) -> None:
     assert (package / "v1" / "appointment_service.proto").is_file()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_example_runs_with_the_stubs_alone(
     caller: Path, tmp_path: Path, service: Program
 ) -> None:

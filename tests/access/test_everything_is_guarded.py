@@ -247,7 +247,7 @@ async def test_every_route_is_walked_or_known_to_be_open(monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_requests_are_good(world: World) -> None:
     """With the right credentials each is answered, and each write changes the database."""
     numbers = iter(range(1_000_000))
@@ -286,7 +286,7 @@ def test_those_who_may_need_the_tables(world: World) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_nothing_is_given_away(world: World) -> None:
     before = world.snapshot()
     count = 0

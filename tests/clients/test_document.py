@@ -7,7 +7,7 @@ import pytest
 
 from tests.clients.conftest import Run
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_spectral_finds_nothing(tools: Run, document: Path) -> None:

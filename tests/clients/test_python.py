@@ -8,7 +8,7 @@ from local.programs import Program
 from tests.clients.conftest import BOOKING, PROGRAMS, Run
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_generated_client_books(
     tools: Run, document: Path, gateway: Program, organization: str
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from local.programs import Program
 from tests.clients.conftest import BOOKING, ENVIRONMENT, PROGRAMS, Run
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 GENERATORS: Mapping[str, tuple[str, ...]] = {
     "openapi_fetch": ("openapi-typescript", "openapi.json", "--output", "generated/openapi.ts"),

@@ -108,9 +108,6 @@ class Reader:
         self._leaving = ExitStack()
 
     def __enter__(self) -> Self:
-        # A shell ignores Ctrl-C in what it runs in the background, and so would the commands.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._leaving.callback(signal.signal, signal.SIGINT, before)
         return self
 
     def __exit__(self, *_: object) -> None:

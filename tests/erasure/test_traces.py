@@ -147,7 +147,7 @@ def write_everywhere(place: Place, organization: str) -> tuple[Organization, Sub
     return org, soon
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_the_erased_text_is_found_nowhere(everything: Place, amqp: str, organization: str) -> None:
     place = everything
     gateway = place.programs["gateway"]

@@ -120,7 +120,7 @@ def test_confirmed_and_expired_holds_are_published(
     with Consumer(rabbitmq, keys) as consumer:
         org.upsert("a", 0, 1, hold_until=soon(60))
         org.confirm("a")
-        org.upsert("b", 1, 2, hold_until=soon(1))
+        org.upsert("b", 1, 2, hold_until=soon(2.5))
         until(lambda: len(consumer.messages) == 2)
         messages = list(consumer.messages)
     assert [(each.type, each.message_id) for each in messages] == [

@@ -48,7 +48,7 @@ def test_a_worker_of_any_queue_records_expired_holds(
     client: Submitter, start_consumer: StartProgram, organization: str
 ) -> None:
     org = client.organization(organization)
-    org.upsert("a", 0, 10, hold_until=soon(1.0))
+    org.upsert("a", 0, 10, hold_until=soon(2.5))
     start_consumer()
     until(lambda: len(org.changes()) > 1)
     assert [entry.change for entry in org.changes()] == [
@@ -63,7 +63,7 @@ def test_holds_and_confirms_end_as_synchronous_ones_do(
 ) -> None:
     later, org = client.of(organization), client.organization(organization)
     org.upsert("firm", 50, 60)
-    org.upsert("short", 60, 70, hold_until=(end := soon(1.0)))
+    org.upsert("short", 60, 70, hold_until=(end := soon(2.5)))
     operations = [
         later.upsert("a", 0, 10, hold_until=soon(600)),
         later.upsert("b", 5, 15),

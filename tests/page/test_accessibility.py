@@ -14,7 +14,7 @@ from tests.rest_client import Client
 PHONE: Any = {"width": 390, "height": 780}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_axe_finds_nothing_serious(
     screen: Screen,

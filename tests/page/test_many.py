@@ -61,7 +61,7 @@ def fill(client: Client) -> None:
         assert {result["outcome"] for result in answer.json["results"]} == {"CREATED"}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_five_thousand_appointments_are_drawn_and_scrolled(
     screen: Screen, client: Client
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from local.programs import ROOT
 from tests.clients.conftest import ENVIRONMENT, Run
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 PAGE = ROOT / "gateway" / "static" / "page"
 LIBRARY = ROOT / "gateway" / "static" / "daypilot"

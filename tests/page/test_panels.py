@@ -288,7 +288,7 @@ async def test_a_panel_is_a_sheet_below_the_timeline_on_a_phone(
     await expect(screen.button("Time travel")).to_be_focused()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_axe_finds_nothing_serious_in_a_panel(
     screen: Screen, client: Client, axe: Axe, scheme: Literal["light", "dark"]

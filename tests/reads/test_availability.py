@@ -79,7 +79,7 @@ def test_what_began_before_and_ends_after_is_cut(org: Organization) -> None:
 def test_a_hold_counts_until_it_expires(org: Organization) -> None:
     """Also for a query that is repeated, while no change records that it has expired."""
     org.upsert("a", 0, 10)
-    org.upsert("held", 20, 30, hold_until=soon(1))
+    org.upsert("held", 20, 30, hold_until=soon(2.5))
     expected = [(0, 10), (20, 30)]
     began = time.monotonic()
     while (found := spans(query(org, 0, 60).resources[0].busy)) == expected:

@@ -88,7 +88,7 @@ def test_what_is_cancelled_and_comes_back_elsewhere_leaves_its_resource(org: Org
 def held_confirmed_and_expired(org: Organization) -> None:
     org.upsert("b", 30, 60, resource_id="anna", hold_until=soon(60))
     org.confirm("b")
-    org.upsert("a", 0, 30, resource_id="anna", hold_until=soon(0.3))
+    org.upsert("a", 0, 30, resource_id="anna", hold_until=soon(1.5))
     until(lambda: org.get("a").state == pb.Appointment.EXPIRED)
     org.upsert("c", 0, 30, resource_id="anna")
     org.upsert("d", 0, 30, resource_id="bob")

@@ -91,7 +91,7 @@ async def test_a_page_is_given_until_its_first_hold_expires(
     org.upsert("a", 0, 1)
     moment, clock = await moments.of(org.id)
     assert clock is not None
-    expiry = clock + timedelta(seconds=0.2)
+    expiry = clock + timedelta(seconds=1)
     cache.put(b"r", moment, expiry, "held", size=1)
     now = await moments.of(org.id)
     given = 0
@@ -108,7 +108,7 @@ async def test_a_page_is_given_until_its_first_hold_expires(
 def test_a_list_with_a_hold_is_given_from_memory_until_it_expires(
     org: Organization, database_url: str
 ) -> None:
-    org.upsert("a", 0, 1, title="old", hold_until=soon(0.5))
+    org.upsert("a", 0, 1, title="old", hold_until=soon(1.5))
     read = org.list_page().appointments
     with psycopg.connect(database_url, autocommit=True) as sql:
         # By hand, which no revision shows.

@@ -53,7 +53,7 @@ def wait_until_passed(org: Organization) -> None:
 
 
 def test_a_hold_expires_in_the_past_as_it_did_then(org: Organization) -> None:
-    end = soon(1.5)
+    end = soon(2.5)
     held(org, end)
     org.upsert("before", 100, 110)
     wait_until_passed(org)
@@ -83,7 +83,7 @@ def test_a_hold_expires_in_the_past_as_it_did_then(org: Organization) -> None:
 
 
 def test_a_confirmed_or_cancelled_hold_never_expired(org: Organization) -> None:
-    end = soon(1.0)
+    end = soon(2.5)
     held(org, end)
     org.upsert("c", 30, 60, hold_until=end)
     confirmed_at = org.confirm("a") and org.changes(2)[0].recorded_at
@@ -100,7 +100,7 @@ def test_a_confirmed_or_cancelled_hold_never_expired(org: Organization) -> None:
 
 
 def test_an_extended_hold_was_held_meanwhile(org: Organization) -> None:
-    first, second = soon(1.0), soon(600)
+    first, second = soon(2.5), soon(600)
     held(org, first)
     held(org, second)
     until(lambda: soon(0).ToNanoseconds() > first.ToNanoseconds())
@@ -118,7 +118,7 @@ def test_a_time_to_come_shows_what_is_held_now(org: Organization) -> None:
 
 def test_a_past_page_goes_on_with_the_time_of_the_first(org: Organization) -> None:
     """The holds of the second page have expired meanwhile, and had not then."""
-    end = soon(1.5)
+    end = soon(2.5)
     for number in range(4):
         org.upsert(f"{number}", number * 10, number * 10 + 10, hold_until=end)
     for past in ({"as_of_revision": 4}, {"as_of_time": later(end, -1)}):

@@ -112,7 +112,7 @@ def test_watchers_get_confirmed_and_expired_holds(org: Organization) -> None:
     with Watcher(org.stub, org.id) as watcher:
         org.upsert("a", 0, 1, hold_until=soon(60))
         org.confirm("a")
-        org.upsert("b", 1, 2, hold_until=soon(1))
+        org.upsert("b", 1, 2, hold_until=soon(2.5))
         until(lambda: org.get("b").state == Appointment.EXPIRED)
         org.upsert("c", 1, 2)
         entries = watcher.entries_up_to(5)

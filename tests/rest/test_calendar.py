@@ -167,7 +167,7 @@ def test_a_held_appointment_is_tentative_until_it_expires(
 ) -> None:
     until_later = datetime.now(UTC) + timedelta(hours=1)
     client.upsert("a", resourceId="1", holdUntil=until_later.isoformat())
-    soon = datetime.now(UTC) + timedelta(seconds=2)
+    soon = datetime.now(UTC) + timedelta(seconds=4)
     client.upsert("b", resourceId="2", holdUntil=soon.isoformat())
 
     def found(**query: object) -> dict[str, tuple[str, bool]]:
@@ -421,7 +421,7 @@ def test_an_expired_hold_is_on_no_page_before_that_is_recorded(
     org = Organization(AppointmentServiceStub(place.channel), organization)
     gateway = start_gateway(SERVICE_ADDRESS=place.service.address)
     write_many(org, 501)
-    soon = datetime.now(UTC) + timedelta(seconds=1)
+    soon = datetime.now(UTC) + timedelta(seconds=2.5)
     org.upsert("held", -2, -1, title="held", hold_until=soon)
     until(lambda: "held" not in org.listed(include_cancelled=False))
     found = Subscriber(gateway.port, org.id).read().events

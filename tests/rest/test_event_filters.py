@@ -77,7 +77,7 @@ def test_kinds_of_changes_are_selected(gateway: Program, client: Client, organiz
     with Events(gateway, organization, None, {"changes": ["CONFIRMED", "EXPIRED"]}) as stream:
         client.upsert("a", holdUntil=soon(60).ToJsonString())
         client.call("POST", "/appointments/a:confirm")
-        client.upsert("b", holdUntil=soon(0.3).ToJsonString(), **later)
+        client.upsert("b", holdUntil=soon(1.5).ToJsonString(), **later)
         until(lambda: client.call("GET", "/appointments/b").json["state"] == "EXPIRED")
         client.upsert("c", **later)
         assert [(event["id"], event["event"]) for event in stream.events(2)] == [

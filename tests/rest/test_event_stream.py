@@ -65,7 +65,7 @@ def test_a_confirmed_hold_and_an_expired_one_are_events(
         end = datetime.now(UTC) + timedelta(hours=1)
         client.upsert("a", holdUntil=end.isoformat())
         assert client.call("POST", "/appointments/a:confirm").status == 200
-        end = datetime.now(UTC) + timedelta(seconds=1)
+        end = datetime.now(UTC) + timedelta(seconds=2.5)
         client.upsert("b", resourceId="2", holdUntil=end.isoformat())
         until(lambda: client.upsert("c", resourceId="2").status == 201)
         events = stream.events(5)

@@ -134,7 +134,7 @@ def test_an_accepted_write_ends_as_the_synchronous_one(
         one.upsert("cancelled", resourceId="c")
         one.call("DELETE", "/appointments/cancelled")
         if "expired" in path:
-            shortly = datetime.now(UTC) + timedelta(seconds=0.3)
+            shortly = datetime.now(UTC) + timedelta(seconds=1.5)
             one.upsert("expired", resourceId="e", holdUntil=shortly.isoformat())
             until(lambda: one.call("GET", "/appointments/expired").json["state"] == "EXPIRED")  # noqa: B023
         target = f"/api/appointments/{path}{'&' if '?' in path else '?'}organizationId="

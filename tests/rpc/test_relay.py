@@ -298,8 +298,10 @@ def test_many_requests_go_as_one_message(
 
 
 def test_a_request_that_waits_keeps_no_other_waiting(
-    gateway: Program, database_url: str, organization: str
+    start_service: StartProgram, start_gateway: StartProgram, database_url: str, organization: str
 ) -> None:
+    service = start_service(**PATIENT)
+    gateway = start_gateway(SERVICE_ADDRESS=service.address, GATEWAY_TIMEOUT="60")
     with ThreadPoolExecutor() as pool, held_lock(database_url, organization) as lock:
         waiting = pool.submit(Client(gateway, organization).upsert)
         lock.wait_for(1)

@@ -20,7 +20,7 @@ def torture(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_run_is_recorded_and_finds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "record"
     asked = ["--duration", "6", "--seed", "1", "--faults", "1", "--kind", "kill a program"]

@@ -54,7 +54,7 @@ def _write(submissions: Submissions, sql: psycopg.Connection) -> None:
     org.upsert("a", 0, 30, resource_id="r2", title="second", idempotency_key="unchanged")
     org.upsert("h", 0, 30, resource_id="r1", hold_until=soon(3600), idempotency_key="held")  # 4
     org.confirm("h", idempotency_key="confirmed")  # 5
-    org.upsert("e", 40, 50, resource_id="r1", hold_until=soon(0.2))  # 6
+    org.upsert("e", 40, 50, resource_id="r1", hold_until=soon(1.5))  # 6
     while org.get("e").state != pb.Appointment.EXPIRED:
         time.sleep(0.01)
     org.upsert("b", 40, 50, resource_id="r1")  # 7 (e), 8
@@ -99,7 +99,7 @@ def apply_queued(sql: psycopg.Connection) -> None:
 def _swap(org: Organization) -> None:
     """Let two appointments change places, with an expired hold between them."""
     org.upsert("a", 0, 30)
-    org.upsert("e", 60, 70, hold_until=soon(0.2))
+    org.upsert("e", 60, 70, hold_until=soon(1.5))
     org.upsert("b", 30, 60)
     while org.get("e").state != pb.Appointment.EXPIRED:
         time.sleep(0.01)

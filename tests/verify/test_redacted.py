@@ -29,7 +29,7 @@ def redact_all(submissions: Submissions, sql: psycopg.Connection) -> None:
     org.redact("c")
     org.upsert("h", 0, 30, title="t", hold_until=soon(3600))
     org.redact("h")
-    org.upsert("e", 40, 50, title="t", hold_until=soon(0.2))
+    org.upsert("e", 40, 50, title="t", hold_until=soon(1.5))
     while org.get("e").state != pb.Appointment.EXPIRED:
         time.sleep(0.01)
     org.redact("e")

@@ -73,7 +73,7 @@ def test_confirmed_and_expired_holds_are_sent(hooked: Hooked, start: StartProgra
     start()
     hooked.org.upsert("a", 0, 1, hold_until=soon(60))
     hooked.org.confirm("a")
-    hooked.org.upsert("b", 1, 2, hold_until=soon(1))
+    hooked.org.upsert("b", 1, 2, hold_until=soon(2.5))
     until(lambda: hooked.reached(hook) == hooked.reached(expiries) == 4)
     received = hooked.receiver.at("/a")
     assert [each.json["type"] for each in received] == [

@@ -72,7 +72,7 @@ def test_confirmations_and_expiries_of_a_resource_arrive(
     hook = hooked.hook("/a", resourceId="anna", changes=["CONFIRMED", "EXPIRED"])
     hooked.org.upsert("a", 0, 30, resource_id="anna", hold_until=soon(60))
     hooked.org.confirm("a")
-    hooked.org.upsert("b", 30, 60, resource_id="anna", hold_until=soon(0.3))
+    hooked.org.upsert("b", 30, 60, resource_id="anna", hold_until=soon(1.5))
     hooked.org.upsert("c", 0, 30, resource_id="bob", hold_until=soon(60))
     hooked.org.confirm("c")
     start()

@@ -33,7 +33,7 @@ def org(submissions: Submissions) -> Organization:
 
 def expire_together(org: Organization, *holds: tuple[str, float, float, Sequence[str]]) -> None:
     """Hold ranges of resources, and wait until all of the holds have expired."""
-    until_then = soon(0.3)
+    until_then = soon(1.5)
     for id, start, end, (resource, *more) in holds:
         org.upsert(
             id,
@@ -137,7 +137,7 @@ def test_a_cancelled_hold_that_had_expired_did_both(org: Organization) -> None:
 
 
 def test_the_etag_of_a_held_one_does_not_match_when_it_has_expired(org: Organization) -> None:
-    held = org.upsert("a", 0, 10, hold_until=soon(0.2)).appointment
+    held = org.upsert("a", 0, 10, hold_until=soon(1.5)).appointment
     until(lambda: org.get("a").state == State.EXPIRED)
     assert org.refused("a", 0, 10, etag=held.etag).reason == "ETAG_MISMATCH"
     assert refused(org.confirm, "a", etag=held.etag).reason == "ETAG_MISMATCH"
@@ -145,7 +145,7 @@ def test_the_etag_of_a_held_one_does_not_match_when_it_has_expired(org: Organiza
 
 
 def test_a_repeated_write_is_answered_as_at_first_after_the_expiry(org: Organization) -> None:
-    held = {"hold_until": soon(0.5), "idempotency_key": "k1"}
+    held = {"hold_until": soon(1.5), "idempotency_key": "k1"}
     first = org.upsert("a", 0, 10, **held)
     updated = org.update("a", {"title": "x"}, idempotency_key="k2")
     until(lambda: org.get("a").state == State.EXPIRED)
@@ -160,7 +160,7 @@ def test_a_repeated_write_is_answered_as_at_first_after_the_expiry(org: Organiza
 def test_a_late_write_of_an_expired_hold_is_answered_as_at_first(
     place: Place, submissions: Submissions, org: Organization
 ) -> None:
-    org.upsert("a", 0, 10, updated_at=at(5), hold_until=soon(0.2))
+    org.upsert("a", 0, 10, updated_at=at(5), hold_until=soon(1.5))
     until(lambda: org.get("a").state == State.EXPIRED)
     late = {"updated_at": at(4), "idempotency_key": "k"}
     first = org.upsert("a", 0, 10, **late)
@@ -236,7 +236,7 @@ def test_an_expired_hold_is_moved_in_an_atomic_batch_by_its_etag(org: Organizati
 
 
 def test_a_late_item_of_an_atomic_batch_is_not_in_the_way_when_expired(org: Organization) -> None:
-    org.upsert("a", 0, 10, updated_at=at(5), hold_until=soon(0.2))
+    org.upsert("a", 0, 10, updated_at=at(5), hold_until=soon(1.5))
     until(lambda: org.get("a").state == State.EXPIRED)
     late = appointment(org.id, "a", 0, 10, updated_at=at(4))
     request = atomic(org, appointment(org.id, "b", 0, 10), late)

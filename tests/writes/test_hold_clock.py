@@ -319,7 +319,7 @@ def test_a_service_and_a_worker_whose_clock_is_wrong_change_nothing(
             "appointment.hold_until"
         }
         assert wrong.refused("a", 0, 30, hold_until=soon(25 * 3600)).reason == "INVALID_FIELD"
-        wrong.upsert("a", 0, 30, hold_until=soon(2))
+        wrong.upsert("a", 0, 30, hold_until=soon(2.5))
         wrong.upsert("c", 30, 60, hold_until=soon(60))
         for each in (org, wrong):
             assert each.get("a").state == State.HELD

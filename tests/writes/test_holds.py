@@ -27,7 +27,7 @@ def expired(org: Organization, id: str, start: float, end: float, seconds: float
 
 
 def test_a_hold_occupies_its_range_until_it_expires(org: Organization) -> None:
-    held = org.upsert("a", 0, 30, hold_until=soon(0.3)).appointment
+    held = org.upsert("a", 0, 30, hold_until=soon(1.5)).appointment
     assert held.state == State.HELD
     [conflict] = org.refused("b", 10, 20).conflicts
     assert conflict.id == "a"

@@ -168,7 +168,7 @@ def a_hold_that_has_not_expired_is_in_the_way(url: str) -> None:
 def an_expired_hold_is_not_confirmed(url: str) -> None:
     """Another appointment took its place."""
     organization = secrets.token_hex(8)
-    end = datetime.now(UTC) + timedelta(seconds=0.5)
+    end = datetime.now(UTC) + timedelta(seconds=1.5)
     held = {**upsert("a", 8, 10), "hold_until": end.isoformat(), "max_hold": 60}
     confirm = {"kind": "CONFIRM", "id": "a", "actor": "", "validate_only": False}
     with psycopg.connect(url, autocommit=True) as connection:
@@ -214,7 +214,7 @@ HELD_RESOURCES = ("doctor", "room", "device")
 def overlap_with_a_hold_written_by_hand_is_refused(url: str) -> None:
     """On each of its resources, by an appointment and by a hold, also when it has expired."""
     organization = secrets.token_hex(8)
-    end = datetime.now(UTC) + timedelta(seconds=0.5)
+    end = datetime.now(UTC) + timedelta(seconds=1.5)
     held = {
         **upsert("a", 8, 10),
         "resource_id": HELD_RESOURCES[0],
