@@ -169,13 +169,14 @@ def show_errors(name: str, lines: list[str]) -> None:
 
 
 def welcome(stack: Stack) -> str:
-    """Return the addresses of everything, and two commands to try."""
+    """Return the addresses of everything that is served, and two commands to try."""
     scheme, trust = "http", ""
     if certificate := os.environ.get("GATEWAY_TLS_CERTIFICATE"):
         scheme, trust = "https", f" --cacert {shlex.quote(certificate)}"
     rest, grpc = f"{scheme}://localhost:{stack.gateway.port}", f"localhost:{stack.service.port}"
     trusted = [os.environ.get(f"SERVICE_TLS_{name}") for name in ("CA", "CERTIFICATE", "KEY")]
     example = shlex.join([grpc, *(file for file in trusted if file)])
+    calendar = "" if os.environ.get("GATEWAY_PAGE") == "off" else f"\n  calendar   {rest}"
     url = f"'{stack.database_url}'"
     if os.environ.get("DATABASE_URL"):
         url = '"$DATABASE_URL"'
@@ -188,8 +189,7 @@ def welcome(stack: Stack) -> str:
         where = f"http://localhost:{port}/metrics" if port else "none"
         return f"{where} ({program.name})"
 
-    return f"""
-  calendar   {rest}
+    return f"""{calendar}
   REST       {rest}/api/appointments
   API docs   {rest}/api/docs
   gRPC       {grpc}, with reflection

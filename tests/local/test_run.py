@@ -166,8 +166,10 @@ def test_the_printed_commands_work_and_a_misspelt_setting_is_named(start_run: St
         ".venv/bin/python",
     ]
     run_printed(run)
-    with urllib.request.urlopen(f"{run.url}/api/docs") as response:
-        assert response.status == 200
+    assert f"calendar   {run.url}\n" in run.output
+    for path in ("", "/api/docs"):
+        with urllib.request.urlopen(f"{run.url}{path}") as response:
+            assert response.status == 200
     assert run.press_ctrl_c() == (0, "")
 
 
@@ -201,8 +203,10 @@ def test_with_tls_the_printed_commands_work_too(start_run: StartRun, tmp_path: P
         SERVICE_TLS_CA=str(files.ca),
         SERVICE_TLS_CERTIFICATE=pair[0],
         SERVICE_TLS_KEY=pair[1],
+        GATEWAY_PAGE="off",
     ).wait_until_ready()
     assert "REST       https://localhost:" in run.output
+    assert "calendar " not in run.output, "it is not served"
     run_printed(run)
     assert run.press_ctrl_c() == (0, "")
 
