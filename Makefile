@@ -144,6 +144,7 @@ SBOM := sbom.json
 
 sbom: .venv/installed ## List what the image contains as a CycloneDX file (SBOM=sbom.json)
 	@$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o $(SBOM) requirements.txt
+	@$(BIN)/python -m local.sbom $(SBOM)
 
 clean: ## Remove the environment and the caches; keep the data in .data/
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

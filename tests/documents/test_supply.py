@@ -1,5 +1,6 @@
 """The pinned dependencies: every one with its hashes, and listed in the bill of materials."""
 
+import base64
 import json
 import re
 import subprocess
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from local.programs import ROOT
+from local.sbom import LOCK, VENDORED
+
 LOCKS = ["requirements.txt", "requirements-run.txt", "requirements-dev.txt"]
 OTHER_LOCKS = ["tests/clients/requirements.txt", "protos/requirements.txt"]
 
@@ -38,7 +41,8 @@ def test_the_bill_of_materials_lists_what_the_image_contains(tmp_path: Path) -> 
     assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
     assert document["metadata"]["component"]["name"] == "appointments"
     listed = {
-        component["name"]: (
+        component["purl"]: (
+            component["name"],
             component["version"],
             {
                 each["content"]
@@ -48,6 +52,16 @@ def test_the_bill_of_materials_lists_what_the_image_contains(tmp_path: Path) -> 
         )
         for component in document["components"]
     }
-    assert listed == pinned(ROOT / "requirements.txt")
-    packages = {component["purl"] for component in document["components"]}
-    assert {f"pkg:pypi/{name}@{version}" for name, (version, _) in listed.items()} == packages
+    expected = {
+        f"pkg:pypi/{name}@{version}": (name, version, hashes)
+        for name, (version, hashes) in pinned(ROOT / "requirements.txt").items()
+    }
+    # Nothing is served that is not listed.
+    static = ROOT / "gateway" / "static"
+    assert {path.name for path in static.iterdir() if path.is_dir()} == {*VENDORED, "page"}
+    for package in VENDORED.values():
+        locked = json.loads(LOCK.read_text())["packages"][f"node_modules/{package}"]
+        digest = base64.b64decode(locked["integrity"].removeprefix("sha512-")).hex()
+        url = f"pkg:npm/{package.replace('@', '%40')}@{locked['version']}"
+        expected[url] = (package.rpartition("/")[2], locked["version"], {digest})
+    assert listed == expected

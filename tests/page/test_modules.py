@@ -1,4 +1,4 @@
-"""The modules of the page: their types, and the library, which is as its authors published it."""
+"""The modules of the page: their types, and the libraries, as their authors published them."""
 
 import json
 import re
@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from local.programs import ROOT
+from local.sbom import LOCK, VENDORED
 from tests.clients.conftest import ENVIRONMENT, Run
 
 pytestmark = pytest.mark.timeout(600)
 
 PAGE = ROOT / "gateway" / "static" / "page"
-LIBRARY = ROOT / "gateway" / "static" / "daypilot"
-PACKAGE = "@daypilot/daypilot-lite-javascript"
 CHECKED = {
     "allowJs": True,
     "checkJs": True,
@@ -33,14 +32,18 @@ def test_the_types_of_the_modules_are_right(tools: Run, tmp_path: Path) -> None:
     tools("tsc", "--project", "tsconfig.json", cwd=tmp_path)
 
 
-def test_the_library_is_unchanged_and_its_version_is_told(tools: Run) -> None:
-    package = ENVIRONMENT / "node_modules" / PACKAGE
-    for path in LIBRARY.iterdir():
-        assert path.read_bytes() == (package / path.name).read_bytes(), path.name
-    locked = json.loads((ROOT / "tests/clients/package-lock.json").read_text())
-    entry = locked["packages"][f"node_modules/{PACKAGE}"]
+@pytest.mark.parametrize(("folder", "package"), VENDORED.items())
+def test_a_library_is_unchanged(tools: Run, folder: str, package: str) -> None:  # noqa: ARG001
+    for path in (PAGE.parent / folder).iterdir():
+        published = ENVIRONMENT / "node_modules" / package / path.name
+        assert path.read_bytes() == published.read_bytes(), path.name
+
+
+def test_the_version_of_the_timeline_is_told() -> None:
+    package = VENDORED["daypilot"]
+    entry = json.loads(LOCK.read_text())["packages"][f"node_modules/{package}"]
     told = (ROOT / "docs/page.md").read_text("utf-8")
-    assert f"`{PACKAGE}` {entry['version']}" in told
+    assert f"`{package}` {entry['version']}" in told
     assert f"`{entry['integrity']}`" in told
 
 
