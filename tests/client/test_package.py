@@ -10,7 +10,8 @@ from local.stack import base_environment
 from tests.client.command import Client
 from tests.packages import NOT_THERE, environment_with
 
-pytestmark = pytest.mark.slow
+# Making the environment takes minutes on a loaded machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -90,14 +90,29 @@ async def test_everything_is_done_with_the_keyboard(screen: Screen, client: Clie
 
 async def test_it_fits_a_phone(screen: Screen, client: Client) -> None:
     client.upsert("a", resourceId="room 1", start=TEN, end=ELEVEN, title="Small")
+    evening, night = "2030-01-06T20:00:00Z", "2030-01-07T02:00:00Z"
+    client.upsert("b", resourceId="room 2", start=evening, end=night, title="Before")
     await screen.page.set_viewport_size(PHONE)
     await screen.open(date=DAY)
+    # It opens where the first one of the day begins.
     await expect(screen.appointment("a")).to_be_in_viewport()
+    await expect(screen.page.locator("#state")).to_be_in_viewport()
     wide = await screen.evaluate("document.documentElement.scrollWidth")
     assert wide <= PHONE["width"]
     timeline = await screen.page.locator("#timeline").bounding_box()
     assert timeline is not None
-    assert timeline["height"] > PHONE["height"] * 0.6, "most of it is the calendar"
+    assert timeline["height"] > PHONE["height"] * 0.8, "most of it is the calendar"
+    for hidden in ("Week", "Zoom in", "Credential"):
+        await expect(screen.button(hidden)).to_be_hidden()
+    await screen.button("More settings").click()
+    await screen.button("Week").click()
+    await expect(screen.page.locator(".apt_timeheadergroup_inner")).to_have_count(7)
+    await screen.button("Day").click()
+    await screen.button("More settings").click()
+    await expect(screen.button("Week")).to_be_hidden()
+    await expect(screen.appointment("a")).to_be_in_viewport()
+    wide = await screen.evaluate("document.documentElement.scrollWidth")
+    assert wide <= PHONE["width"]
     await screen.appointment("a").click()
     card = await screen.card("details").bounding_box()
     assert card is not None

@@ -29,7 +29,9 @@ export class Elements {
       subtree: true,
     });
     calendar.element.addEventListener("focusin", ({ target }) => {
-      if (target instanceof HTMLElement && target.dataset.event) this.#select(target);
+      if (!(target instanceof HTMLElement) || !target.dataset.event) return;
+      if (target.dataset.event !== this.awaited) this.awaited = ""; // its user went elsewhere
+      this.#select(target);
     });
   }
 

@@ -17,7 +17,6 @@ import { wallOf, wallText } from "./zones.js";
 /** @typedef {import("./api.js").Appointment} Appointment */
 /** @typedef {import("./store.js").Scene} Scene */
 
-/** @type {any} */
 const { DayPilot } = /** @type {any} */ (globalThis);
 
 const MINUTE = 60_000;
@@ -292,14 +291,17 @@ export class Calendar {
     return /** @type {HTMLElement} */ (this.element.querySelector(".apt_scrollable"));
   }
 
-  /** Scroll to the first hour of interest: now, or the first appointment of the range. */
+  /** Scroll to the first hour of interest: now, or the first appointment that begins in the range. */
   scrollToStart() {
     const { zone } = this.session;
     const now = zone.wall(Date.now());
     let first = Infinity;
-    for (const { start } of this.scene.appointments.values()) first = Math.min(first, Date.parse(start));
+    for (const { start } of this.scene.appointments.values()) {
+      const wall = zone.wall(Date.parse(start));
+      if (wall >= this.start && wall < first) first = wall;
+    }
     const isNow = now >= this.start && now < this.start + this.session.days * 24 * HOUR;
-    const target = isNow ? now : Number.isFinite(first) ? zone.wall(first) : this.start + 8 * HOUR;
+    const target = isNow ? now : Number.isFinite(first) ? first : this.start + 8 * HOUR;
     const pixels = (target - HOUR / 2 - this.start) / this.pixelTime;
     this.scroller.scrollLeft = Math.max(pixels - (isNow ? this.scroller.clientWidth / 4 : 0), 0);
   }
@@ -384,11 +386,9 @@ export class Calendar {
     return this.scheduler.rows.find(id)?.$.row ?? { top: 0, height: ROW_HEIGHT };
   }
 
-  /** Remove the rectangle that marks a selected range. */
   clearSelection() {
     this.scheduler.clearSelection();
   }
-
 }
 
 /**

@@ -49,6 +49,9 @@ export function prepareToolbar({ session, calendar, bookings }) {
     bookings.begin({ resource: calendar.rows?.[0] ?? "", start, end: start + 1_800_000 });
   });
   prepareTheme();
+  // On a phone, what is needed less often is shown on request.
+  const more = byId("more");
+  more.addEventListener("click", () => more.setAttribute("aria-expanded", String(more.ariaExpanded !== "true")));
 
   function show() {
     const { shown } = session;
