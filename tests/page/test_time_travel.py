@@ -14,7 +14,7 @@ from tests.page.test_booking import ELEVEN, HALF_PAST, NOON, ONE, TEN, TWO
 from tests.rest_client import Client
 
 ROOM = "room 1"
-PAST = 5
+PAST = 6
 """The revision after which each kind of difference to now was made."""
 
 
@@ -25,12 +25,14 @@ def write_a_past(client: Client) -> None:
         ("cancelled", NOON, ONE),
         ("gone", ONE, TWO),
         ("same", "2030-01-07T15:00:00Z", "2030-01-07T16:00:00Z"),
+        ("came", "2030-01-09T15:00:00Z", "2030-01-09T16:00:00Z"),
     ):
         client.upsert(id, resourceId=ROOM, start=start, end=end, title=id, X_Actor="anna")
     client.patch("moved", {"resourceId": "room 2"}, X_Actor="bob")
     client.patch("renamed", {"title": "other"}, X_Actor="bob")
     client.call("DELETE", "/appointments/cancelled", X_Actor="bob")
-    client.patch("gone", {"start": "2031-01-07T10:00:00Z", "end": "2031-01-07T11:00:00Z"})
+    client.patch("gone", {"start": "2030-01-08T10:00:00Z", "end": "2030-01-08T11:00:00Z"})
+    client.patch("came", {"start": TEN, "end": HALF_PAST})
     client.upsert("new", resourceId="room 2", start=NOON, end=ONE, title="new")
 
 
@@ -64,12 +66,12 @@ async def test_the_calendar_is_shown_as_it_was_with_all_differences_to_now(
     await screen.open()
     panel = await travel(screen, PAST)
     banner = screen.page.locator("#banner")
-    await expect(banner).to_contain_text("as it was after revision 5")
-    for id, kind, note in (
-        ("moved", "moved", "moved since then"),
-        ("renamed", "changed", "changed since then"),
-        ("cancelled", "cancelled", "cancelled since then"),
-        ("gone", "gone", "gone from this view since then"),
+    await expect(banner).to_contain_text("as it was after revision 6")
+    for id, kind, note, count in (
+        ("moved", "moved", "moved since then", 3),
+        ("renamed", "changed", "changed since then", 1),
+        ("cancelled", "cancelled", "cancelled since then", 1),
+        ("gone", "moved", "moved since then", 3),
     ):
         drawn = then(screen, id)
         await expect(drawn).to_contain_class(f"since-{kind}")
@@ -77,18 +79,26 @@ async def test_the_calendar_is_shown_as_it_was_with_all_differences_to_now(
         assert (await drawn.get_attribute("aria-label") or "").endswith(f", {note}")
         symbol = "getComputedStyle(element.firstElementChild, '::before').content"
         assert len(await drawn.evaluate(f"element => {symbol}")) == len('"x"')
-        await expect(panel.locator(f'[data-kind="{kind}"] .count')).to_have_text("1")
+        await expect(panel.locator(f'[data-kind="{kind}"] .count')).to_have_text(str(count))
     await expect(then(screen, "renamed")).to_have_text("renamed")
     assert "since" not in (await then(screen, "same").get_attribute("class") or "")
     # What is elsewhere or new now is drawn beside it.
     await expect(then(screen, "new")).to_have_count(0)
     await expect(now(screen, "new")).to_contain_class("since-new")
     await expect(now(screen, "moved")).to_have_count(1)
-    await expect(screen.page.locator(".apt_event.ghost")).to_have_count(2)
+    await expect(now(screen, "came")).to_contain_class("since-moved")
+    await expect(screen.page.locator(".apt_event.ghost")).to_have_count(3)
+    # Those that left the day, or came from another one, were moved too.
     await panel.locator('[data-kind="moved"] summary').click()
     await expect(panel.locator('[data-kind="moved"] li')).to_have_text(
-        "movedMon 7 Jan, 10:00–10:30, room 1 → Mon 7 Jan, 10:00–10:30, room 2"
+        [
+            "movedMon 7 Jan, 10:00–10:30, room 1 → Mon 7 Jan, 10:00–10:30, room 2",
+            "goneMon 7 Jan, 13:00–14:00, room 1 → Tue 8 Jan, 10:00–11:00, room 1",
+            "cameWed 9 Jan, 15:00–16:00, room 1 → Mon 7 Jan, 10:00–10:30, room 1",
+        ]
     )
+    await expect(panel.locator('[data-kind="new"] .count')).to_have_text("1")
+    await expect(panel.locator('[data-kind="gone"]')).to_have_count(0)
     await expect(panel.get_by_role("status")).to_contain_text("by anna")
     # Nothing can be changed there.
     await then(screen, "same").click()
@@ -110,7 +120,7 @@ async def test_the_slider_and_the_buttons_lead_through_all_revisions(
     await screen.open()
     await screen.button("Time travel").click()
     slider = screen.page.get_by_role("slider", name="Revision")
-    await expect(slider).to_have_value("10")
+    await expect(slider).to_have_value("12")
     await expect(slider).to_have_attribute("aria-valuetext", "Now")
     await slider.press("Home")
     await expect(screen.page.locator("#panel")).to_contain_text("Before the first change")
@@ -127,7 +137,7 @@ async def test_the_slider_and_the_buttons_lead_through_all_revisions(
     )
     # A change of others is another difference; the past stays.
     client.patch("same", {"title": "not the same"})
-    await expect(slider).to_have_attribute("max", "11")
+    await expect(slider).to_have_attribute("max", "13")
     await expect(slider).to_have_value("2")
     await slider.press("End")
     await expect(slider).to_have_attribute("aria-valuetext", "Now")
@@ -135,7 +145,7 @@ async def test_the_slider_and_the_buttons_lead_through_all_revisions(
     # Now is live again.
     client.patch("same", {"title": "same again"})
     await expect(screen.appointment("same")).to_have_text("same again")
-    await expect(slider).to_have_value("12")
+    await expect(slider).to_have_value("14")
 
 
 async def test_a_time_leads_to_what_was_stored_then(

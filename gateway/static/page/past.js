@@ -1,10 +1,13 @@
 /** The calendar as it was, and how it differs from now. */
 
+import { appointmentPath, Problem } from "./api.js";
 import { MOST, instantText, occupies, resourcesOf } from "./store.js";
 
 /** @typedef {import("./api.js").Appointment} Appointment */
 /** @typedef {import("./api.js").Api} Api */
 /** @typedef {"new" | "moved" | "changed" | "cancelled" | "gone"} Kind */
+
+const LOOKUPS = 200; // appointments that are looked for outside of the range
 
 /**
  * How an appointment then differs from now. `then` is absent for what is new, `now` for what is gone.
@@ -94,6 +97,43 @@ export function compare(then, now) {
 }
 
 /**
+ * Look where those are that are in the range only then or only now: most were moved out of it or into it. `new` and
+ * `gone` are left for what was created since then or is no longer known, and for those beyond `LOOKUPS`.
+ * @param {Api} api
+ * @param {Map<string, Difference>} differences changed in place
+ * @param {string} revision that of `then`
+ * @param {AbortSignal} signal
+ */
+export async function lookElsewhere(api, differences, revision, signal) {
+  const onOneSide = [...differences.values()].filter(({ kind, now }) => kind === "gone" || (kind === "new" && (now?.version ?? 0) > 1));
+  await Promise.all(
+    onOneSide.slice(0, LOOKUPS).map(async ({ id, then, now }) => {
+      const found = await readOne(api, id, then ? {} : { asOfRevision: revision }, signal);
+      if (!found || (now && !occupies(found))) return;
+      const [before, after] = then ? [then, found] : [found, now];
+      const kind = kindOf(before, after);
+      if (kind) differences.set(id, { id, kind, then: before, now: after });
+    }),
+  );
+}
+
+/**
+ * @param {Api} api
+ * @param {string} id
+ * @param {{asOfRevision?: string}} query
+ * @param {AbortSignal} signal
+ * @returns {Promise<Appointment | undefined>}
+ */
+async function readOne(api, id, query, signal) {
+  try {
+    return await api.json("GET", appointmentPath(id), { query, signal });
+  } catch (error) {
+    if (error instanceof Problem && error.status === 404) return undefined;
+    throw error;
+  }
+}
+
+/**
  * @param {Appointment} then
  * @param {Appointment | undefined} now
  * @returns {Kind | undefined}
@@ -110,11 +150,12 @@ function kindOf(then, now) {
 /**
  * Return what the timeline shows of the past: what was there, and beside it what is new or elsewhere now.
  * @param {Map<string, Appointment>} then
+ * @param {Map<string, Appointment>} now
  * @param {Map<string, Difference>} differences
  * @returns {import("./store.js").Scene}
  */
-export function sceneOf(then, differences) {
-  const ghosts = [...differences.values()].flatMap(({ kind, now }) => (now && (kind === "new" || kind === "moved") ? [now] : []));
+export function sceneOf(then, now, differences) {
+  const ghosts = [...differences.values()].flatMap(({ id, kind }) => (kind === "new" || kind === "moved" ? (now.get(id) ?? []) : []));
   return {
     appointments: then,
     marks: new Map([...differences.values()].map(({ id, kind }) => [id, `since-${kind}`])),

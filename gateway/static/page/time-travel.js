@@ -5,7 +5,7 @@ import { closeCard } from "./card.js";
 import { h } from "./dom.js";
 import { changeText, showHistory } from "./history.js";
 import { fill, isAborted, refusal } from "./panel-content.js";
-import { compare, KINDS, readChange, readRange, revisionAt, sceneOf } from "./past.js";
+import { compare, KINDS, lookElsewhere, readChange, readRange, revisionAt, sceneOf } from "./past.js";
 import { resourcesOf } from "./store.js";
 import { momentText, rangeText, resourceName } from "./times.js";
 import { wallOf, wallText } from "./zones.js";
@@ -179,7 +179,9 @@ class Journey {
       ]);
       if (signal.aborted) return;
       const differences = compare(then, now);
-      app.calendar.show(sceneOf(then, differences));
+      await lookElsewhere(app.api, differences, revision, signal);
+      if (signal.aborted) return;
+      app.calendar.show(sceneOf(then, now, differences));
       if (this.drawn !== range.from) {
         app.calendar.draw();
         app.calendar.scrollToStart();
