@@ -100,7 +100,7 @@ def import_command(  # noqa: PLR0917  the options of the command
         progress_path = Path(f"{file}.progress")
     with stopped_by_signals() as stop, opened(file) as opened_file:
         source = reading.source(opened_file, format_)
-        subject = {} if progress_path is None else _subject(Path(file), to, reading)
+        subject = {} if progress_path is None else _subject(Path(file), to, reading, format_)
         progress = Progress(progress_path, subject, restart=restart)
         if progress.items:
             console.print(f"continues after {progress.items:,} entries ({progress_path})")
@@ -125,7 +125,7 @@ def import_command(  # noqa: PLR0917  the options of the command
     _finish(progress, report, complete=complete, dry_run=dry_run)
 
 
-def _subject(path: Path, to: Address, reading: Reading) -> Mapping[str, Any]:
+def _subject(path: Path, to: Address, reading: Reading, format_: str) -> Mapping[str, Any]:
     """Return what has to be the same for an import to continue."""
     state = path.stat()
     return {
@@ -135,7 +135,8 @@ def _subject(path: Path, to: Address, reading: Reading) -> Mapping[str, Any]:
         "address": to.address,
         "organization": to.organization,
         "reading": str(reading),
-        "window": str(reading.window),
+        # It moves on every day, but only recurring events are expanded within it.
+        "window": str(reading.window) if format_ == "ics" else "",
     }
 
 

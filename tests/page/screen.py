@@ -1,5 +1,6 @@
 """The page in a browser, as a person uses it."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,6 +100,11 @@ class Screen:
         grip = min(12, box["width"] / 2)
         from_ = (box["x"] + grip, box["y"] + box["height"] / 2)
         return [from_, (at["left"] + grip, at["top"] + at["height"] / 2)]
+
+    async def until(self, condition: str) -> None:
+        """Wait for a condition. The page's policy forbids Playwright's `wait_for_function`."""
+        while not await self.page.evaluate(condition):  # noqa: ASYNC110  it is in another process
+            await asyncio.sleep(0.02)
 
     async def evaluate(self, script: str, *arguments: Any) -> Any:
         return await self.page.evaluate(script, *arguments)

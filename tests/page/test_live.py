@@ -1,6 +1,5 @@
 """Changes of others appear without a reload; a lost connection is shown, and mended by itself."""
 
-import asyncio
 import statistics
 import sys
 import time
@@ -15,7 +14,6 @@ from tests.observing import until
 from tests.page.screen import Screen
 from tests.page.test_booking import ELEVEN, HALF_PAST, NOON, ONE, TEN
 from tests.rest_client import Client
-
 
 # Notes when each title is on the screen: with the picture after the one that draws it.
 WATCH = """() => {
@@ -42,8 +40,8 @@ async def test_how_long_a_change_of_others_takes_to_be_seen(screen: Screen, clie
         sent[title] = time.time()
         client.patch("a", {"title": title})
         await expect(screen.appointment("a")).to_have_text(title)
-    while len(seen := dict(await screen.evaluate("[...seen]"))) < CHANGES:
-        await asyncio.sleep(0.02)
+    await screen.until(f"seen.size === {CHANGES}")
+    seen = dict(await screen.evaluate("[...seen]"))
     took = sorted(seen[title] / 1000 - time for title, time in sent.items())
     median, last = statistics.median(took), took[-1]
     sys.stdout.write(

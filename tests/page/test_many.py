@@ -1,6 +1,5 @@
 """200 resources and 5,000 appointments in view: drawn quickly, and scrolled without stutter."""
 
-import asyncio
 import json
 import re
 import sys
@@ -69,8 +68,7 @@ async def test_five_thousand_appointments_are_drawn_and_scrolled(
     fill(client)
     await screen.open(view="week", date=DAY)
     first = await screen.evaluate("performance.getEntriesByName('first appointments')[0].startTime")
-    while await screen.evaluate("appointments.store.appointments.size") < RESOURCES * EACH:
-        await asyncio.sleep(0.1)
+    await screen.until(f"appointments.store.appointments.size === {RESOURCES * EACH}")
     scrolled = await screen.evaluate(SCROLL)
     sys.stdout.write(
         f"\nfirst appointments after {first / 1000:.2f} s; {1000 / scrolled['mean']:.0f} frames a"

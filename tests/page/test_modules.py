@@ -33,7 +33,7 @@ def test_the_types_of_the_modules_are_right(tools: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("folder", "package"), VENDORED.items())
-def test_a_library_is_unchanged(tools: Run, folder: str, package: str) -> None:  # noqa: ARG001
+def test_a_library_is_unchanged(tools: Run, folder: str, package: str) -> None:
     for path in (PAGE.parent / folder).iterdir():
         published = ENVIRONMENT / "node_modules" / package / path.name
         assert path.read_bytes() == published.read_bytes(), path.name

@@ -143,7 +143,7 @@ async def test_a_credential_is_asked_for_and_kept_in_the_tab_alone(
     assert await there.evaluate("sessionStorage.length") == 0
 
 
-async def test_a_revoked_credential_is_told(
+async def test_a_revoked_credential_is_told_and_replaced_by_another(
     screen: Screen, guarded: tuple[Keys, Program], organization: str
 ) -> None:
     keys, gateway = guarded
@@ -157,3 +157,10 @@ async def test_a_revoked_credential_is_told(
     keys.revoke(key)
     await expect(dialog).to_contain_text("asks for a credential")
     await expect(there.page.locator("#state")).to_have_text("Not connected")
+    other = keys.key(organizations=[organization])
+    await dialog.get_by_label("API key or token").fill(other)
+    await dialog.get_by_role("button", name="Use").click()
+    await there.live()
+    written = {"start": TEN, "end": ELEVEN, "Authorization": f"Bearer {other}"}
+    Client(gateway, organization).upsert("a", resourceId="room 1", **written)
+    await expect(there.appointment("a")).to_be_visible()
