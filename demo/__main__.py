@@ -1,7 +1,7 @@
 """`make demo` and `make demo-fosdem`: send real requests and check the results.
 
-They use the gateway that `make run` started. Without one, they start everything themselves, on
-free ports and with a temporary database.
+They use what `make run` started. If nothing runs, they start everything themselves, on free ports
+and with a temporary database.
 """
 
 import asyncio
@@ -10,9 +10,10 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlencode
 
 import click
 from rich.console import Console
@@ -24,8 +25,9 @@ from local.programs import StartError
 from local.stack import ANY_PORT, running
 from service.verify.command import SOUND, parse, verify
 
-# The gateway of `make run`.
+# The gateway and the service of `make run`.
 DEFAULT_URL = f"http://localhost:{os.environ.get('GATEWAY_PORT', '3000')}"
+DEFAULT_ADDRESS = f"localhost:{os.environ.get('GRPC_PORT', '50051')}"
 
 url_option = click.option("--url", help=f"The gateway. [default: {DEFAULT_URL}, else a new one]")
 console = Console(highlight=False, soft_wrap=True)
@@ -62,32 +64,30 @@ def demo(
 
 @demo.command("fosdem")
 @click.option("--organization", default=fosdem.ORGANIZATION, show_default=True)
-@url_option
-def demo_fosdem(organization: str, url: str | None) -> None:
-    """Load the programme of FOSDEM 2023 and find the one double booking in it.
+@click.option("--address", help=f"The service. [default: {DEFAULT_ADDRESS}, else a new one]")
+def demo_fosdem(organization: str, address: str | None) -> None:
+    """Import the programme of FOSDEM 2023 and find the one double booking in it.
 
     A database of its own is also checked.
     """
-
-    async def load(at: str) -> bool:
-        async with Rest.connected(at) as rest:
-            loaded = await fosdem.load(rest, organization, console)
-        return fosdem.show(console, loaded)
-
-    with gateway(url) as place:
-        console.print(f"{place.url}, organization {organization}")
-        succeeded = asyncio.run(load(place.url))
+    with nullcontext(Place(address=address)) if address else gateway(None) as place:
+        console.print(f"{place.address}, organization {organization}")
+        succeeded = fosdem.load(place.address, organization, console)
         if place.database_url is not None:
             console.print("\npython -m service verify:")
             succeeded &= verify(place.database_url, parse([])) == SOUND
+        elif place.url:
+            shown = urlencode({"organization": organization, "date": "2023-02-04"})
+            console.print(f"\nThe calendar: {place.url}/#{shown}", markup=False)
         sys.exit(0 if succeeded else 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A gateway, and its database if the demo has started it."""
+    """A gateway and its service, and their database if the demo has started them."""
 
-    url: str
+    url: str = ""
+    address: str = DEFAULT_ADDRESS
     database_url: str | None = None
 
 
@@ -114,7 +114,9 @@ def gateway(url: str | None) -> Iterator[Place]:
             postgres=EmbeddedPostgres(Path(directory) / "postgres"), settings=ANY_PORT
         ) as stack,
     ):
-        yield Place(url=stack.gateway.url, database_url=stack.database_url)
+        yield Place(
+            url=stack.gateway.url, address=stack.service.address, database_url=stack.database_url
+        )
 
 
 if __name__ == "__main__":

@@ -67,31 +67,37 @@ def test_a_gateway_that_does_not_answer_is_one_line() -> None:
     assert done.stderr == "demo: no gateway is ready at http://127.0.0.1:1\n"
 
 
-def test_fosdem_twice(gateway: Program, organization: str) -> None:
-    first = demo("fosdem", "--url", gateway.url, "--organization", organization)
+def test_fosdem_twice(service: Program, organization: str) -> None:
+    first = demo("fosdem", "--address", service.address, "--organization", organization)
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "779 created, 1 conflict" in first.stdout
+    assert "779 CREATED, 1 TIME_RANGE_CONFLICT" in first.stdout
     for part in (
         "AMENDMENT Interactive discussion on organizing LLVM socials/meetups (id 15105",
         "CANCELLED Eliminating ManagedStatic and llvm_shutdown (id 13725",
         "room AW1.120, Sat 04 Feb 2023 15:50-16:00",
     ):
         assert part in first.stdout
-    second = demo("fosdem", "--url", gateway.url, "--organization", organization)
+    second = demo("fosdem", "--address", service.address, "--organization", organization)
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "779 unchanged, 1 conflict" in second.stdout
+    assert "1 TIME_RANGE_CONFLICT, 779 UNCHANGED" in second.stdout
+
+
+def test_fosdem_without_a_service_is_a_failure() -> None:
+    done = demo("fosdem", "--address", "127.0.0.1:1")
+    assert done.returncode == 1
+    assert "no service answers at 127.0.0.1:1" in done.stderr
 
 
 def test_fosdem_in_a_database_of_its_own_ends_with_a_check_of_it() -> None:
     done = demo("fosdem")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "779 created, 1 conflict" in done.stdout
+    assert "779 CREATED, 1 TIME_RANGE_CONFLICT" in done.stdout
     last = done.stdout.splitlines()[-1]
     assert last.startswith("sound: organizations 1, appointments 779, changes 779;")
 
 
 async def test_fosdem_with_something_else_in_a_room_is_a_failure(
-    gateway: Program, organization: str
+    service: Program, gateway: Program, organization: str
 ) -> None:
     async with Rest.connected(gateway.url) as rest:
         await rest.upsert(
@@ -103,9 +109,9 @@ async def test_fosdem_with_something_else_in_a_room_is_a_failure(
                 "end": "2023-02-04T09:31:00+01:00",
             }
         )
-    done = demo("fosdem", "--url", gateway.url, "--organization", organization)
+    done = demo("fosdem", "--address", service.address, "--organization", organization)
     assert done.returncode == 1
-    assert "778 created, 2 conflict" in done.stdout
+    assert "778 CREATED, 2 TIME_RANGE_CONFLICT" in done.stdout
 
 
 def body(id: str, start: int, end: int, updated: int = 0) -> dict[str, Any]:

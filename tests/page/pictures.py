@@ -14,7 +14,6 @@ from playwright.async_api import Browser, ViewportSize, async_playwright, expect
 from rich.console import Console
 
 from demo import fosdem
-from demo.rest import Rest
 from local.postgres import EmbeddedPostgres
 from local.programs import ROOT, Program
 from local.stack import ANY_PORT, running
@@ -74,9 +73,7 @@ PICTURES: dict[str, Callable[[Screen], Awaitable[None]]] = {
 
 
 async def take(gateway: Program) -> None:
-    """Load the programme, and take all pictures."""
-    async with Rest.connected(gateway.url) as rest:
-        await fosdem.load(rest, fosdem.ORGANIZATION, Console(quiet=True))
+    """Take all pictures."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path="/usr/bin/chromium", args=["--no-sandbox"]
@@ -109,6 +106,7 @@ def main() -> None:
             postgres=EmbeddedPostgres(Path(directory) / "postgres"), settings=ANY_PORT
         ) as stack,
     ):
+        fosdem.load(stack.service.address, fosdem.ORGANIZATION, Console(quiet=True))
         asyncio.run(take(stack.gateway))
 
 
