@@ -7,6 +7,7 @@ Errors have typed details, so there is no text to parse. test_booking.py tests t
 a server.
 """
 
+import json
 import random
 import sys
 import time
@@ -63,14 +64,24 @@ def main(address: str = "localhost:50051", *tls: str) -> None:
             print(f"revision {entry.revision}: {change} {describe(entry.appointment)}")
 
 
+# All addresses of a name take turns (gRPC's default is to use one), and those that come and go are
+# noticed within seconds.
+OPTIONS = (
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 5000),
+)
+
+
 def connect(
     address: str, ca: str | None = None, certificate: str | None = None, key: str | None = None
 ) -> grpc.Channel:
     """Return a channel, with TLS if given the file of an authority."""
     if ca is None:
-        return grpc.insecure_channel(address)
+        return grpc.insecure_channel(address, OPTIONS)
     files = [Path(path).read_bytes() if path else None for path in (ca, key, certificate)]
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(*files))
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(*files), OPTIONS)
 
 
 def appointment(

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -59,8 +59,8 @@ _MAX_CALENDARS = 64
 
 
 def build_router(
-    connections: Sequence[Connection],
-    relays: Sequence[Relay],
+    connection: Connection,
+    relay: Relay,
     settings: Settings,
     bodies: BodyReader,
     *,
@@ -73,7 +73,7 @@ def build_router(
     """Create the endpoints of all routes and pages."""
     routes = routes_of(*SERVICES)
     statuses = status_converter(routes)
-    service = ServiceClient(relays, statuses)
+    service = ServiceClient(relay, statuses)
     operations = OperationResponses(statuses)
     shared = CallDependencies(
         service=service,
@@ -87,7 +87,7 @@ def build_router(
         render_elsewhere=renderer,
     )
     watch = Watch(
-        connections,
+        connection,
         timeout=settings.gateway_timeout,
         heartbeat=settings.gateway_heartbeat_interval,
         outage_timeout=settings.watch_patience,
@@ -122,7 +122,7 @@ def build_router(
     router.add("GET", OPERATION_PATH, OperationEndpoint(service, operations, in_flight, waiting))
     router.add("GET", OPERATIONS_PATH, OperationsEndpoint(service, operations, in_flight))
     router.add("GET", "/healthz", LivenessEndpoint())
-    router.add("GET", "/readyz", ReadinessEndpoint(connections[0], SERVICES[0].full_name))
+    router.add("GET", "/readyz", ReadinessEndpoint(connection, SERVICES[0].full_name))
     if settings.gateway_docs == "on":
         router.add("GET", DOCUMENT_PATH, document_page(openapi_document(SERVICES, routes)))
         for path, page in viewer_pages().items():
@@ -156,17 +156,14 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         )
         streams = Streams(settings.gateway_max_streams)
         metrics = Metrics(lambda: in_flight.count + waiting.count, lambda: streams.count)
-        connections = _connections(settings, metrics, closing)
-        relays: list[Relay] = []
-        for connection in connections:
-            relay = Relay(
-                connection,
-                timeout=settings.gateway_timeout,
-                max_message_bytes=settings.max_message_bytes,
-                errors=metrics.unexpected_errors,
-            )
-            closing.push_async_callback(relay.close)
-            relays.append(relay)
+        connection = _connection(settings, metrics, closing)
+        relay = Relay(
+            connection,
+            timeout=settings.gateway_timeout,
+            max_message_bytes=settings.max_message_bytes,
+            errors=metrics.unexpected_errors,
+        )
+        closing.push_async_callback(relay.close)
         metrics_port = await closing.enter_async_context(
             serving_metrics(
                 metrics.registry,
@@ -181,8 +178,8 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         helper = Helper(MODULE)
         closing.push_async_callback(asyncio.to_thread, helper.close)
         router = build_router(
-            connections,
-            relays,
+            connection,
+            relay,
             settings,
             bodies,
             in_flight=in_flight,
@@ -222,29 +219,19 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
         yield Listening(port=port, metrics_port=metrics_port, in_flight=in_flight)
 
 
-def _connections(
-    settings: Settings, metrics: Metrics, closing: AsyncExitStack
-) -> Sequence[Connection]:
-    """Open the connections to the service. With TLS they are replaced at each renewal."""
+def _connection(settings: Settings, metrics: Metrics, closing: AsyncExitStack) -> Connection:
+    """Open the connection to the service. With TLS it is replaced at each renewal."""
     files = settings.service_tls_files
     watch = CertificateWatch(files, metrics.certificate_expiry) if files else None
-    connections = [
-        Connection(
-            settings.service_address,
-            watch.current if watch else None,
-            settings.service_tls_server_name,
-        )
-        for _ in range(settings.service_connections)
-    ]
-    for connection in connections:
-        closing.push_async_callback(connection.close)
-
-    async def replace(renewed: Certificates) -> None:
-        await asyncio.gather(*(connection.replace(renewed) for connection in connections))
-
+    connection = Connection(
+        settings.service_address,
+        watch.current if watch else None,
+        settings.service_tls_server_name,
+    )
+    closing.push_async_callback(connection.close)
     if watch is not None:
-        _follow("watch the service's certificates", watch, replace, metrics, closing)
-    return connections
+        _follow("watch the service's certificates", watch, connection.replace, metrics, closing)
+    return connection
 
 
 def _https(settings: Settings, metrics: Metrics, closing: AsyncExitStack) -> Https | None:

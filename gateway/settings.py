@@ -8,7 +8,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from pydantic_settings import NoDecode
 
 from runtime.settings import (
-    Count,
     Port,
     ProgramSettings,
     Seconds,
@@ -66,8 +65,6 @@ class Settings(ProgramSettings):
     gateway_port: Port = 3000
     service_address: str = "localhost:50051"
     """Host and port, or a gRPC target name such as `dns:///service:50051`."""
-    service_connections: Count = 1
-    """Set it to the number of addresses of the service: each connection uses one at a time."""
     service_tls_ca: Path | None = None
     """Authorities of the service's certificate. If set, the service is called by TLS."""
     service_tls_certificate: Path | None = None

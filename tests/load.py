@@ -27,7 +27,7 @@ class _Load(Generic[Failure]):
     def __init__(self, organization: str, writers: int) -> None:
         self.accepted: list[str] = []
         self.failed: list[tuple[str, Failure]] = []
-        self._organization = organization
+        self.organization = organization
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(writers)
         self._writers = [self._pool.submit(self._write, n) for n in range(writers)]
@@ -64,17 +64,28 @@ class _Load(Generic[Failure]):
         raise NotImplementedError
 
 
+def connect(address: str) -> grpc.Channel:
+    return grpc.insecure_channel(address, OWN_CONNECTION)
+
+
 class Load(_Load[grpc.StatusCode]):
     """Load by gRPC. Failures are status codes."""
 
-    def __init__(self, address: str, organization: str, writers: int = 8) -> None:
+    def __init__(
+        self,
+        address: str,
+        organization: str,
+        writers: int = 8,
+        connect: Callable[[str], grpc.Channel] = connect,
+    ) -> None:
+        self._connect = connect
         self._address = address
         super().__init__(organization, writers)
 
     @contextmanager
     def _connected(self) -> Iterator[Callable[[str], grpc.StatusCode | None]]:
-        with grpc.insecure_channel(self._address, OWN_CONNECTION) as channel:
-            org = Organization(AppointmentServiceStub(channel), self._organization)
+        with self._connect(self._address) as channel:
+            org = Organization(AppointmentServiceStub(channel), self.organization)
 
             def upsert(id: str) -> grpc.StatusCode | None:
                 try:
@@ -96,7 +107,7 @@ class RestLoad(_Load[int]):
 
     @contextmanager
     def _connected(self) -> Iterator[Callable[[str], int | None]]:
-        client = Client(self._gateway, self._organization)
+        client = Client(self._gateway, self.organization)
 
         def upsert(id: str) -> int | None:
             status = client.upsert(id, resourceId=id).status

@@ -1,8 +1,5 @@
 """Calls the service, and raises its errors as problems."""
 
-from collections.abc import Sequence
-from zlib import crc32
-
 from google.protobuf.message import Message
 
 from gateway.http.context import RequestContext
@@ -15,13 +12,10 @@ REVISION = "Organization-Revision"
 
 
 class ServiceClient:
-    """Calls methods of the service by path: `/package.Service/Method`.
+    """Calls methods of the service by path: `/package.Service/Method`."""
 
-    There is one relay per connection to the service.
-    """
-
-    def __init__(self, relays: Sequence[Relay], statuses: StatusConverter) -> None:
-        self._relays = relays
+    def __init__(self, relay: Relay, statuses: StatusConverter) -> None:
+        self._relay = relay
         self._statuses = statuses
 
     async def call(
@@ -33,12 +27,13 @@ class ServiceClient:
         for a header that cannot be sent as metadata. If the client disconnects, the call is
         cancelled.
         """
-        # All calls of an organization use one connection, so that its writes share batches.
-        organization = (context.organization or "").encode()
-        relay = self._relays[crc32(organization) % len(self._relays)]
         try:
-            reply = await relay.call(
-                method, message.SerializeToString(), metadata_of(context), wait=wait
+            reply = await self._relay.call(
+                method,
+                message.SerializeToString(),
+                metadata_of(context),
+                organization=context.organization or "",
+                wait=wait,
             )
         except MessageTooLargeError as error:
             raise refusal(

@@ -1,12 +1,19 @@
-"""Calls the service over one stream per connection, which many requests share.
+"""Calls the service over one stream per instance of it, which many requests share.
 
 While a message is being written, further calls wait. Then all waiting calls are sent as the
 next message. There is no timer: a single call is sent at once, and messages grow under load.
+
+Calls of an organization go to the same instance, from every gateway, so that its writes share
+batches. Each organization has one of LANES lanes. A lane opens a stream, for which gRPC chooses the
+address by the number of the lane. If that is an instance to which there is a stream already, the
+lane continues with that one.
 """
 
 import asyncio
+from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
+from zlib import crc32
 
 import structlog
 from appointments.relay.v1 import relay_pb2 as pb
@@ -16,7 +23,7 @@ from grpc import StatusCode, aio
 from prometheus_client import Counter
 
 from gateway.http.context import RateLimits
-from gateway.upstream.channels import Connection
+from gateway.upstream.channels import LANE, Connection
 from gateway.upstream.metadata import Metadata
 from runtime.backoff import log_unexpected
 
@@ -27,6 +34,9 @@ MAX_MESSAGE_CALLS = 1000
 message with more than ten times as many."""
 ENVELOPE_BYTES = 256
 """Maximum size of the other fields of a call, without its request and metadata."""
+LANES = 64
+"""With more, organizations are spread more evenly over few addresses. With fewer, fewer streams are
+opened when one ends."""
 
 
 class CallError(Exception):
@@ -61,7 +71,7 @@ class Reply(NamedTuple):
 
 
 class Relay:
-    """Calls the service. The first call opens the stream, as does the first after its end.
+    """Calls the service. The first call of a lane opens a stream, as does the first after its end.
 
     `timeout` (seconds) limits the wait for the answer to a call.
     """
@@ -73,11 +83,18 @@ class Relay:
         self._timeout = timeout
         self._max_message_bytes = max_message_bytes
         self._errors = errors
-        self._stream: _Stream | None = None
+        self._lanes: list[_Stream | None] = [None] * LANES
+        self._instances: dict[str, _Stream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def call(
-        self, method: str, request: bytes, metadata: Metadata, *, wait: float = 0
+        self,
+        method: str,
+        request: bytes,
+        metadata: Metadata,
+        *,
+        organization: str,
+        wait: float = 0,
     ) -> Reply:
         """Call a method by its path.
 
@@ -91,16 +108,10 @@ class Relay:
             size += len(key) + len(value)
         if size > self._max_message_bytes:
             raise MessageTooLargeError(self._max_message_bytes)
-        stream = self._stream
+        lane = crc32(organization.encode()) % LANES
+        stream = self._lanes[lane]
         if stream is None or not stream.open:
-            stream = self._stream = _Stream(
-                RelayServiceStub(self._connection.channel).Relay(),
-                min(MAX_MESSAGE_BYTES, self._max_message_bytes),
-                self._errors,
-            )
-            task = asyncio.create_task(self._run(stream))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            stream = self._open(lane)
         answer = await stream.call(_Call(method, request, metadata, size, self._timeout + wait))
         revision = (
             answer.organization_revision if answer.HasField("organization_revision") else None
@@ -110,12 +121,38 @@ class Relay:
             return Reply(answer.response, revision, limits)
         raise CallError(answer.error, revision, limits)
 
-    async def _run(self, stream: "_Stream") -> None:
+    def _open(self, lane: int) -> "_Stream":
+        stream = self._lanes[lane] = _Stream(
+            RelayServiceStub(self._connection.channel).Relay(metadata=((LANE, str(lane)),)),
+            min(MAX_MESSAGE_BYTES, self._max_message_bytes),
+            self._errors,
+        )
+        task = asyncio.create_task(self._run(stream, lane))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return stream
+
+    async def _run(self, stream: "_Stream", lane: int) -> None:
+        reached: str | None = None
+
+        def share(instance: str) -> None:
+            """Use one stream for all lanes that reach an instance."""
+            nonlocal reached
+            shared = self._instances.get(instance)
+            if shared is None or not shared.open:
+                self._instances[instance] = stream
+                reached = instance
+            else:
+                self._lanes[lane] = shared
+                stream.finish()
+
         self._connection.when_replaced.add(stream.finish)
         try:
-            await stream.run()
+            await stream.run(share)
         finally:
             self._connection.when_replaced.discard(stream.finish)
+            if reached is not None and self._instances.get(reached) is stream:
+                del self._instances[reached]
 
     async def close(self) -> None:
         """End the streams. Unanswered calls fail with UNAVAILABLE."""
@@ -178,14 +215,15 @@ class _Stream:
         self.open = False
         self._wake.set()
 
-    async def run(self) -> None:
+    async def run(self, reached: Callable[[str], None]) -> None:
         """Send calls and receive answers until the stream ends.
 
-        An unexpected error in sending or receiving also ends it.
+        Calls `reached` with the instance of the service that it has reached. An unexpected error
+        in sending or receiving also ends it.
         """
         writer = asyncio.create_task(self._write())
         try:
-            await self._read()
+            await self._read(reached)
         except aio.AioRpcError as error:
             structlog.get_logger().warning(
                 "relay ended",
@@ -203,8 +241,10 @@ class _Stream:
                 _fail(answer, StatusCode.UNAVAILABLE)
             self._unanswered.clear()
 
-    async def _read(self) -> None:
+    async def _read(self, reached: Callable[[str], None]) -> None:
         while isinstance(message := await self._stream.read(), pb.RelayResponse):
+            if message.instance and self.open:
+                reached(message.instance)
             for answer in message.answers:
                 waiting = self._unanswered.pop(answer.number, None)
                 if waiting is not None and not waiting.done():

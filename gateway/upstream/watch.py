@@ -1,10 +1,9 @@
 """Calls WatchAppointments, and resumes after the last revision when the service was away."""
 
 import asyncio
-import itertools
 import math
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from time import monotonic
 from typing import Any
 
@@ -40,7 +39,7 @@ _TEMPORARY = frozenset(
 
 
 class Watch:
-    """Calls WatchAppointments, each time over the next connection.
+    """Calls WatchAppointments, each time at any address of the service.
 
     `timeout` limits the wait for the first message, `heartbeat` the wait for later ones;
     when it expires, None is yielded. `outage_timeout` is how long a service that is
@@ -49,14 +48,13 @@ class Watch:
 
     def __init__(
         self,
-        connections: Sequence[Connection],
+        connection: Connection,
         *,
         timeout: float,
         heartbeat: float,
         outage_timeout: float,
     ) -> None:
-        # Each connection may lead to a different instance of the service.
-        self._connections = itertools.cycle(connections)
+        self._connection = connection
         self._timeout = timeout
         self._heartbeat = heartbeat
         self._outage_timeout = outage_timeout
@@ -75,11 +73,10 @@ class Watch:
         down_since: float | None = monotonic()
         delay = RESUME_DELAY
         while True:
-            connection = next(self._connections)
-            call: Any = AppointmentServiceStub(connection.channel).WatchAppointments(
+            call: Any = AppointmentServiceStub(self._connection.channel).WatchAppointments(
                 request, metadata=(*metadata, RELAYED), wait_for_ready=begun
             )
-            connection.when_replaced.add(call.cancel)
+            self._connection.when_replaced.add(call.cancel)
             try:
                 reading = _reading(call)
                 while True:
@@ -113,7 +110,7 @@ class Watch:
                     )
                     return
             finally:
-                connection.when_replaced.discard(call.cancel)
+                self._connection.when_replaced.discard(call.cancel)
                 call.cancel()
             if not begun:
                 begun = True

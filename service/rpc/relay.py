@@ -9,10 +9,11 @@ by gRPC's flow control.
 
 import asyncio
 import random
+import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import grpc
 import structlog
@@ -69,6 +70,7 @@ class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
         self._max_calls = max_calls
         self._send_timeout = send_timeout
         self._stream_age = stream_age
+        self._instance = uuid.uuid4().hex
         self._streams: set[_Stream] = set()
         self._closing = False
 
@@ -86,6 +88,7 @@ class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
             self._metrics,
             self._open,
             self._all_unwritten,
+            instance=self._instance,
             max_calls=self._max_calls,
             send_timeout=self._send_timeout,
         )
@@ -107,7 +110,7 @@ class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
 class _Unwritten:
     """A message that is not written yet, and about how many bytes it takes."""
 
-    message: pb.RelayResponse = field(default_factory=pb.RelayResponse)
+    message: pb.RelayResponse
     size: int = 0
 
 
@@ -153,6 +156,7 @@ class _Stream:
         open_calls: OpenCalls,
         all_unwritten: "_AllUnwritten",
         *,
+        instance: str,
         max_calls: int,
         send_timeout: float,
     ) -> None:
@@ -161,6 +165,8 @@ class _Stream:
         self._open = open_calls
         self._all_unwritten = all_unwritten
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        # For the first message; then empty.
+        self._instance = instance
         self._max_calls = max_calls
         self._send_timeout = send_timeout
         # The calls that have no answer yet, those that wait for their start included.
@@ -279,7 +285,8 @@ class _Stream:
         """Return the message to which the next answer, of `size` bytes, is added."""
         size += ANSWER_BYTES
         if not self._unwritten or self._unwritten[-1].size + size > MAX_MESSAGE_BYTES:
-            self._unwritten.append(_Unwritten())
+            self._unwritten.append(_Unwritten(pb.RelayResponse(instance=self._instance)))
+            self._instance = ""
         last = self._unwritten[-1]
         last.size += size
         self._unwritten_bytes += size

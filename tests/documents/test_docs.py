@@ -67,6 +67,7 @@ NOT_RUN = {
     "make schema": "tests/postgres/test_schema.py",
     "python -m bench.forms": "tests/test_bench.py",
     "python -m bench.floor": "a measurement that takes minutes",
+    "python -m bench.instances": "a measurement that takes minutes",
     "python -m service rotate-secrets": "tests/webhooks/test_encryption.py",
     "make protos": "make lint, which runs it and compares",
     "make lint": ".ci/run",

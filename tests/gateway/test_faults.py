@@ -60,7 +60,7 @@ async def test_a_stream_whose_two_ends_go_together_leaves_no_failure_behind() ->
     loop.set_exception_handler(lambda _, context: failures.append(context))
     try:
         connection = Connection(f"127.0.0.1:{port}")
-        watch = Watch([connection], timeout=5.0, heartbeat=0.05, outage_timeout=5.0)
+        watch = Watch(connection, timeout=5.0, heartbeat=0.05, outage_timeout=5.0)
         request = pb.WatchAppointmentsRequest()
         messages = watch.follow(request, (), request_id="r")
         assert await anext(messages)

@@ -1,12 +1,16 @@
-"""A gateway whose service changes its addresses."""
+"""Gateways and gRPC clients of a service whose addresses change."""
 
-import time
-from collections.abc import Callable, Iterator
+import json
+import runpy
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 
+import grpc
 import psutil
 import pytest
 
-from local.programs import Program
+from local.programs import ROOT, Program
 from tests.conftest import StartProgram
 from tests.load import Load, RestLoad
 from tests.observing import until
@@ -16,9 +20,31 @@ from tests.rest_client import Client, Events
 Start = Callable[[str], Program]
 
 
+# Enough that an address without any is out of the question: each has one of 64 lanes at random.
+ORGANIZATIONS = 60
+
+
+def served(service: Program) -> Counter[str]:
+    """Return the number of upserts that it has handled, by organization."""
+    lines = (line for line in service.log_lines() if "UpsertAppointment" in line)
+    return Counter(json.loads(line)["organization"] for line in lines)
+
+
 def calls(service: Program) -> int:
     """Return the number of upserts that it has handled."""
-    return sum("UpsertAppointment" in line for line in service.log_lines())
+    return served(service).total()
+
+
+def stored(gateway: Program, organization: str) -> set[str]:
+    """Return the ids of all appointments of an organization, in a list of any length."""
+    client = Client(gateway, organization)
+    found, token = set[str](), ""
+    while True:
+        page = client.call("GET", "/appointments", pageToken=token).json
+        found |= {each["id"] for each in page["appointments"]}
+        token = page.get("nextPageToken", "")
+        if not token:
+            return found
 
 
 def connections(service: Program) -> set[int]:
@@ -51,42 +77,77 @@ def names() -> Iterator[NameServer]:
         yield server
 
 
-def test_an_address_that_comes_back_gets_calls_again(
-    start_at: Start, start_gateway: StartProgram, organization: str
+@pytest.fixture
+def clients(organization: str) -> Callable[[Program], list[Client]]:
+    """Return clients of so many organizations at a gateway."""
+    return lambda gateway: [
+        Client(gateway, f"{organization}-{number}") for number in range(ORGANIZATIONS)
+    ]
+
+
+def write(clients: Iterable[Client]) -> None:
+    for client in clients:
+        assert client.upsert().status in {200, 201}
+
+
+def test_an_organization_has_the_same_instance_from_every_gateway(
+    start_at: Start,
+    start_gateway: StartProgram,
+    names: NameServer,
+    clients: Callable[[Program], list[Client]],
+) -> None:
+    addresses = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+    services = [start_at(address) for address in addresses]
+    names.addresses = addresses
+    gateways = [start_gateway(SERVICE_ADDRESS=names.target(services[0].port)) for _ in range(3)]
+    for gateway in gateways:
+        write(clients(gateway))
+    until(lambda: sum(map(calls, services)) == 3 * ORGANIZATIONS)
+    for service in services:
+        assert served(service)
+        assert set(served(service).values()) == {3}
+
+
+def test_an_address_that_comes_back_gets_its_organizations_again(
+    start_at: Start, start_gateway: StartProgram, clients: Callable[[Program], list[Client]]
 ) -> None:
     stays, goes = start_at("127.0.0.1"), start_at("127.0.0.2")
     gateway = start_gateway(SERVICE_ADDRESS=f"ipv4:127.0.0.1:{stays.port},127.0.0.2:{stays.port}")
-    client = Client(gateway, organization)
-
-    def reaches(service: Program) -> bool:
-        before = calls(service)
-        client.upsert()
-        time.sleep(0.02)  # the log line comes a moment later, or not at all
-        return calls(service) > before
-
-    until(lambda: reaches(goes))
-    until(lambda: reaches(stays))
+    callers = clients(gateway)
+    write(callers)
+    until(lambda: calls(stays) + calls(goes) == ORGANIZATIONS)
+    its = served(goes).keys()
+    assert its
     goes.kill()
-    until(lambda: client.upsert().status in {200, 201})
+    for client in callers:
+        until(lambda client=client: client.upsert().status == 200)  # type: ignore[misc]
     back = start_at("127.0.0.2")
-    until(lambda: reaches(back), within=10)
-    until(lambda: reaches(stays), within=10)
+
+    def returned() -> bool:
+        write(client for client in callers if client.organization in its)
+        return served(back).keys() == its
+
+    until(returned)
 
 
 def test_an_address_that_is_added_to_a_name_gets_calls(
-    start_at: Start, start_gateway: StartProgram, names: NameServer, organization: str
+    start_at: Start,
+    start_gateway: StartProgram,
+    names: NameServer,
+    clients: Callable[[Program], list[Client]],
 ) -> None:
     first = start_at("127.0.0.1")
     gateway = start_gateway(SERVICE_ADDRESS=names.target(first.port))
-    client = Client(gateway, organization)
-    assert client.upsert().status == 201
+    callers = clients(gateway)
+    write(callers)
     added = start_at("127.0.0.2")
     names.addresses = ("127.0.0.1", "127.0.0.2")
 
     def reached() -> bool:
-        return client.upsert().status == 200 and calls(added) > 0
+        write(callers)
+        return calls(added) > 0
 
-    until(reached, within=15)
+    until(reached)
 
 
 def test_a_service_that_is_replaced_under_its_name_is_found_in_a_few_seconds(
@@ -125,3 +186,56 @@ def test_connections_are_left_without_a_lost_call(
     assert not direct.failed
     assert not rest.failed
     assert ids == list(range(2, len(rest.accepted) + 1))
+
+
+@pytest.mark.parametrize("how", ["by gateway", "directly"])
+def test_instances_come_and_go_under_load(
+    how: str,
+    start_at: Start,
+    start_gateway: StartProgram,
+    names: NameServer,
+    organization: str,
+) -> None:
+    """Draining an instance costs no call; killing one costs those that were in flight."""
+    drained, killed, stays = (start_at(f"127.0.0.{number}") for number in (1, 2, 3))
+    names.addresses = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+    target = names.target(stays.port)
+    gateway = start_gateway(SERVICE_ADDRESS=target)
+    loads: list[RestLoad] | list[Load]
+    with ExitStack() as stack:
+        if how == "by gateway":
+            # One writer for each of several organizations, since each has one instance.
+            loads = [
+                RestLoad(gateway, f"{organization}-{number}", writers=1) for number in range(16)
+            ]
+        else:
+            connect = runpy.run_path(str(ROOT / "examples/booking.py"))["connect"]
+            loads = [Load(target, organization, writers=4, connect=connect)]
+        for load in loads:
+            stack.enter_context(load)
+
+        def each_gets_calls(*services: Program) -> None:
+            before = {service: calls(service) for service in services}
+            until(lambda: all(calls(service) > before[service] for service in services))
+
+        def failed() -> list[object]:
+            return [failure for load in loads for _, failure in load.failed]
+
+        each_gets_calls(drained, killed, stays)
+        names.addresses = ("127.0.0.2", "127.0.0.3")
+        assert drained.stop() == 0
+        each_gets_calls(killed, stays)
+        assert failed() == []
+        killed.kill()
+        names.addresses = ("127.0.0.3",)
+        each_gets_calls(stays)
+        added = start_at("127.0.0.4")
+        names.addresses = ("127.0.0.3", "127.0.0.4")
+        each_gets_calls(stays, added)
+        for load in loads:
+            load.stop()
+    assert set(failed()) <= {503, grpc.StatusCode.UNAVAILABLE}
+    # One of each writer, at most.
+    assert len(failed()) <= 16
+    for load in loads:
+        assert stored(gateway, load.organization) >= set(load.accepted)

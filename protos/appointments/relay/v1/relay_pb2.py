@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!appointments/relay/v1/relay.proto\x12\x15\x61ppointments.relay.v1\x1a\x17google/rpc/status.proto\"M\n\x0cRelayRequest\x12*\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1b.appointments.relay.v1.Call\x12\x11\n\tcancelled\x18\x02 \x03(\x04\"\x92\x01\n\x04\x43\x61ll\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x31\n\x08metadata\x18\x04 \x03(\x0b\x32\x1f.appointments.relay.v1.Metadata\x12\x17\n\ntimeout_ms\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_timeout_ms\"B\n\x08Metadata\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x10\n\x06\x62inary\x18\x03 \x01(\x0cH\x00\x42\x07\n\x05value\"P\n\rRelayResponse\x12.\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1d.appointments.relay.v1.Answer\x12\x0f\n\x07\x63losing\x18\x02 \x01(\x08\"\xc8\x01\n\x06\x41nswer\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x12\n\x08response\x18\x02 \x01(\x0cH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\"\n\x15organization_revision\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x19\n\x11rate_limit_policy\x18\x05 \x01(\t\x12\x12\n\nrate_limit\x18\x06 \x01(\tB\x08\n\x06resultB\x18\n\x16_organization_revision2f\n\x0cRelayService\x12V\n\x05Relay\x12#.appointments.relay.v1.RelayRequest\x1a$.appointments.relay.v1.RelayResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!appointments/relay/v1/relay.proto\x12\x15\x61ppointments.relay.v1\x1a\x17google/rpc/status.proto\"M\n\x0cRelayRequest\x12*\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1b.appointments.relay.v1.Call\x12\x11\n\tcancelled\x18\x02 \x03(\x04\"\x92\x01\n\x04\x43\x61ll\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x31\n\x08metadata\x18\x04 \x03(\x0b\x32\x1f.appointments.relay.v1.Metadata\x12\x17\n\ntimeout_ms\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_timeout_ms\"B\n\x08Metadata\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x10\n\x06\x62inary\x18\x03 \x01(\x0cH\x00\x42\x07\n\x05value\"b\n\rRelayResponse\x12.\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1d.appointments.relay.v1.Answer\x12\x0f\n\x07\x63losing\x18\x02 \x01(\x08\x12\x10\n\x08instance\x18\x03 \x01(\t\"\xc8\x01\n\x06\x41nswer\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x12\n\x08response\x18\x02 \x01(\x0cH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\"\n\x15organization_revision\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x19\n\x11rate_limit_policy\x18\x05 \x01(\t\x12\x12\n\nrate_limit\x18\x06 \x01(\tB\x08\n\x06resultB\x18\n\x16_organization_revision2f\n\x0cRelayService\x12V\n\x05Relay\x12#.appointments.relay.v1.RelayRequest\x1a$.appointments.relay.v1.RelayResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,9 +39,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METADATA']._serialized_start=313
   _globals['_METADATA']._serialized_end=379
   _globals['_RELAYRESPONSE']._serialized_start=381
-  _globals['_RELAYRESPONSE']._serialized_end=461
-  _globals['_ANSWER']._serialized_start=464
-  _globals['_ANSWER']._serialized_end=664
-  _globals['_RELAYSERVICE']._serialized_start=666
-  _globals['_RELAYSERVICE']._serialized_end=768
+  _globals['_RELAYRESPONSE']._serialized_end=479
+  _globals['_ANSWER']._serialized_start=482
+  _globals['_ANSWER']._serialized_end=682
+  _globals['_RELAYSERVICE']._serialized_start=684
+  _globals['_RELAYSERVICE']._serialized_end=786
 # @@protoc_insertion_point(module_scope)

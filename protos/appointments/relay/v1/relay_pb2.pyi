@@ -129,11 +129,16 @@ class RelayResponse(_message.Message):
 
     ANSWERS_FIELD_NUMBER: _builtins.int
     CLOSING_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
     closing: _builtins.bool
     """The service is about to stop, or the stream has lasted long enough that calls should
     move to other processes and addresses. Calls that were sent on this stream are
     answered. The gateway sends further calls on a new stream, and half-closes this one
     when it has all answers.
+    """
+    instance: _builtins.str
+    """Identifies the process of the service. Only in the first message of a stream. A gateway that
+    has another stream to the same process sends further calls on that one.
     """
     @_builtins.property
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Answer]: ...
@@ -142,10 +147,11 @@ class RelayResponse(_message.Message):
         *,
         answers: _abc.Iterable[Global___Answer] | None = ...,
         closing: _builtins.bool = ...,
+        instance: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "closing", b"closing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "closing", b"closing", "instance", b"instance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
