@@ -219,7 +219,7 @@ class Calls:
 
     def __init__(self, database: Database, names: Sequence[str], each: int) -> None:
         self._reads = ReadStore(database, None)
-        self._writes = WriteStore(database, Metrics())
+        self._writes = WriteStore(database, Metrics(), lambda: None)
         self._names = names
         self._each = each
 

@@ -84,6 +84,11 @@ class Metrics:
             "Size of the history with its indexes. Every worker reports it, once a minute",
             registry=self.registry,
         )
+        self.listening = Gauge(
+            "appointments_worker_listening",
+            "1 while a worker is notified of work, 0 while it polls at its poll intervals",
+            registry=self.registry,
+        )
         self.hold_expiry_delay_seconds = Histogram(
             "appointments_hold_expiry_delay_seconds",
             "Time from the end of an expired hold until the worker recorded it, as a change. Its"

@@ -1,7 +1,7 @@
 """Builds the gRPC server from the settings, runs it, and shuts it down gracefully."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +28,7 @@ from service.operations.postgres.queue import PostgresQueue
 from service.operations.rabbitmq.queue import RabbitMQQueue, declare_queues
 from service.operations.results import OperationResults
 from service.postgres.database import Database
+from service.postgres.notifications import Notifier, Work
 from service.postgres.schema import check_primary
 from service.postgres.session import CALLER_ROLE
 from service.reads.moments import Moments
@@ -111,8 +112,9 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             settings.database_url,
             name="write",
             connections=settings.write_connections,
-            # The committer has at most one call per connection in flight, the accepter one.
-            max_waiting=settings.write_connections,
+            # The committer has at most one call per connection in flight, the accepter and each of
+            # the two notifiers one.
+            max_waiting=settings.write_connections + 2,
             timeouts=settings.timeouts,
             role=CALLER_ROLE,
             replica=False,
@@ -136,8 +138,9 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             metrics=metrics,
         )
         await replicas.check()
+        changes, operations = _notifiers(settings, writes)
         committer = Committer(
-            WriteStore(writes, metrics),
+            WriteStore(writes, metrics, changes.notify),
             metrics,
             connections=settings.write_connections,
             max_organizations=settings.max_call_organizations,
@@ -145,7 +148,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             max_queued=settings.max_queued_writes,
         )
         accepter = Accepter(
-            _operation_queue(settings, writes, stack),
+            _operation_queue(settings, operations.notify, writes, stack),
             metrics,
             max_waiting=settings.max_queued_writes,
         )
@@ -165,6 +168,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             committer,
             accepter,
             results,
+            changed=changes.notify,
             reads=reads,
             replicas=replicas,
             helper=helper,
@@ -226,8 +230,8 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         for database in (writes, reads, replicas):
             await stack.enter_async_context(database)
         await check_keys(reads, SecretKeys(settings.secrets_keys))
-        stack.push_async_callback(committer.drain)
-        stack.push_async_callback(accepter.drain)
+        for end in (changes.close, operations.close, committer.drain, accepter.drain):
+            stack.push_async_callback(end)
         health_port = await serve_health(
             health_servicer,
             settings.grpc_host,
@@ -270,6 +274,14 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         )
 
 
+def _notifiers(settings: Settings, database: Database) -> tuple[Notifier, Notifier]:
+    """Return those of changes and of queued operations."""
+    return (
+        Notifier(database, Work.CHANGES, interval=settings.change_poll_interval),
+        Notifier(database, Work.OPERATIONS, interval=settings.operation_poll_interval),
+    )
+
+
 def _services(
     settings: Settings,
     metrics: Metrics,
@@ -277,6 +289,7 @@ def _services(
     accepter: Accepter,
     results: OperationResults,
     *,
+    changed: Callable[[], None],
     reads: Database,
     replicas: Replicas,
     helper: Helper,
@@ -310,6 +323,7 @@ def _services(
             WebhookStore(
                 reads,
                 SecretKeys(settings.secrets_keys),
+                changed=changed,
                 most=settings.webhook_max_per_organization,
                 secret_overlap=settings.webhook_secret_overlap,
             ),
@@ -332,10 +346,10 @@ def _rate_limiter(settings: Settings, database: Database) -> RateLimiter | None:
 
 
 def _operation_queue(
-    settings: Settings, database: Database, stack: AsyncExitStack
+    settings: Settings, notify: Callable[[], None], database: Database, stack: AsyncExitStack
 ) -> OperationQueue:
     if settings.operation_queue == "postgres" or settings.amqp_url is None:
-        return PostgresQueue(database)
+        return PostgresQueue(database, notify)
     broker = Broker(
         settings.amqp_url,
         name="appointments-service",

@@ -279,6 +279,11 @@ class Settings(ProgramSettings):
         return certificate_files(self, "grpc_tls_certificate", "grpc_tls_key", "grpc_tls_client_ca")
 
     @property
+    def change_poll_interval(self) -> float:
+        """The shortest interval at which workers poll for changes."""
+        return min(self.webhook_poll_interval, self.event_poll_interval)
+
+    @property
     def timeouts(self) -> Timeouts:
         """The timeouts of the primary."""
         return Timeouts(

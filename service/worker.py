@@ -18,6 +18,7 @@ from service.operations.rabbitmq.applier import LOOP as RABBITMQ_LOOP
 from service.operations.rabbitmq.worker import RabbitMQQueueWorker
 from service.postgres.database import Database
 from service.postgres.history_size import HistorySize
+from service.postgres.notifications import Listener, Notifier, Work
 from service.postgres.purge import Purge
 from service.postgres.schema import check_primary
 from service.postgres.session import WORKER_ROLE
@@ -79,11 +80,15 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
             )
         ]
         await check_keys(database, SecretKeys(settings.secrets_keys))
-        background = _postgres_tasks(settings, database, metrics)
+        listener = Listener(settings.database_url, database, settings.timeouts, metrics)
+        changes = Notifier(database, Work.CHANGES, interval=settings.change_poll_interval)
+        stack.push_async_callback(changes.close)
+        background = _postgres_tasks(settings, database, metrics, listener, changes)
+        background["listen for work"] = listener.run
         background[EXPIRY_LOOP] = Expiry(
             database,
             Committer(
-                WriteStore(expiry_database, metrics),
+                WriteStore(expiry_database, metrics, changes.notify),
                 metrics,
                 connections=EXPIRY_CONNECTIONS,
                 max_organizations=settings.max_call_organizations,
@@ -91,9 +96,18 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
                 max_queued=10 * BATCH,
             ),
             metrics,
+            listener.wakeup(Work.CHANGES),
         ).run
         if settings.amqp_url is not None:
-            background |= _rabbitmq_tasks(settings, settings.amqp_url, database, metrics, stack)
+            background |= _rabbitmq_tasks(
+                settings,
+                settings.amqp_url,
+                database,
+                metrics,
+                listener=listener,
+                changes=changes,
+                stack=stack,
+            )
         tasks = [
             asyncio.create_task(run_forever(name, run, metrics.unexpected_errors))
             for name, run in background.items()
@@ -103,11 +117,17 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
 
 
 def _postgres_tasks(
-    settings: Settings, database: Database, metrics: Metrics
+    settings: Settings,
+    database: Database,
+    metrics: Metrics,
+    listener: Listener,
+    changes: Notifier,
 ) -> dict[str, BackgroundTask]:
     operations = PostgresQueueWorker(
         database,
         metrics,
+        wakeup=listener.wakeup(Work.OPERATIONS),
+        changed=changes.notify,
         # One connection is left for the other tasks.
         concurrency=settings.worker_connections - 1,
         max_organizations=settings.max_call_organizations,
@@ -141,6 +161,7 @@ def _postgres_tasks(
             AddressRules(settings.webhook_allowed_networks),
             SecretKeys(settings.secrets_keys),
             metrics,
+            wakeup=listener.wakeup(Work.CHANGES),
             settings=DeliverySettings(
                 slots=settings.webhook_concurrency,
                 poll_interval=settings.webhook_poll_interval,
@@ -160,7 +181,14 @@ def _postgres_tasks(
 
 
 def _rabbitmq_tasks(
-    settings: Settings, url: str, database: Database, metrics: Metrics, stack: AsyncExitStack
+    settings: Settings,
+    url: str,
+    database: Database,
+    metrics: Metrics,
+    *,
+    listener: Listener,
+    changes: Notifier,
+    stack: AsyncExitStack,
 ) -> dict[str, BackgroundTask]:
     broker = Broker(
         url,
@@ -174,6 +202,7 @@ def _rabbitmq_tasks(
             EventStore(database),
             broker,
             metrics,
+            listener.wakeup(Work.CHANGES),
             interval=settings.event_poll_interval,
             lease=settings.event_lease,
         ).run
@@ -183,6 +212,7 @@ def _rabbitmq_tasks(
             url,
             database,
             metrics,
+            changed=changes.notify,
             max_batch=settings.max_batch_writes,
             timeout=settings.amqp_timeout,
         ).run

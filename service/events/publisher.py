@@ -13,6 +13,7 @@ from service.errors import BrokerUnavailable, ServiceError
 from service.events.rabbitmq import EXCHANGE, message
 from service.events.store import EventStore
 from service.metrics import Metrics
+from service.postgres.notifications import MAX_SLEEP, Wakeup
 
 # Changes that are read and published together, before any is confirmed.
 GROUP = 200
@@ -46,16 +47,26 @@ class EventPublisher:
     """
 
     def __init__(
-        self, store: EventStore, broker: Broker, metrics: Metrics, *, interval: float, lease: float
+        self,
+        store: EventStore,
+        broker: Broker,
+        metrics: Metrics,
+        wakeup: Wakeup,
+        *,
+        interval: float,
+        lease: float,
     ) -> None:
         self._store = store
         self._broker = broker
         self._metrics = metrics
+        self._wakeup = wakeup
         self._interval = interval
         self._lease = lease
         self._fence: int | None = None
         self._renew_at = 0.0
         self._scan_at = 0.0
+        # Whether the last scan found nothing.
+        self._idle = False
         self._behind = 0
 
     async def run(self) -> None:
@@ -79,6 +90,9 @@ class EventPublisher:
                         log.info("event publishing resumed")
                     failing = False
                 await asyncio.sleep(pause)
+                if self._idle and monotonic() >= self._scan_at:
+                    until_renewal = max(self._renew_at - monotonic(), 0.0)
+                    await self._wakeup.wait(min(until_renewal, MAX_SLEEP))
         finally:
             fence, self._fence = self._fence, None
             if fence is not None:
@@ -100,6 +114,7 @@ class EventPublisher:
 
     async def _publish_all(self, fence: int) -> bool:
         """Publish the pending changes of all organizations; False if the lease was lost."""
+        self._idle = False
         began = monotonic()
         scanning = 0.0
         after, behind, found = "", 0, False
@@ -124,6 +139,7 @@ class EventPublisher:
             if not await self._renew(fence):
                 return False
             after = part.end
+        self._idle = not found
         pause = scanning / SCAN_SHARE - (monotonic() - began)
         self._scan_at = monotonic() + max(0.0 if found else self._interval, pause)
         return True
@@ -138,6 +154,7 @@ class EventPublisher:
     def _lease_lost(self) -> float:
         log.info("event publisher lease lost", fence=self._fence)
         self._fence = None
+        self._idle = False
         self._behind = 0
         self._metrics.events_behind.set(0)
         return self._interval

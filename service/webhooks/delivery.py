@@ -19,6 +19,7 @@ from runtime.backoff import log_unexpected
 from service.domain import HistoryEntry
 from service.errors import ServiceError
 from service.metrics import Metrics
+from service.postgres.notifications import Wakeup
 from service.reads.store import ReadStore
 from service.webhooks.addresses import AddressRules
 from service.webhooks.claims import ClaimStore, Sent
@@ -67,6 +68,7 @@ class Deliverer:
         keys: SecretKeys,
         metrics: Metrics,
         *,
+        wakeup: Wakeup,
         settings: DeliverySettings,
         look_up: LookUp = look_up,
     ) -> None:
@@ -75,6 +77,8 @@ class Deliverer:
         self._reads = reads
         self._rules = rules
         self._metrics = metrics
+        # For changes, and for webhooks that may be due again.
+        self._wakeup = wakeup
         self._settings = settings
         self._look_up = look_up
         self._stopping = False
@@ -99,7 +103,7 @@ class Deliverer:
                 await self._stop()
 
     async def _start_due(self, sender: Sender) -> None:
-        """Claim a webhook for each free slot, then wait until the next poll."""
+        """Claim a webhook for each free slot, then wait until others may be due."""
         slots = self._settings.slots - len(self._tasks)
         # Failing webhooks get at most half of all slots, and half of the free ones.
         failing_slots = max(0, self._settings.slots // 2 - sum(self._tasks.values()))
@@ -119,8 +123,11 @@ class Deliverer:
         if self._settings.slots - len(self._tasks) < 2:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         # More webhooks may be due if every slot was filled.
-        pause = self._settings.poll_interval if len(claimed) < slots else 0.0
+        all_claimed = len(claimed) < slots
+        pause = self._settings.poll_interval if all_claimed else 0.0
         await asyncio.sleep(max(pause, taken / POLL_SHARE))
+        if all_claimed:
+            await self._wakeup.wait()
 
     async def _claim(self, slots: int, failing_slots: int) -> list[Claim]:
         """Claim webhooks. If cancelled, release the webhooks that were just claimed."""
@@ -171,6 +178,7 @@ class Deliverer:
             log.warning("webhook postponed", webhook=webhook.claim.id, error=error.message)
         except Exception as error:  # noqa: BLE001  must not affect other webhooks
             self._log_unexpected(error, webhook.claim)
+        self._wakeup.wake_in(webhook.due_in)
 
     def _log_unexpected(self, error: Exception, claim: Claim) -> None:
         errors = self._metrics.unexpected_errors
@@ -229,6 +237,8 @@ class _ClaimedWebhook:
         self._sent: list[Sent] = []
         self._recorded_at = monotonic()
         self._ended = False
+        # Seconds after which it may be due, once it is released.
+        self.due_in = 0.0
         # Set if the next change caused an unexpected error in the worker itself.
         self.internal_error = False
 
@@ -263,15 +273,18 @@ class _ClaimedWebhook:
             return
         self._ended = True
         outcome = sent.outcome
+        wait = self._retry_delay(sent.attempt, outcome.retry_after)
         failed = await self._claims.fail(
             self.claim,
             sent,
-            wait=self._retry_delay(sent.attempt, outcome.retry_after),
+            wait=wait,
             gone=outcome.http_status == GONE,
         )
         if failed is None:
             await self._claims.release(self.claim, wait=0.0)
-        elif failed.disabled:
+            return
+        self.due_in = wait
+        if failed.disabled:
             log.warning(
                 "webhook disabled",
                 organization=failed.organization_id,
@@ -311,6 +324,7 @@ class _ClaimedWebhook:
             await self.failed(Sent(self.reached + 1, self.attempt, _internal_error()))
         elif self.reached == self.claim.cursor:
             self._ended = True
+            self.due_in = wait
             await self._claims.release(self.claim, wait=wait)
         else:
             await self.record(release=True)

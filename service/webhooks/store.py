@@ -2,7 +2,7 @@
 
 import base64
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, LiteralString
 
 from service.domain import Change, ChangeFilter, new_id
@@ -57,17 +57,25 @@ NOT_FOUND = "the organization has no webhook with this id"
 class WebhookStore:
     """The webhooks of organizations. `secret_overlap` (seconds): see `rotate`.
 
-    Secrets and header values are encrypted by `keys`.
+    Secrets and header values are encrypted by `keys`. `changed` is called when a webhook may have
+    something to be sent.
 
     Every method also returns the organization's revision, and raises WebhookNotFound for an
     id that the organization does not have.
     """
 
     def __init__(
-        self, database: Database, keys: SecretKeys, *, most: int, secret_overlap: float
+        self,
+        database: Database,
+        keys: SecretKeys,
+        *,
+        changed: Callable[[], None],
+        most: int,
+        secret_overlap: float,
     ) -> None:
         self._database = database
         self._keys = keys
+        self._changed = changed
         self._most = most
         self._secret_overlap = secret_overlap
 
@@ -102,6 +110,7 @@ class WebhookStore:
                 f"the organization has {self._most} webhooks already; delete one first",
                 organization_revision=revision,
             )
+        self._changed()
         webhook, revision = await self.get(organization_id, webhook_id)
         return webhook, secret, revision
 
@@ -139,6 +148,7 @@ class WebhookStore:
             " %(header_names)s, %(header_values)s, %(resource_id)s)",
             {"organization_id": organization_id, "id": id, **self._parameters(content)},
         )
+        self._changed()
         webhook, revision = await self.get(organization_id, id)
         for (missing,) in found:
             if missing is not None:
@@ -186,6 +196,7 @@ class WebhookStore:
             "SELECT replay_webhook(%(organization_id)s, %(id)s, %(after)s)",
             {"organization_id": organization_id, "id": id, "after": after},
         )
+        self._changed()
         webhook, revision = await self.get(organization_id, id)
         if not done:
             raise InvalidFields.beyond_latest("after_revision", revision)

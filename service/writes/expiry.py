@@ -5,6 +5,7 @@ followers of changes.
 """
 
 import asyncio
+import random
 from collections import defaultdict
 from datetime import timedelta
 from time import monotonic
@@ -17,6 +18,7 @@ from service.domain import Expire, Outcome, WriteResult
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.postgres.database import Database
+from service.postgres.notifications import MAX_SLEEP, Wakeup
 from service.writes.committer import Committer
 
 LOOP = "expire holds"
@@ -25,8 +27,10 @@ LOOP = "expire holds"
 BATCH = 1000
 # The most that one transaction records. Other writes of the organization wait meanwhile.
 MAX_WRITES = 100
-# Seconds. The poll interval, and how long an organization is left alone after an error.
+# Seconds. The shortest poll interval, and how long an organization is left alone after an error.
 INTERVAL = 1.0
+# Seconds. So that not all workers find a hold at the same moment, and only one of them writes.
+SPREAD = 0.25
 
 # A partial index has the holds by their end. Those of the organizations that are being written
 # are passed over.
@@ -39,6 +43,13 @@ _DUE: LiteralString = """
     LIMIT %(limit)s
 """
 
+# Seconds until the next hold ends, none without holds.
+_NEXT: LiteralString = """
+    SELECT extract(epoch FROM min(hold_until) - now())::double precision
+    FROM public.appointments
+    WHERE state = 'HELD' AND ordinal = 0
+"""
+
 log = structlog.get_logger()
 
 
@@ -48,12 +59,18 @@ class Expiry:
     Several workers may find the same hold: the first write records its expiry, the others
     change nothing. Organizations do not wait for each other: while the writes of one are under
     way, others are looked for.
+
+    It polls when a hold ends, and when there may be new holds (`wakeup`), but not more often than
+    at INTERVAL.
     """
 
-    def __init__(self, database: Database, committer: Committer, metrics: Metrics) -> None:
+    def __init__(
+        self, database: Database, committer: Committer, metrics: Metrics, wakeup: Wakeup
+    ) -> None:
         self._database = database
         self._committer = committer
         self._metrics = metrics
+        self._wakeup = wakeup
         # The organizations that are being written.
         self._busy: dict[str, asyncio.Task[None]] = {}
 
@@ -91,8 +108,20 @@ class Expiry:
             await asyncio.wait(
                 self._busy.values(), timeout=INTERVAL, return_when=asyncio.FIRST_COMPLETED
             )
-        else:
-            await asyncio.sleep(INTERVAL)
+            return
+        next_end = await self._next_end()
+        await asyncio.sleep(INTERVAL)
+        await self._wakeup.wait(max(next_end - INTERVAL, 0.0))
+
+    async def _next_end(self) -> float:
+        """Return after how many seconds to poll for the next hold that ends, at most MAX_SLEEP."""
+        try:
+            [(seconds,)] = await self._database.fetch_across(_NEXT)
+        except ServiceError:
+            return MAX_SLEEP
+        if seconds is None or seconds > MAX_SLEEP:
+            return MAX_SLEEP
+        return float(seconds) + random.uniform(0, SPREAD)  # noqa: S311  no secret
 
     async def _record(
         self, organization_id: str, holds: list[tuple[str, timedelta]], found_at: float

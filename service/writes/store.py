@@ -1,6 +1,6 @@
 """Applies batches of writes: apply_writes for one batch, apply_batches for several."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
@@ -113,11 +113,12 @@ _REFUSALS: dict[str, tuple[type[ServiceError], str]] = {
 
 
 class WriteStore:
-    """Applies writes. A batch is one transaction."""
+    """Applies writes. A batch is one transaction, after which `changed` is called."""
 
-    def __init__(self, database: Database, metrics: Metrics) -> None:
+    def __init__(self, database: Database, metrics: Metrics, changed: Callable[[], None]) -> None:
         self._database = database
         self._metrics = metrics
+        self._changed = changed
 
     async def apply(
         self, organization_id: str, writes: Sequence[Write]
@@ -138,6 +139,7 @@ class WriteStore:
             if len(writes) == 1:
                 return [await self._error_of(organization_id, writes[0], refusal)]
             return await self._apply_one_by_one(organization_id, writes)
+        self._changed()
         return self._results(organization_id, writes, found)
 
     async def apply_batches(
@@ -162,6 +164,7 @@ class WriteStore:
             if refusal.sqlstate is None:
                 raise  # not reported by the server, so perhaps not rolled back
             return [None] * len(batches)
+        self._changed()
         results: list[list[WriteResult | Exception] | None] = []
         position = 0
         for organization_id, writes in batches:
@@ -182,6 +185,7 @@ class WriteStore:
         """
         parameters = (organization_id, _json(_parameters(batch.upserts)), batch.validate_only)
         found = await self._database.fetch(organization_id, _APPLY_ATOMICALLY, parameters)
+        self._changed()
         self._metrics.lock_wait_seconds.observe(found[0][2])
         results = [
             None if row[0] == _NOT_WRITTEN else _result(organization_id, write, row)

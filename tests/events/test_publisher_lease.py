@@ -14,6 +14,7 @@ from service.events.rabbitmq import declare_exchange
 from service.events.store import EventStore, Scan
 from service.metrics import Metrics
 from service.postgres.database import Database
+from service.postgres.notifications import Wakeup
 from service.postgres.session import WORKER_ROLE, Timeouts
 from tests.conftest import CreateDatabase
 from tests.observing import until
@@ -136,7 +137,7 @@ async def test_a_scan_that_takes_longer_than_the_lease_keeps_it(
     async with database(url) as opened:
         store = SlowStore(opened, consumer)
         broker = Broker("amqp://127.0.0.1:1", name="test", timeout=1, declare=declare_exchange)
-        publisher = EventPublisher(store, broker, Metrics(), interval=0.2, lease=1.5)
+        publisher = EventPublisher(store, broker, Metrics(), Wakeup(), interval=0.2, lease=1.5)
         running = asyncio.create_task(publisher.run())
         begun = time.monotonic()
         while await store.acquire(0) is not None:

@@ -251,7 +251,9 @@ async def test_what_was_written_one_by_one_keeps_its_result_when_a_later_one_fai
         for minute, id in enumerate("abc")
     ]
     async with database:
-        first, second, third = await WriteStore(database, metrics).apply(organization, writes)
+        first, second, third = await WriteStore(database, metrics, lambda: None).apply(
+            organization, writes
+        )
     assert isinstance(first, WriteResult)
     assert second is unreadable
     assert isinstance(third, DatabaseUnavailable)

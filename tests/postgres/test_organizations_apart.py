@@ -409,8 +409,10 @@ class Overlap(psycopg.errors.ExclusionViolation):
 def calls(database: Database) -> list[Callable[[], Awaitable[object]]]:
     """Calls about B that reach every statement for one organization."""
     reads = ReadStore(database, None)
-    writes = WriteStore(database, Metrics())
-    webhooks = WebhookStore(database, SecretKeys([]), most=10, secret_overlap=10.0)
+    writes = WriteStore(database, Metrics(), lambda: None)
+    webhooks = WebhookStore(
+        database, SecretKeys([]), changed=lambda: None, most=10, secret_overlap=10.0
+    )
     results = OperationResults(
         database,
         Metrics(),
@@ -447,7 +449,9 @@ def calls(database: Database) -> list[Callable[[], Awaitable[object]]]:
 
 def calls_after_get(database: Database) -> list[Callable[[], Awaitable[object]]]:
     """The same, of those that look at the webhook first."""
-    webhooks = WebhookStore(database, SecretKeys([]), most=10, secret_overlap=10.0)
+    webhooks = WebhookStore(
+        database, SecretKeys([]), changed=lambda: None, most=10, secret_overlap=10.0
+    )
 
     async def deliveries() -> object:
         found, _ = await webhooks.deliveries(B, "x", before=100, limit=10)

@@ -26,6 +26,7 @@ from service.operations.operation import new_operation
 from service.operations.postgres.worker import PostgresQueueWorker
 from service.operations.rabbitmq.applier import OperationApplier
 from service.operations.results import OperationResults
+from service.postgres.notifications import Wakeup
 from service.postgres.purge import Purge
 from service.reads.moments import Moments
 from service.reads.store import ReadStore
@@ -93,6 +94,8 @@ def operations(database: Any, metrics: Metrics) -> Work:
     return PostgresQueueWorker(
         database,
         metrics,
+        wakeup=Wakeup(),
+        changed=lambda: None,
         concurrency=1,
         max_organizations=10,
         max_batch=10,
@@ -102,7 +105,7 @@ def operations(database: Any, metrics: Metrics) -> Work:
 
 
 def operations_in_rabbitmq(database: Any, metrics: Metrics) -> Work:
-    return OperationApplier(database, metrics).wait_for_database
+    return OperationApplier(database, metrics, lambda: None).wait_for_database
 
 
 def readiness(database: Any, _: Metrics) -> Work:
@@ -114,7 +117,7 @@ def readiness(database: Any, _: Metrics) -> Work:
 def publisher(database: Any, metrics: Metrics) -> Work:
     broker = cast("Broker", None)  # it never comes to that
     return EventPublisher(
-        EventStore(database, "test"), broker, metrics, interval=0.01, lease=10
+        EventStore(database, "test"), broker, metrics, Wakeup(), interval=0.01, lease=10
     ).run
 
 

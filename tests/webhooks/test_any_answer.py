@@ -24,6 +24,7 @@ from local.programs import Program
 from service.domain import ALL_CHANGES
 from service.metrics import Metrics
 from service.postgres.database import Database
+from service.postgres.notifications import Wakeup
 from service.postgres.session import CALLER_ROLE, WORKER_ROLE, Timeouts
 from service.reads.store import ReadStore
 from service.webhooks.addresses import AddressRules
@@ -93,7 +94,9 @@ class Sending:
     @asynccontextmanager
     async def hooks(self, receiver: RawReceiver, paths: list[str]) -> AsyncIterator[dict[str, str]]:
         """Register webhooks by path, and make one change for all of them."""
-        store = WebhookStore(self.database, SecretKeys([]), most=1000, secret_overlap=1.0)
+        store = WebhookStore(
+            self.database, SecretKeys([]), changed=lambda: None, most=1000, secret_overlap=1.0
+        )
         ids = {}
         for path in paths:
             content = WebhookContent(
@@ -121,6 +124,7 @@ class Sending:
             RULES,
             SecretKeys([]),
             self.metrics,
+            wakeup=Wakeup(),
             settings=SETTINGS,
         )
         running = asyncio.create_task(deliverer.run())

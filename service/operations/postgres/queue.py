@@ -1,6 +1,6 @@
 """The queue in PostgreSQL: the table queued_operations. SQL functions apply its operations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import orjson
 
@@ -9,10 +9,11 @@ from service.postgres.database import Database
 
 
 class PostgresQueue:
-    """Appends operations, one row each, all in one transaction."""
+    """Appends operations, one row each, all in one transaction, and calls `notify` afterwards."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, notify: Callable[[], None]) -> None:
         self._database = database
+        self._notify = notify
 
     async def append(self, operations: Sequence[Operation]) -> Sequence[None]:
         """Insert the operations. Raises DatabaseUnavailable or Overloaded."""
@@ -20,4 +21,5 @@ class PostgresQueue:
         await self._database.fetch_across(
             "SELECT queue_operations(%s::json)", (orjson.dumps(rows).decode(),)
         )
+        self._notify()
         return [None] * len(operations)

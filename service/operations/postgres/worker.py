@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import NoReturn
@@ -15,6 +16,7 @@ from service.errors import LockTimeout, Overloaded, ServiceError
 from service.metrics import Metrics
 from service.operations.operation import MAX_ATTEMPTS
 from service.postgres.database import Database
+from service.postgres.notifications import Wakeup
 
 _LEASE = """
     SELECT organization_id, fence, attempts
@@ -78,7 +80,8 @@ class PostgresQueueWorker:
     them is for a single organization: such a call may be slow, as it waits for a lock or has
     operations whose earlier call got no response.
 
-    `lease` and `poll_interval` are in seconds. A lease is not taken over during a call.
+    `lease` and `poll_interval` are in seconds. A lease is not taken over during a call. `wakeup` is
+    that of queued operations. `changed` is called after operations were applied.
     """
 
     def __init__(
@@ -86,6 +89,8 @@ class PostgresQueueWorker:
         database: Database,
         metrics: Metrics,
         *,
+        wakeup: Wakeup,
+        changed: Callable[[], None],
         concurrency: int,
         max_organizations: int,
         max_batch: int,
@@ -94,6 +99,8 @@ class PostgresQueueWorker:
     ) -> None:
         self._database = database
         self._metrics = metrics
+        self._wakeup = wakeup
+        self._changed = changed
         self._concurrency = concurrency
         self._max_organizations = max_organizations
         self._max_batch = max_batch
@@ -128,6 +135,7 @@ class PostgresQueueWorker:
             await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._stopping.set()
+            self._wakeup.wake()
             await asyncio.wait(loops)
         for loop in loops:
             loop.result()
@@ -150,7 +158,7 @@ class PostgresQueueWorker:
             self._backoff.failed(error)
 
     async def _lease_more(self, leases: list[_Lease]) -> list[_Lease]:
-        """Lease further organizations. Without any lease, poll until there are some."""
+        """Lease further organizations. Without any lease, wait until there are some."""
         room = self._max_organizations - len(leases)
         recently = monotonic() < self._polled_at + self._poll_interval
         if leases and (not room or recently or self._leasing.locked()):
@@ -166,6 +174,7 @@ class PostgresQueueWorker:
                 if found or leases:
                     return [_Lease(*row) for row in found]
                 await self._wait(self._poll_interval)
+                await self._wakeup.wait()
         return []
 
     async def _apply(self, leases: list[_Lease]) -> list[_Lease]:
@@ -239,6 +248,7 @@ class PostgresQueueWorker:
                 busy.append(lease)
         if applied:
             self._metrics.applied_together.observe(applied)
+            self._changed()
         return kept, busy
 
     async def _release_after(self, leases: list[_Lease], error: Exception) -> None:
@@ -287,6 +297,7 @@ class PostgresQueueWorker:
                     return
                 await self._wait_after(error)
             else:
+                self._wakeup.wake_in(delay)
                 return
 
     async def _wait_after(self, error: Exception) -> None:

@@ -7,7 +7,7 @@ handled meanwhile.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -48,10 +48,14 @@ log = structlog.get_logger()
 
 
 class OperationApplier:
-    """Finishes operations in the database. Every method retries until the database responds."""
+    """Finishes operations in the database. Every method retries until the database responds.
 
-    def __init__(self, database: Database, metrics: Metrics) -> None:
+    `changed` is called after operations were applied.
+    """
+
+    def __init__(self, database: Database, metrics: Metrics, changed: Callable[[], None]) -> None:
         self._database = database
+        self._changed = changed
         self._backoff = Backoff(LOOP, metrics.unexpected_errors)
         # Held while waiting for an organization's lock, so that this takes one connection only.
         self._waiting = asyncio.Lock()
@@ -164,4 +168,6 @@ class OperationApplier:
             {"organization_id": organization_id, "operations": operations}
             for organization_id, operations in by_organization.items()
         ]
-        return await self._database.fetch_across(_APPLY, (wait, orjson.dumps(parameter).decode()))
+        found = await self._database.fetch_across(_APPLY, (wait, orjson.dumps(parameter).decode()))
+        self._changed()
+        return found

@@ -43,14 +43,21 @@ class RabbitMQQueueWorker:
     """Consumes all partitions. The broker makes it the active consumer of some or all of them.
 
     A database call has about `max_batch` operations: messages are not split. `timeout`
-    (seconds) bounds every wait for the broker.
+    (seconds) bounds every wait for the broker. `changed` is called after operations were applied.
     """
 
     def __init__(
-        self, url: str, database: Database, metrics: Metrics, *, max_batch: int, timeout: float
+        self,
+        url: str,
+        database: Database,
+        metrics: Metrics,
+        *,
+        changed: Callable[[], None],
+        max_batch: int,
+        timeout: float,
     ) -> None:
         self._url = connection_url(url, "appointments-worker")
-        self._applier = OperationApplier(database, metrics)
+        self._applier = OperationApplier(database, metrics, changed)
         self._metrics = metrics
         self._max_batch = max_batch
         self._timeout = timeout
