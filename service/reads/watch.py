@@ -1,7 +1,6 @@
 """Watches organizations by polling: one query returns the revisions of all that are watched.
 
-NOTIFY is not used: it takes a server-wide lock at every commit, and notifications are lost
-when a connection is.
+NOTIFY is not used: a notification may be lost, so a poll is needed too, which one query is for all.
 """
 
 import asyncio
