@@ -277,8 +277,8 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
 def _notifiers(settings: Settings, database: Database) -> tuple[Notifier, Notifier]:
     """Return those of changes and of queued operations."""
     return (
-        Notifier(database, Work.CHANGES, interval=settings.change_poll_interval),
-        Notifier(database, Work.OPERATIONS, interval=settings.operation_poll_interval),
+        Notifier(database, Work.CHANGES, poll_interval=settings.change_poll_interval),
+        Notifier(database, Work.OPERATIONS, poll_interval=settings.operation_poll_interval),
     )
 
 

@@ -81,7 +81,7 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
         ]
         await check_keys(database, SecretKeys(settings.secrets_keys))
         listener = Listener(settings.database_url, database, settings.timeouts, metrics)
-        changes = Notifier(database, Work.CHANGES, interval=settings.change_poll_interval)
+        changes = Notifier(database, Work.CHANGES, poll_interval=settings.change_poll_interval)
         stack.push_async_callback(changes.close)
         background = _postgres_tasks(settings, database, metrics, listener, changes)
         background["listen for work"] = listener.run

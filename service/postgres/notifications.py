@@ -50,16 +50,16 @@ class Work(StrEnum):
 
 
 class Notifier:
-    """Notifies workers of one kind of work, at most once in `interval` (seconds).
+    """Notifies workers of one kind of work, at most twice in their poll interval (seconds).
 
-    What is reported within the interval shares the next notification. A worker that polls at most
-    once in the same interval finds the work no later than if it polled all the time.
+    What is reported meanwhile shares the next notification. Workers poll at most once in the poll
+    interval, so they find the work no later than if they polled all the time.
     """
 
-    def __init__(self, database: Database, work: Work, *, interval: float) -> None:
+    def __init__(self, database: Database, work: Work, *, poll_interval: float) -> None:
         self._database = database
         self._work = work
-        self._interval = interval
+        self._interval = poll_interval / 2
         self._task: asyncio.Task[None] | None = None
         self._pending = False
         self._closing = asyncio.Event()

@@ -138,7 +138,7 @@ def ears_of(url: str) -> Iterator[Ears]:
 async def test_what_is_reported_together_is_notified_once(database_url: str) -> None:
     opened = database_of(Database, database_url, Metrics(), max_waiting=10)
     async with opened as database:
-        notifier = Notifier(database, Work.CHANGES, interval=FOREVER)
+        notifier = Notifier(database, Work.CHANGES, poll_interval=FOREVER)
         with ears_of(database_url) as ears:
             for _ in range(100):
                 notifier.notify()
@@ -154,7 +154,7 @@ async def test_an_accepted_batch_is_notified_once(create_database: CreateDatabas
     url = create_database()
     opened = database_of(Database, url, Metrics(), max_waiting=10)
     async with opened as database:
-        notifier = Notifier(database, Work.OPERATIONS, interval=0.0)
+        notifier = Notifier(database, Work.OPERATIONS, poll_interval=0.0)
         queue = PostgresQueue(database, notifier.notify)
         with ears_of(url) as ears:
             for _ in range(3):
