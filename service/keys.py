@@ -22,10 +22,11 @@ from service.access.tokens import MAX_SUBJECT
 from service.settings import Settings
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-# Independent of what is preset for the user. A wait for another command ends with an error.
-_SESSION = (
-    "SET search_path = public; SET TimeZone = 'UTC'; SET synchronous_commit = on;"
-    " SET lock_timeout = '5s'"
+# Independent of what is preset for the user. A wait for another command ends with an error. For the
+# transaction only, so that a pooler in between keeps nothing.
+_SETTINGS = (
+    "SET LOCAL search_path = public; SET LOCAL TimeZone = 'UTC';"
+    " SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '5s'"
 )
 _ONCE = "Store it now; it is shown only once."
 # Characters that are read of standard input. A key has fewer.
@@ -191,8 +192,8 @@ def revoke(key_id: str) -> None:
 def _table() -> Iterator[KeyTable]:
     """Yield the table of keys. If that fails, print one line and exit with code 1."""
     try:
-        with psycopg.connect(Settings().database_url, autocommit=True) as connection:
-            connection.execute(_SESSION)
+        with psycopg.connect(Settings().database_url, prepare_threshold=None) as connection:
+            connection.execute(_SETTINGS)
             yield KeyTable(connection)
     except KeyNotFound as error:
         raise _Failure(str(error)) from error

@@ -40,10 +40,7 @@ class StoredKey:
 
 
 class KeyTable:
-    """The table of API keys. Each change is committed at once.
-
-    Services notice a change within seconds.
-    """
+    """The table of API keys. Services notice a committed change within seconds."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -14,12 +14,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from service.postgres.schema import SchemaOutdated, connect, lacking_migrations
-from service.postgres.session import (
-    DatabaseUnfit,
-    Timeouts,
-    check_encoding,
-    session_conninfo,
-)
+from service.postgres.session import DatabaseUnfit, Session, Timeouts, check_encoding
 
 # Rows that one transaction removes.
 BATCH = 2000
@@ -130,9 +125,9 @@ async def purge_organization(
 
     Raises SchemaOutdated, DatabaseUnfit, Locked or psycopg.Error.
     """
-    conninfo = session_conninfo(url, timeouts, replica=False, role=None)
-    async with await connect(conninfo) as connection:
+    async with await connect(url, timeouts, replica=False, role=None) as connection:
         check_encoding(connection)
+        await connection.require_server("the purge keeps a lock over several transactions")
         await _check_rights(connection)
         cursor = await connection.execute(_STORED, {"id": organization_id})
         [(revision, appointments, webhooks)] = await cursor.fetchall()
@@ -170,7 +165,7 @@ async def purge_organization(
         return removed
 
 
-async def _check_rights(connection: AsyncConnection[TupleRow]) -> None:
+async def _check_rights(connection: Session) -> None:
     cursor = await connection.execute(_MISSING, ([table.name for table in TABLES],))
     [(missing,)] = await cursor.fetchall()
     if missing:

@@ -3,12 +3,12 @@
 import asyncio
 import select
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from time import monotonic
 from typing import Any, LiteralString, Self
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncCursor
 from psycopg.errors import Diagnostic
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -16,7 +16,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from service.errors import DatabaseUnavailable, LockTimeout, Overloaded, ServiceError
 from service.metrics import Metrics
 from service.postgres.rows import Row
-from service.postgres.session import Timeouts, check_session, session_conninfo
+from service.postgres.session import Session, Timeouts, plain_conninfo, session_settings
 
 _NOTHING_WRITTEN = "nothing was written, try again"
 
@@ -40,7 +40,7 @@ _REPLACED = "cache lookup failed for function"
 _NOT_KNOWN = "whether a write was stored is not known, the same request may be sent again"
 
 
-class _Connection(AsyncConnection[TupleRow]):
+class _Connection(Session):
     """A connection with one reusable cursor and the last warning of the server.
 
     If the wait for a synchronous standby is cancelled, a commit succeeds with a warning only:
@@ -61,8 +61,8 @@ class _Connection(AsyncConnection[TupleRow]):
         await self.close()
 
 
-async def _prepare(connection: _Connection, timeouts: Timeouts, role: str) -> None:
-    await check_session(connection, timeouts, role=role)
+async def _prepare(connection: _Connection) -> None:
+    await connection.check()
 
     def store_warning(diagnostic: Diagnostic) -> None:
         if diagnostic.severity_nonlocalized == "WARNING":
@@ -94,9 +94,9 @@ class Database:
         metrics: Metrics,
     ) -> None:
         self._pool = AsyncConnectionPool(
-            session_conninfo(url, timeouts, replica=replica, role=role),
+            plain_conninfo(url, replica=replica),
             connection_class=_Connection,
-            configure=partial(_prepare, timeouts=timeouts, role=role),
+            configure=_prepare,
             name=name,
             min_size=connections,
             max_size=connections,
@@ -104,7 +104,7 @@ class Database:
             # after the server is back. The next request without a connection starts again.
             reconnect_timeout=1.0,
             max_lifetime=30 * 60,
-            kwargs={"autocommit": True},
+            kwargs={"autocommit": True, "settings": session_settings(timeouts, role=role)},
             open=False,
         )
         self._timeouts = timeouts
@@ -206,11 +206,11 @@ class Database:
         try:
             cursor = connection.statements
             try:
-                await cursor.execute(statement, parameters)
+                await connection.execute_with_settings(cursor, statement, parameters)
             except psycopg.errors.InternalError_ as error:
                 if not str(error).startswith(_REPLACED):
                     raise
-                await cursor.execute(statement, parameters)
+                await connection.execute_with_settings(cursor, statement, parameters)
             rows = await cursor.fetchall() if cursor.description else []
             if connection.warning is not None:
                 raise DatabaseUnavailable(

@@ -20,8 +20,13 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
 from runtime.secrets import secret_of
-from service.postgres.schema import connect
-from service.postgres.session import ENCODING, DatabaseUnfit, check_encoding
+from service.postgres.schema import refusing_read_only
+from service.postgres.session import (
+    ENCODING,
+    DatabaseUnfit,
+    Session,
+    check_encoding,
+)
 
 # A migration has no time limit by default, nor has the idle connection that holds dbmate's
 # lock meanwhile. The options of the URL or PGOPTIONS may set limits.
@@ -61,30 +66,34 @@ def main() -> None:
         if waited.returncode != 0:
             sys.exit(waited.returncode)
     try:
-        sys.exit(asyncio.run(_run([*dbmate, *command], environment)))
+        sys.exit(asyncio.run(_run(url, [*dbmate, *command], environment)))
     except DatabaseUnfit as error:
         sys.exit(f"error: {error}")
 
 
-async def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
+async def _run(url: str, command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run dbmate when no other process does; returns its exit code. Raises DatabaseUnfit.
 
     A process that waits for dbmate's own lock keeps a snapshot, for whose end CREATE INDEX
     CONCURRENTLY waits: a deadlock. So this tries to get another lock, repeatedly.
     """
     conninfo = make_conninfo(
-        environment["DATABASE_URL"],
+        url,
         client_encoding=ENCODING,
         connect_timeout=5,
         target_session_attrs="read-write",
     )
     try:
-        connection = await connect(conninfo)
+        with refusing_read_only():
+            connection = await Session.connect(
+                conninfo, settings={**DEFAULTS, **FIXED}, autocommit=True
+            )
     except psycopg.Error:
         connection = None  # dbmate reports the error
     async with connection or nullcontext():
         if connection is not None:
             check_encoding(connection)
+            await connection.require_server("migrations keep a lock over several transactions")
             while not await _locked(connection):  # noqa: ASYNC110  another process's lock
                 await asyncio.sleep(_LOCK_INTERVAL)
         process = await asyncio.create_subprocess_exec(*command, env=environment)

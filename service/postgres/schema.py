@@ -1,20 +1,25 @@
 """Checks at startup that the database is suitable and migrated."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import LiteralString
 
 import psycopg
+import structlog
 from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
 from service.postgres.session import (
     DatabaseUnfit,
+    Session,
     Timeouts,
     check_encoding,
-    check_session,
-    session_conninfo,
+    plain_conninfo,
+    session_settings,
 )
+
+log = structlog.get_logger()
 
 # The migrations that the code needs. All are looked for: a database that was migrated from two
 # branches may have the newest one and lack others. A test compares them with migrations/.
@@ -68,40 +73,48 @@ async def check_primary(url: str, timeouts: Timeouts, *, role: str) -> None:
     psycopg.Error if the database cannot be reached.
     """
     # Connects without the role first, to report precisely if the role is the problem.
-    async with await connect(session_conninfo(url, timeouts, replica=False, role=None)) as plain:
+    async with await connect(url, timeouts, replica=False, role=None) as plain:
         check_encoding(plain)
-        exists = await _may_take(role, plain)
-        if lacking := await _lacking(plain, role) if exists else NEEDED_MIGRATIONS:
+        if not await _may_take(role, plain):
+            raise SchemaOutdated(NEEDED_MIGRATIONS)
+    async with await connect(url, timeouts, replica=False, role=role) as session:
+        await session.check()
+        if lacking := await lacking_migrations(session):
             raise SchemaOutdated(lacking)
-    async with await connect(
-        session_conninfo(url, timeouts, replica=False, role=role)
-    ) as connection:
-        await check_session(connection, timeouts, role=role)
+        if session.pooled:
+            log.info("the database is behind a pooler", role=role)
 
 
 async def check_replica(url: str, timeouts: Timeouts, *, role: str) -> None:
     """Raise DatabaseUnfit if a replica is unsuitable. Ignores one that cannot be reached."""
     try:
         async with asyncio.timeout(timeouts.statement):
-            async with await connect(
-                session_conninfo(url, timeouts, replica=True, role=None)
-            ) as plain:
+            async with await connect(url, timeouts, replica=True, role=None) as plain:
                 check_encoding(plain)
                 # The replica may not have replayed the first migration yet.
                 if not await _may_take(role, plain):
                     return
-            async with await connect(
-                session_conninfo(url, timeouts, replica=True, role=role)
-            ) as connection:
-                await check_session(connection, timeouts, role=role)
+            async with await connect(url, timeouts, replica=True, role=role) as session:
+                await session.check()
     except (psycopg.OperationalError, TimeoutError):
         return
 
 
-async def connect(conninfo: str) -> AsyncConnection[TupleRow]:
-    """Return a connection. Raises DatabaseUnfit if it must be read-write and is not."""
+async def connect(url: str, timeouts: Timeouts, *, replica: bool, role: str | None) -> Session:
+    """Return a session. Raises DatabaseUnfit if it must be read-write and is not."""
+    with refusing_read_only():
+        return await Session.connect(
+            plain_conninfo(url, replica=replica),
+            settings=session_settings(timeouts, role=role),
+            autocommit=True,
+        )
+
+
+@contextmanager
+def refusing_read_only() -> Iterator[None]:
+    """Raise DatabaseUnfit if libpq finds no server that takes writes."""
     try:
-        return await AsyncConnection.connect(conninfo, autocommit=True)
+        yield
     except psycopg.OperationalError as error:
         if "session is read-only" not in str(error):
             raise
@@ -126,17 +139,9 @@ async def _may_take(role: str, connection: AsyncConnection[TupleRow]) -> bool:
     return True
 
 
-async def _lacking(connection: AsyncConnection[TupleRow], role: str) -> Sequence[str]:
-    async with connection.transaction():
-        await connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(role)))
-        return await lacking_migrations(connection)
-
-
-async def lacking_migrations(connection: AsyncConnection[TupleRow]) -> Sequence[str]:
+async def lacking_migrations(session: Session) -> Sequence[str]:
     """Return the versions of the needed migrations that are not applied."""
-    cursor = await connection.execute("SELECT to_regclass('schema_migrations') IS NOT NULL")
-    if await cursor.fetchone() != (True,):
+    if await session.fetch("SELECT to_regclass('schema_migrations') IS NOT NULL") != [(True,)]:
         return NEEDED_MIGRATIONS
-    cursor = await connection.execute(LACKING, (list(NEEDED_MIGRATIONS),))
-    [(lacking,)] = await cursor.fetchall()
+    [(lacking,)] = await session.fetch(LACKING, (list(NEEDED_MIGRATIONS),))
     return list(lacking)

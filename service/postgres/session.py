@@ -1,19 +1,22 @@
-"""The settings of every PostgreSQL session, independent of presets of database and role.
+"""Connections with the settings of the service, independent of presets of database and role.
 
 The settings are sent as startup options, which override `ALTER DATABASE ... SET` and
-`ALTER ROLE ... SET`. A pooler may drop them silently, so every new connection is checked.
+`ALTER ROLE ... SET`. A pooler refuses or drops them (see Session). Every new connection is checked.
 """
 
 import asyncio
 import math
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, LiteralString, Self
 
-from psycopg import AsyncConnection, sql
+import psycopg
+from psycopg import AsyncConnection, AsyncCursor, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import tuple_row
+from psycopg.rows import TupleRow, tuple_row
 
 # The roles of statements, created by the migrations. Both write appointments and history only
 # through functions. Statements for callers see one organization at a time.
@@ -30,6 +33,23 @@ _CHECK_TIMEOUT = 5.0
 # Environment variables that libpq sends after the options, so that they override them.
 _LIBPQ_VARIABLES = {"TimeZone": "PGTZ", "DateStyle": "PGDATESTYLE"}
 
+# Of no meaning to PostgreSQL. Its value is different for every connection, so that a server that
+# has it got the startup options of this connection.
+_MARK = "appointments.connection"
+
+# The organization of a statement, see `Database.fetch`.
+_ORGANIZATION = "appointments.organization"
+
+# Settings that a transaction cannot have of its own. A pooler keeps the connections of the server,
+# idle ones too, and no transaction of a single statement is idle.
+_IDLE = {"idle_in_transaction_session_timeout", "idle_session_timeout"}
+_OF_SESSIONS = {"default_transaction_isolation", *_IDLE}
+
+_SET_LOCAL: LiteralString = """
+    SELECT set_config(name, value, true)
+    FROM unnest(%s::text[], %s::text[]) AS setting (name, value)
+"""
+
 
 class DatabaseUnfit(Exception):
     """The database or the connection to it is unsuitable. The message says what to change."""
@@ -44,9 +64,12 @@ class Timeouts:
     statement: float
 
 
-def session_settings(timeouts: Timeouts) -> dict[str, str]:
-    """Return the settings of every connection of the service, except role and encoding."""
-    return {
+def session_settings(timeouts: Timeouts, *, role: str | None) -> dict[str, str]:
+    """Return the settings of every connection of the service, except the encoding.
+
+    The role is the last of them.
+    """
+    settings = {
         # An unqualified table is a view of one organization's rows in the schema `own`.
         "search_path": "own, public",
         # apply_writes is correct under no other level.
@@ -76,21 +99,22 @@ def session_settings(timeouts: Timeouts) -> dict[str, str]:
         # The pool keeps idle connections.
         "idle_session_timeout": "0",
     }
+    return settings | ({"role": role} if role else {})
 
 
-def session_conninfo(url: str, timeouts: Timeouts, *, replica: bool, role: str | None) -> str:
-    """Add the settings of every connection of the service to a connection string.
-
-    They follow the `options` of the connection string, and so override them.
-    """
-    settings = session_settings(timeouts) | ({"role": role} if role else {})
+def with_settings(conninfo: str, settings: Mapping[str, str]) -> str:
+    """Add settings to the `options` of a connection string, which they follow and so override."""
     ours = " ".join(
         f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in settings.items()
     )
+    return make_conninfo(conninfo, options=f"{_options(conninfo)} {ours}".strip())
+
+
+def plain_conninfo(url: str, *, replica: bool) -> str:
+    """Add what every connection of the service has, except the settings, to a connection string."""
     given = conninfo_to_dict(url)
     return make_conninfo(
         url,
-        options=f"{given.get('options', '')} {ours}".strip(),
         client_encoding=ENCODING,
         application_name=given.get("application_name", "appointments"),
         connect_timeout=given.get("connect_timeout", 5),
@@ -106,6 +130,168 @@ def session_conninfo(url: str, timeouts: Timeouts, *, replica: bool, role: str |
     )
 
 
+def session_conninfo(url: str, timeouts: Timeouts, *, replica: bool, role: str | None) -> str:
+    """Return the connection string of a session with the server itself."""
+    settings = session_settings(timeouts, role=role)
+    return with_settings(plain_conninfo(url, replica=replica), settings)
+
+
+class Session(AsyncConnection[TupleRow]):
+    """A connection with settings, to the server itself or through a pooler.
+
+    The server itself gets the settings as startup options, and keeps them. A pooler refuses or
+    drops the options, and may run each transaction on another of its connections to the server.
+    There, `execute_with_settings` sets them for the transaction of a statement, in the same round
+    trip. They end with it, so no other client of the pooler gets them. Prepared statements also
+    belong to a connection of the server, so nothing is prepared there. Connecting and `check` find
+    out which of the two it is.
+    """
+
+    # Whether a pooler is in between.
+    pooled = False
+    settings: Mapping[str, str]
+    mark: str
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:  # noqa: ANN401
+        """Connect. The keyword `settings` has those of the session, the role last."""
+        settings: Mapping[str, str] = kwargs.pop("settings", {})
+        mark = secrets.token_hex(8)
+        options = _options(conninfo)
+        try:
+            session = await super().connect(
+                with_settings(conninfo, {**settings, _MARK: mark}), **kwargs
+            )
+        except psycopg.OperationalError as error:
+            # So say PgBouncer, Neon and RDS Proxy, each in words of its own.
+            if "options" not in str(error):
+                raise
+            # Even if there are none, which keeps libpq from sending those of PGOPTIONS.
+            session = await super().connect(make_conninfo(conninfo, options=options), **kwargs)
+            session.set_pooled()
+        session.settings = settings
+        session.mark = mark
+        return session
+
+    def set_pooled(self) -> None:
+        """Set what is different through a pooler."""
+        self.pooled = True
+        self.prepare_threshold = None
+
+    @cached_property
+    def _setter(self) -> AsyncCursor[TupleRow]:
+        return self.cursor(row_factory=tuple_row)
+
+    @cached_property
+    def _local(self) -> tuple[list[str], list[str]]:
+        """The names and values of the settings of a transaction.
+
+        Another client of the pooler may have left any of them, and that of the organization.
+        """
+        local = {_ORGANIZATION: ""}
+        local |= {name: value for name, value in self.settings.items() if name not in _OF_SESSIONS}
+        return list(local), list(local.values())
+
+    async def execute_with_settings(
+        self,
+        cursor: AsyncCursor[TupleRow],
+        statement: LiteralString,
+        parameters: Sequence[Any] | Mapping[str, Any] = (),
+    ) -> None:
+        """Execute a statement with the settings, in a transaction of its own."""
+        if not self.pooled:
+            await cursor.execute(statement, parameters)
+            return
+        async with self.pipeline():
+            await self._setter.execute(_SET_LOCAL, self._local)
+            await cursor.execute(statement, parameters)
+
+    async def fetch(
+        self, statement: LiteralString, parameters: Sequence[Any] = ()
+    ) -> list[TupleRow]:
+        """Return the rows of a statement that runs with the settings."""
+        async with self.cursor(row_factory=tuple_row) as cursor:
+            await self.execute_with_settings(cursor, statement, parameters)
+            return await cursor.fetchall()
+
+    async def check(self) -> None:
+        """Raise DatabaseUnfit, naming every setting that is wrong.
+
+        Takes one round trip, or two through a pooler. Closes a connection that is unsuitable or
+        does not respond.
+        """
+        try:
+            check_encoding(self)
+            async with asyncio.timeout(_CHECK_TIMEOUT):
+                found = await self._found()
+                if not self.pooled and found[_MARK] != self.mark:
+                    self.set_pooled()
+                    found = await self._found()
+                self._compare(found)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def require_server(self, why: str) -> None:
+        """Raise DatabaseUnfit, with the reason, if a pooler is in between."""
+        if not self.pooled:
+            [(mark,)] = await self.fetch("SELECT current_setting(%s, true)", (_MARK,))
+            self.pooled = mark != self.mark
+        if self.pooled:
+            raise DatabaseUnfit(
+                f"a pooler is between this command and the server: {why}, so give the DATABASE_URL"
+                " of the server itself"
+            )
+
+    async def _found(self) -> dict[str, str]:
+        """Return the settings that a statement finds, with `user` and the mark."""
+        return dict(
+            await self.fetch(
+                "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)"
+                " UNION ALL SELECT 'user', session_user::text"
+                " UNION ALL SELECT 'role', current_user"
+                " UNION ALL SELECT %s, current_setting(%s, true)",
+                ([*self.settings, "transaction_timeout"], _MARK, _MARK),
+            )
+        )
+
+    def _compare(self, found: Mapping[str, str]) -> None:
+        encoding = self.info.parameter_status("client_encoding")
+        if encoding != ENCODING:
+            raise DatabaseUnfit(f"the connection has client_encoding={encoding}, not {ENCODING}")
+        wanted = {
+            name: value
+            for name, value in self.settings.items()
+            if not (self.pooled and name in _IDLE)
+        }
+        # Not sent, since it does not exist before PostgreSQL 17. A value above statement_timeout
+        # ends no statement of the service and is accepted.
+        if 0 < int(found.get("transaction_timeout", 0)) <= int(wanted["statement_timeout"]):
+            wanted["transaction_timeout"] = "0"
+        lacking = [name for name, value in wanted.items() if _plain(found[name]) != _plain(value)]
+        if not lacking:
+            return
+        has = ", ".join(f"{name}={found[name]}" for name in lacking)
+        overridden = [
+            variable
+            for name, variable in _LIBPQ_VARIABLES.items()
+            if name in lacking and os.environ.get(variable)
+        ]
+        if overridden:
+            raise DatabaseUnfit(f"the connection has {has}: unset {' and '.join(overridden)}")
+        user = sql.Identifier(found["user"]).as_string()
+        # In quotes, the schemas of the search path would be the name of one schema.
+        statements = " ".join(
+            f"ALTER ROLE {user} SET {name} = "
+            + (wanted[name] if name == "search_path" else f"'{wanted[name]}'")
+            + ";"
+            for name in lacking
+        )
+        raise DatabaseUnfit(
+            f"the connection has {has}: set for its user what cannot be sent: {statements}"
+        )
+
+
 def check_encoding(connection: AsyncConnection[Any]) -> None:
     """Raise DatabaseUnfit if the database's encoding is not UTF8."""
     encoding = connection.info.parameter_status("server_encoding")
@@ -116,60 +302,8 @@ def check_encoding(connection: AsyncConnection[Any]) -> None:
         )
 
 
-async def check_session(connection: AsyncConnection[Any], timeouts: Timeouts, *, role: str) -> None:
-    """Raise DatabaseUnfit, naming every wrong setting of a new connection.
-
-    Takes one round trip. Closes a connection that is unsuitable or does not respond.
-    """
-    try:
-        check_encoding(connection)
-        async with asyncio.timeout(_CHECK_TIMEOUT):
-            await _check_settings(connection, {"role": role, **session_settings(timeouts)})
-    except BaseException:
-        await connection.close()
-        raise
-
-
-async def _check_settings(connection: AsyncConnection[Any], wanted: Mapping[str, str]) -> None:
-    encoding = connection.info.parameter_status("client_encoding")
-    if encoding != ENCODING:
-        raise DatabaseUnfit(f"the connection has client_encoding={encoding}, not {ENCODING}")
-    async with connection.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(
-            "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)"
-            " UNION ALL SELECT 'user', session_user::text UNION ALL SELECT 'role', current_user",
-            [[*wanted, "transaction_timeout"]],
-            prepare=False,
-        )
-        found: dict[str, str] = dict(await cursor.fetchall())
-    wanted = dict(wanted)
-    # Not sent, since it does not exist before PostgreSQL 17. A value above statement_timeout
-    # ends no statement of the service and is accepted.
-    if 0 < int(found.get("transaction_timeout", 0)) <= int(wanted["statement_timeout"]):
-        wanted["transaction_timeout"] = "0"
-    lacking = [name for name, value in wanted.items() if _plain(found[name]) != _plain(value)]
-    if not lacking:
-        return
-    has = ", ".join(f"{name}={found[name]}" for name in lacking)
-    overridden = [
-        variable
-        for name, variable in _LIBPQ_VARIABLES.items()
-        if name in lacking and os.environ.get(variable)
-    ]
-    if overridden:
-        raise DatabaseUnfit(f"the connection has {has}: unset {' and '.join(overridden)}")
-    user = sql.Identifier(found["user"]).as_string()
-    # In quotes, the schemas of the search path would be the name of one schema.
-    statements = " ".join(
-        f"ALTER ROLE {user} SET {name} = "
-        + (wanted[name] if name == "search_path" else f"'{wanted[name]}'")
-        + ";"
-        for name in lacking
-    )
-    raise DatabaseUnfit(
-        f"the connection has {has}: set for its user what cannot be sent, or what a pooler in"
-        f" between drops: {statements}"
-    )
+def _options(conninfo: str) -> str:
+    return str(conninfo_to_dict(conninfo).get("options", ""))
 
 
 def _plain(value: str) -> str:

@@ -1,7 +1,6 @@
 """Databases, users and poolers whose presets conflict with the service's settings."""
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,18 +12,16 @@ import pytest
 from appointments.v1 import appointment_pb2 as pb
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from psycopg import AsyncConnection
 
 from local.postgres import EmbeddedPostgres
 from local.programs import ROOT, StartError
 from local.stack import ANY_PORT, base_environment
+from service.postgres.schema import connect
 from service.postgres.session import (
     CALLER_ROLE,
     WORKER_ROLE,
     DatabaseUnfit,
     Timeouts,
-    check_session,
-    session_conninfo,
 )
 from tests.api import Organization
 from tests.conftest import OwnPostgres, StartProgram, postgres_starts
@@ -230,46 +227,21 @@ def test_a_user_who_may_not_take_the_role_is_refused_and_the_grant_named(
     start_worker(DATABASE_URL=login)
 
 
-async def test_a_connection_whose_options_were_dropped_is_refused_and_says_what_to_do(
-    server: EmbeddedPostgres, admin: psycopg.Connection
-) -> None:
-    url = own_database(server, admin, "pooled")
-    for setting in ("DateStyle", "IntervalStyle", "search_path"):
-        admin.execute(f"ALTER DATABASE pooled SET {setting} = '{PRESETS[setting]}'")
-    bare = await AsyncConnection.connect(url, client_encoding="UTF8")
-    with pytest.raises(DatabaseUnfit) as caught:
-        await check_session(bare, TIMEOUTS, role=CALLER_ROLE)
-    assert bare.closed
-    message = str(caught.value)
-    for had in ("role=pooled", "plan_cache_mode=auto", "statement_timeout=0", "search_path=app"):
-        assert had in message
-    statements = re.findall(r"ALTER ROLE .+?;", message)
-    assert len(statements) >= 8
-    for statement in statements:
-        admin.execute(statement)
-    mended = await AsyncConnection.connect(url, client_encoding="UTF8")
-    await check_session(mended, TIMEOUTS, role=CALLER_ROLE)
-    await mended.close()
-    other = await AsyncConnection.connect(url, client_encoding="LATIN1")
-    with pytest.raises(DatabaseUnfit, match="client_encoding=LATIN1"):
-        await check_session(other, TIMEOUTS, role=CALLER_ROLE)
-
-
 async def test_every_setting_is_both_sent_and_checked(
     server: EmbeddedPostgres, admin: psycopg.Connection
 ) -> None:
     url = own_database(server, admin, "checked")
-    sent = session_conninfo(url, TIMEOUTS, replica=False, role=CALLER_ROLE)
     for setting, preset in PRESETS.items():
         if setting in {"check_function_bodies", "default_transaction_deferrable"}:
             continue  # of no effect on the service's statements
         value = "60000" if setting.endswith("_timeout") else preset
-        connection = await AsyncConnection.connect(sent, autocommit=True)
-        await check_session(connection, TIMEOUTS, role=CALLER_ROLE)
-        connection = await AsyncConnection.connect(sent, autocommit=True)
-        await connection.execute(f"SET {setting} = '{value}'")
+        session = await connect(url, TIMEOUTS, replica=False, role=CALLER_ROLE)
+        await session.check()
+        assert not session.pooled
+        await session.execute(f"SET {setting} = '{value}'")
         with pytest.raises(DatabaseUnfit, match=setting):
-            await check_session(connection, TIMEOUTS, role=CALLER_ROLE)
+            await session.check()
+        assert session.closed
 
 
 def test_each_new_connection_is_checked(
