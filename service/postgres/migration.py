@@ -22,7 +22,9 @@ from psycopg.conninfo import make_conninfo
 from runtime.secrets import secret_of
 from service.postgres.schema import refusing_read_only
 from service.postgres.session import (
+    CALLER_ROLE,
     ENCODING,
+    WORKER_ROLE,
     DatabaseUnfit,
     Session,
     check_encoding,
@@ -94,10 +96,32 @@ async def _run(url: str, command: Sequence[str], environment: Mapping[str, str])
         if connection is not None:
             check_encoding(connection)
             await connection.require_server("migrations keep a lock over several transactions")
+            await _check_roles(connection)
             while not await _locked(connection):  # noqa: ASYNC110  another process's lock
                 await asyncio.sleep(_LOCK_INTERVAL)
         process = await asyncio.create_subprocess_exec(*command, env=environment)
         return await process.wait()
+
+
+async def _check_roles(connection: Session) -> None:
+    """Raise DatabaseUnfit, with the statements, if the migrations lack a role they cannot make."""
+    [(has_caller, has_worker, may_create)] = await connection.fetch(
+        "SELECT to_regrole(%s) IS NOT NULL, to_regrole(%s) IS NOT NULL, rolsuper OR rolcreaterole"
+        " FROM pg_roles WHERE rolname = current_user",
+        (CALLER_ROLE, WORKER_ROLE),
+    )
+    if may_create or (has_caller and has_worker):
+        return
+    caller = "" if has_caller else f"CREATE ROLE {CALLER_ROLE}; "
+    worker = (
+        f"GRANT {CALLER_ROLE} TO {WORKER_ROLE};"
+        if has_worker
+        else f"CREATE ROLE {WORKER_ROLE} IN ROLE {CALLER_ROLE};"
+    )
+    raise DatabaseUnfit(
+        f"the user {connection.info.user} may not create roles: an administrator must first run"
+        f" {caller}{worker}"
+    )
 
 
 async def _locked(connection: AsyncConnection[Any]) -> bool:
