@@ -22,6 +22,7 @@ from bench.generators import driver, pgbench, wrk, wrk_is_installed
 from bench.measured import Measured
 from bench.stored import overlapping, preload
 from bench.workload import BATCH, HOLDS_AHEAD, SLOTS, Operation, Workload
+from local.pgbouncer import pgbouncer_program
 from local.programs import ROOT, Program
 from local.rabbitmq import server_script
 from tests.conftest import CreateDatabase, StartProgram
@@ -381,6 +382,22 @@ def test_the_cost_of_tls_is_measured() -> None:
         assert found is not None, line
         assert int(found[1]) + int(found[2]) > 0
     assert [line.endswith("(1.00)") for line in lines[::2]] == [True] * 4
+
+
+@pytest.mark.skipif(pgbouncer_program() is None, reason="pgbouncer is not installed")
+def test_the_cost_of_a_pooler_is_measured() -> None:
+    lines = run("bench.pooler", "--rounds", "1", "--seconds", "1").splitlines()
+    assert len(lines) == 8
+    for direct, pooled in zip(lines[::2], lines[1::2], strict=True):
+        for way, line in (("direct", direct), ("PgBouncer", pooled)):
+            found = re.fullmatch(
+                rf".{{27}} {way:10} +([\d,]+)/s \(([\d.]+)\)   service +(\d+) µs"
+                r"  postgresql +(\d+) µs  pgbouncer +(\d+) µs  \(([\d.]+)\)",
+                line,
+            )
+            assert found is not None, line
+            assert min(int(found[1].replace(",", "")), int(found[3]), int(found[4])) > 0
+            assert way != "direct" or (found[2], found[5], found[6]) == ("1.00", "0", "1.00")
 
 
 def run(*arguments: str) -> str:
