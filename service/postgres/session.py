@@ -40,6 +40,9 @@ _MARK = "appointments.connection"
 # The organization of a statement, see `Database.fetch`.
 _ORGANIZATION = "appointments.organization"
 
+# How psycopg names the statements that it prepares.
+_PREPARED = "_pg3_"
+
 # Settings that a transaction cannot have of its own. A pooler keeps the connections of the server,
 # idle ones too, and no transaction of a single statement is idle.
 _IDLE = {"idle_in_transaction_session_timeout", "idle_session_timeout"}
@@ -143,8 +146,8 @@ class Session(AsyncConnection[TupleRow]):
     drops the options, and may run each transaction on another of its connections to the server.
     There, `execute_with_settings` sets them for the transaction of a statement, in the same round
     trip. They end with it, so no other client of the pooler gets them. Prepared statements also
-    belong to a connection of the server, so nothing is prepared there. Connecting and `check` find
-    out which of the two it is.
+    belong to a connection of the server, so nothing is prepared there, unless the pooler keeps
+    those of its clients apart. Connecting and `check` find out all of this.
     """
 
     # Whether a pooler is in between.
@@ -168,15 +171,10 @@ class Session(AsyncConnection[TupleRow]):
                 raise
             # Even if there are none, which keeps libpq from sending those of PGOPTIONS.
             session = await super().connect(make_conninfo(conninfo, options=options), **kwargs)
-            session.set_pooled()
+            session.pooled = True
         session.settings = settings
         session.mark = mark
         return session
-
-    def set_pooled(self) -> None:
-        """Set what is different through a pooler."""
-        self.pooled = True
-        self.prepare_threshold = None
 
     @cached_property
     def _setter(self) -> AsyncCursor[TupleRow]:
@@ -225,12 +223,36 @@ class Session(AsyncConnection[TupleRow]):
             async with asyncio.timeout(_CHECK_TIMEOUT):
                 found = await self._found()
                 if not self.pooled and found[_MARK] != self.mark:
-                    self.set_pooled()
+                    self.pooled = True
                     found = await self._found()
                 self._compare(found)
+                if self.pooled and not await self._may_prepare():
+                    self.prepare_threshold = None
         except BaseException:
             await self.close()
             raise
+
+    async def _may_prepare(self) -> bool:
+        """Return whether the pooler keeps the prepared statements of its clients apart.
+
+        Then it gives them names of its own. Otherwise the name is found as it was sent, and another
+        client's statement may have it on the next connection of the server.
+        """
+        try:
+            async with self.transaction(), self.cursor(row_factory=tuple_row) as cursor:
+                await cursor.execute(
+                    "SELECT name FROM pg_prepared_statements WHERE position(%s IN statement) > 0"
+                    f" /* {self.mark} */".encode(),
+                    (self.mark,),
+                    prepare=True,
+                )
+                [(name,)] = await cursor.fetchall()
+                if not name.startswith(_PREPARED):
+                    return True
+                await cursor.execute(sql.SQL("DEALLOCATE {}").format(sql.Identifier(name)))
+        except psycopg.errors.DuplicatePreparedStatement:
+            pass
+        return False
 
     async def require_server(self, why: str) -> None:
         """Raise DatabaseUnfit, with the reason, if a pooler is in between."""

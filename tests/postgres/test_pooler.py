@@ -1,5 +1,6 @@
 """PgBouncer in transaction mode, with fewer connections to the server than clients."""
 
+import asyncio
 import os
 import re
 import signal
@@ -7,10 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Barrier
+from typing import LiteralString
 
 import grpc
 import psycopg
@@ -83,6 +85,7 @@ class Pooled:
     def state(self, url: str) -> list[tuple[object, ...]]:
         """Return what each connection to the server has: settings and prepared statements.
 
+        Without those that the pooler has named, as it keeps the ones of its clients apart.
         All are in a transaction at the same time, so that none is seen twice.
         """
         with ExitStack() as stack:
@@ -95,7 +98,8 @@ class Pooled:
                     "SELECT (SELECT json_object_agg(name, setting ORDER BY name)::text"
                     " FROM pg_settings WHERE name = ANY(%s)), current_user::text,"
                     " coalesce(current_setting('appointments.organization', true), ''),"
-                    " (SELECT count(*) FROM pg_prepared_statements),"
+                    " (SELECT count(*) FROM pg_prepared_statements"
+                    "  WHERE name NOT LIKE 'PGBOUNCER%%'),"
                     " pg_backend_pid()",
                     ([*RUDE, "enable_seqscan", "jit", "client_min_messages"],),
                 ).fetchone()
@@ -155,6 +159,11 @@ def command(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+def keeps_statements_apart() -> bool:
+    version = subprocess.check_output([pgbouncer_program() or "", "--version"], text=True)
+    return [int(part) for part in version.split()[1].split(".")[:2]] >= [1, 24]
 
 
 def calls_of_every_kind(channel: grpc.Channel, id: str, receiver: Receiver) -> None:
@@ -278,6 +287,34 @@ async def test_a_pooler_is_found_whether_it_refuses_or_ignores_options(
     ) as direct:
         await direct.check()
         assert not direct.pooled
+
+
+async def test_statements_are_prepared_only_if_the_pooler_keeps_them_apart(pooled: Pooled) -> None:
+    """PgBouncer 1.24 and later do so by default, 1.21 and later by a setting."""
+    before = pooled.state(pooled.url)
+    async with AsyncExitStack() as stack:
+        sessions = [
+            await stack.enter_async_context(
+                await connect(pooled.url, TIMEOUTS, replica=False, role=CALLER_ROLE)
+            )
+            for _ in range(2 * CONNECTIONS)
+        ]
+        for session in sessions:
+            await session.check()
+            assert (session.prepare_threshold is not None) == keeps_statements_apart()
+        # Each session gives the same name to a statement of its own.
+        for turn in range(20):
+            await asyncio.gather(
+                *(
+                    _returns(session, f"SELECT %s || ' of {number}'", f"{turn} of {number}")
+                    for number, session in enumerate(sessions)
+                )
+            )
+    assert pooled.state(pooled.url) == before
+
+
+async def _returns(session: Session, statement: LiteralString, expected: str) -> None:
+    assert await session.fetch(statement, (expected.partition(" ")[0],)) == [(expected,)]
 
 
 async def test_a_failed_statement_leaves_nothing(pooled: Pooled) -> None:
