@@ -120,7 +120,7 @@ def edited(text: str, replacements: Mapping[str, str]) -> str:
 
 
 def _read(organization_id: str, row: Row) -> Appointment:
-    return rows.appointment(organization_id, row[5:])
+    return rows.appointment(organization_id, row[5:], epoch="")
 
 
 def _read_json(organization_id: str, row: Row) -> Appointment:
@@ -141,6 +141,7 @@ def _read_json(organization_id: str, row: Row) -> Appointment:
         state=State(found["state"]),
         version=found["version"],
         revision=found["revision"],
+        epoch="",
     )
 
 

@@ -72,6 +72,7 @@ def _changes(service: Service, request: WatchAppointmentsRequest, stop: Event) -
                 patience = Patience(stop)
                 yield from response.entries
                 request.after_revision = response.revision
+                request.epoch = response.epoch
         except grpc.RpcError as error:
             if stop.is_set():
                 return

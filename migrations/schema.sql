@@ -356,6 +356,10 @@ CREATE SEQUENCE public.api_key_versions
 
 ALTER SEQUENCE public.api_key_versions OWNED BY public.api_keys.version;
 
+CREATE TABLE public.epochs (
+    began_at timestamp with time zone NOT NULL
+);
+
 CREATE TABLE public.event_publishers (
     consumer text NOT NULL COLLATE pg_catalog."C",
     fence bigint NOT NULL,
@@ -409,6 +413,9 @@ ALTER TABLE ONLY public.appointments
 
 ALTER TABLE ONLY public.appointments
     ADD CONSTRAINT appointments_pkey PRIMARY KEY (organization_id, appointment_id, ordinal);
+
+ALTER TABLE ONLY public.epochs
+    ADD CONSTRAINT epochs_pkey PRIMARY KEY (began_at);
 
 ALTER TABLE ONLY public.erased_keys
     ADD CONSTRAINT erased_keys_pkey PRIMARY KEY (organization_id, key_digest);
@@ -556,6 +563,8 @@ GRANT SELECT(resource_id) ON TABLE own.webhooks TO appointments_service;
 GRANT SELECT(resource_id) ON TABLE own.webhooks TO appointments_caller;
 GRANT SELECT ON TABLE public.api_keys TO appointments_service;
 GRANT SELECT ON TABLE public.api_keys TO appointments_caller;
+GRANT SELECT ON TABLE public.epochs TO appointments_service;
+GRANT SELECT ON TABLE public.epochs TO appointments_caller;
 GRANT SELECT,INSERT,UPDATE ON TABLE public.event_publishers TO appointments_service;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.request_buckets TO appointments_service;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.request_buckets TO appointments_caller;

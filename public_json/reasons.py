@@ -248,6 +248,14 @@ class Reason(StrEnum):
         "the idempotency key was used for a different write.",
     )
 
+    EPOCH_ENDED = (
+        "EPOCH_ENDED",
+        StatusCode.FAILED_PRECONDITION,
+        HTTPStatus.GONE,
+        Requests.NONE,
+        "the database was restored to an earlier time since; `detail` says what to do.",
+    )
+
     # The service could not decide.
     RATE_LIMITED = (
         "RATE_LIMITED",

@@ -5,6 +5,7 @@
 `python -m service keys`: create, list, rotate and revoke API keys.
 `python -m service rotate-secrets`: encrypt stored secrets by the first key of SECRETS_KEYS.
 `python -m service purge ORGANIZATION`: remove an organization; see service/erasure/command.py.
+`python -m service new-epoch`: tell consumers that the database was restored to an earlier time.
 """
 
 import sys
@@ -27,6 +28,7 @@ from service.errors import ServiceError
 from service.keys import main as keys
 from service.metrics import Metrics
 from service.postgres.database import Database
+from service.postgres.new_epoch import OthersConnected, begin_epoch
 from service.postgres.schema import SchemaOutdated, check_primary
 from service.postgres.session import WORKER_ROLE, DatabaseUnfit
 from service.server import serving
@@ -39,8 +41,11 @@ from service.worker import working
 
 USAGE = (
     "usage: python -m service [worker | verify [--help] | keys [--help] | rotate-secrets"
-    " | purge ORGANIZATION]"
+    " | purge ORGANIZATION | new-epoch]"
 )
+
+
+NEW_EPOCH = "new-epoch"
 
 
 def main() -> None:
@@ -51,7 +56,7 @@ def main() -> None:
     if arguments[:1] == ["purge"]:
         _purge(arguments[1:])
         return
-    if arguments not in ([], ["worker"], [COMMAND]) and arguments[:1] != ["keys"]:
+    if arguments not in ([], ["worker"], [COMMAND], [NEW_EPOCH]) and arguments[:1] != ["keys"]:
         sys.exit(USAGE)
     try:
         if arguments[:1] == ["keys"]:
@@ -60,6 +65,10 @@ def main() -> None:
         if arguments == [COMMAND]:
             uvloop.run(_rotate_secrets(settings))
             return
+        if arguments == [NEW_EPOCH]:
+            epoch = uvloop.run(begin_epoch(settings.database_url, settings.timeouts))
+            sys.stdout.write(f"the epoch {epoch} has begun; start the services and workers now\n")
+            return
         name = "worker" if arguments else "service"
         configure_logs(name, level=settings.log_level, format=settings.log_format)
         uvloop.run(_work(settings) if arguments else _serve(settings))
@@ -67,7 +76,14 @@ def main() -> None:
         sys.exit(f"error: {'; '.join(faults(error))}")
     except SigningKeysUnavailable as error:
         sys.exit(f"error: JWT_KEYS_FILE: {error}")
-    except (SchemaOutdated, DatabaseUnfit, KeysMissing, FilesUnfit, CannotListen) as error:
+    except (
+        SchemaOutdated,
+        DatabaseUnfit,
+        KeysMissing,
+        FilesUnfit,
+        CannotListen,
+        OthersConnected,
+    ) as error:
         sys.exit(f"error: {error}")
     except ServiceError as error:
         sys.exit(f"error: {error.message}")

@@ -54,7 +54,8 @@ class Outcome(StrEnum):
 class Appointment(NamedTuple):
     """An appointment as stored: the half-open range `[start, end)` of its resources.
 
-    `hold_until` is None if the appointment is firm. `state` is EXPIRED from that time on.
+    `hold_until` is None if the appointment is firm. `state` is EXPIRED from that time on. `epoch`
+    is that of the database when it was read.
 
     A named tuple, because a request may create many and a frozen dataclass costs three times
     as much.
@@ -74,17 +75,19 @@ class Appointment(NamedTuple):
     state: State
     version: int
     revision: int
+    epoch: str
 
     @property
     def etag(self) -> str:
-        """The opaque tag of this version, made from its revision.
+        """The opaque tag of this version, made from its revision and the epoch.
 
         A hold that has expired has another one than before, also if no change of its own
         records it yet. Empty for the result of `validate_only`, which has no revision.
         """
         if not self.revision:
             return ""
-        return f"{self.revision:x}{_EXPIRED if self.state is State.EXPIRED else ''}"
+        etag = f"{self.revision:x}{_EXPIRED if self.state is State.EXPIRED else ''}"
+        return f"{etag}{_EPOCH}{self.epoch}" if self.epoch else etag
 
 
 def first_expiry_of(appointments: Iterable[Appointment]) -> datetime | None:
@@ -100,23 +103,27 @@ def first_expiry_of(appointments: Iterable[Appointment]) -> datetime | None:
 
 
 _EXPIRED = "x"
+_EPOCH = "."
 
 # As the expected revision: any stored version, and none. Revisions start at 1.
 ANY_REVISION = 0
 NO_REVISION = 2**63 - 1
 
 
-def expected_revision(etag: str) -> int | None:
+def expected_revision(etag: str, epoch: str) -> int | None:
     """Return the revision of an etag, or None for an empty one.
 
     It is negative for an appointment that has expired. An etag that the service cannot have
-    returned gives NO_REVISION, which no appointment has. So it is a mismatch, not a malformed
-    request: to callers etags are opaque.
+    returned in this epoch gives NO_REVISION, which no appointment has. So it is a mismatch, not a
+    malformed request: to callers etags are opaque.
     """
     if not etag:
         return None
     if etag == "*":
         return ANY_REVISION
+    etag, _, of_epoch = etag.partition(_EPOCH)
+    if of_epoch != epoch:
+        return NO_REVISION
     digits = etag.removesuffix(_EXPIRED)
     try:
         revision = int(digits, 16)

@@ -137,6 +137,19 @@ class AppointmentNotFound(ServiceError, reason=Reason.APPOINTMENT_NOT_FOUND):
     """The organization has no such appointment, or had none at that time."""
 
 
+class EpochEnded(ServiceError, reason=Reason.EPOCH_ENDED):
+    """The database was restored to an earlier time since the caller read what it refers to."""
+
+    @classmethod
+    def of(cls, what: str, *, organization_revision: int | None = None) -> Self:
+        """Return the error for a position in the changes or a list that is of another epoch."""
+        return cls(
+            f"{what} is of another epoch: the database was restored to an earlier time; discard"
+            " what was read and begin anew",
+            organization_revision=organization_revision,
+        )
+
+
 class OperationNotFound(ServiceError, reason=Reason.OPERATION_NOT_FOUND):
     """The organization has no such operation, or its result has expired."""
 

@@ -92,7 +92,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         certificates = watched_certificates(settings, metrics, stack)
-        await check_primary(settings.database_url, settings.timeouts, role=CALLER_ROLE)
+        epoch = await check_primary(settings.database_url, settings.timeouts, role=CALLER_ROLE)
         metrics_port = await stack.enter_async_context(
             serving_metrics(
                 metrics.registry,
@@ -119,6 +119,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             role=CALLER_ROLE,
             replica=False,
             metrics=metrics,
+            epoch=epoch,
         )
         reads = Database(
             settings.database_url,
@@ -129,6 +130,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             role=CALLER_ROLE,
             replica=False,
             metrics=metrics,
+            epoch=epoch,
         )
         replicas = Replicas(
             settings.database_read_url or "",
@@ -312,7 +314,7 @@ def _services(
                 outage_timeout=settings.watch_patience,
                 max_watchers=settings.max_watchers,
             ),
-            WriteReader(timedelta(seconds=settings.max_hold)),
+            WriteReader(timedelta(seconds=settings.max_hold), lambda: reads.epoch),
         ),
         OPERATIONS: OperationsServicer(
             results,

@@ -52,7 +52,7 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
     """
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        await check_primary(settings.database_url, settings.timeouts, role=WORKER_ROLE)
+        epoch = await check_primary(settings.database_url, settings.timeouts, role=WORKER_ROLE)
         port = await stack.enter_async_context(
             serving_metrics(
                 metrics.registry,
@@ -72,6 +72,7 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
                     role=WORKER_ROLE,
                     replica=False,
                     metrics=metrics,
+                    epoch=epoch,
                 )
             )
             for name, connections in (

@@ -4,7 +4,8 @@ An `EventSource` reconnects after the end of a stream, but gives up on any statu
 a temporary error does not refuse the request: the stream begins, and waits.
 
 An id without data is no event, but a client that reconnects continues after it (section 9.2.6,
-"dispatch the event"). So a stream with a filter sends the revision that it has reached.
+"dispatch the event"). So a stream begins with one, and with a filter sends the revision that it has
+reached. A client thus knows the epoch of its revision also if nothing changes.
 """
 
 import asyncio
@@ -43,12 +44,14 @@ from gateway.upstream.client import revision_header
 from gateway.upstream.metadata import Metadata, metadata_of
 from gateway.upstream.relay import CallError
 from gateway.upstream.watch import Watch
+from public_json.reasons import Reason
 from public_json.rendering import MessageRenderer
 
 LAST_EVENT_ID = "Last-Event-ID"
 HEARTBEAT = b":\n\n"
 
-EVENT_ID = "[0-9]{1,18}"
+EVENT_ID = r"[0-9]{1,18}(\.[0-9TZ]{1,32})?"
+"""A revision, followed by its epoch if that is not the first one."""
 
 _READABLE_ID = re.compile(EVENT_ID)
 _EVENTS = {number: name.lower() for name, number in HistoryEntry.Change.items()}
@@ -97,14 +100,15 @@ class ChangesEndpoint:
         response.headers[hdrs.VARY] = hdrs.ACCEPT
         return response
 
-    async def _stream(self, context: RequestContext, last_event_id: int | None) -> StreamResponse:
+    async def _stream(self, context: RequestContext, last_event_id: str | None) -> StreamResponse:
         context.method = self._stream_name
         metadata = metadata_of(context)
         request: Any = self._input.read(context, b"")
         context.organization = self._organization_of(request)
         resumes = last_event_id is not None
-        if resumes:
-            request.after_revision = last_event_id
+        if last_event_id is not None:
+            revision, _, request.epoch = last_event_id.partition(".")
+            request.after_revision = int(revision)
         stream = EventStream(context, reader_timeout=self._reader_timeout)
         try:
             async with asyncio.timeout(None) as stopping:
@@ -149,7 +153,7 @@ class ChangesEndpoint:
         Raises `CallError` if the service refuses the call before the stream has begun.
         """
         while True:
-            reported = request.after_revision
+            reported = -1
             messages = self._watch.follow(request, metadata, request_id=context.request_id)
             try:
                 async with aclosing(messages):
@@ -160,7 +164,7 @@ class ChangesEndpoint:
                         if message is None or message.revision == reported:
                             await stream.send(HEARTBEAT)
                         elif not message.entries:
-                            await stream.send(b"id: %d\n\n" % message.revision)
+                            await stream.send(b"id: %s\n\n" % _id(message.revision, message.epoch))
                         else:
                             await stream.send(self._events(message))
                             context.events = (context.events or 0) + len(message.entries)
@@ -168,7 +172,10 @@ class ChangesEndpoint:
                             reported, resumes = message.revision, True
             except CallError as error:
                 latest = error.organization_revision
-                if not resumes or latest is None or latest >= request.after_revision:
+                ended = self._statuses.of_status(error.status).code == Reason.EPOCH_ENDED
+                # The client has seen later revisions than the latest, or those of another epoch.
+                restored = latest is not None and (ended or latest < request.after_revision)
+                if not resumes or latest is None or not restored:
                     if context.stream_status is None:
                         raise
                     self._log.warning(
@@ -180,10 +187,11 @@ class ChangesEndpoint:
                     return EndReason.REFUSED
             else:
                 return EndReason.SERVICE_UNAVAILABLE
-            # The client has seen later revisions than the latest: the database was restored.
+            # The database was restored to an earlier time.
             await stream.begin()
             await stream.send(b'id: 0\nevent: reset\ndata: {"revision":"%d"}\n\n' % latest)
             request.after_revision = 0
+            request.ClearField("epoch")
 
     async def _end(
         self, stream: EventStream, context: RequestContext, end: EndReason | None
@@ -197,10 +205,18 @@ class ChangesEndpoint:
 
     def _events(self, message: WatchAppointmentsResponse) -> bytes:
         return b"".join(
-            b"id: %d\nevent: %s\ndata: %s\n\n"
-            % (entry.revision, _EVENTS[entry.change].encode(), orjson.dumps(self._render(entry)))
+            b"id: %s\nevent: %s\ndata: %s\n\n"
+            % (
+                _id(entry.revision, message.epoch),
+                _EVENTS[entry.change].encode(),
+                orjson.dumps(self._render(entry)),
+            )
             for entry in message.entries
         )
+
+
+def _id(revision: int, epoch: str) -> bytes:
+    return f"{revision}.{epoch}".encode() if epoch else b"%d" % revision
 
 
 def accepts_events(request: BaseRequest) -> bool:
@@ -210,7 +226,7 @@ def accepts_events(request: BaseRequest) -> bool:
     return events > 0 and events >= accepted.get("application/json", 0)
 
 
-def _last_event_id(request: BaseRequest) -> int | None:
+def _last_event_id(request: BaseRequest) -> str | None:
     values = request.headers.getall(LAST_EVENT_ID, ())
     if not values:
         return None
@@ -218,4 +234,4 @@ def _last_event_id(request: BaseRequest) -> int | None:
         raise invalid_fields([FieldError(LAST_EVENT_ID, "must not be repeated")])
     if not _READABLE_ID.fullmatch(values[0]):
         raise invalid_fields([FieldError(LAST_EVENT_ID, "must be the id of an event: a revision")])
-    return int(values[0])
+    return str(values[0])

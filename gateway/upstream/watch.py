@@ -66,8 +66,8 @@ class Watch:
         """Yield the service's messages, and None regularly while there are none.
 
         After a temporary error the call is repeated after the last message's revision, which
-        is stored in the request. Ends when the outage timeout expires. Raises `CallError` for
-        errors that are not temporary.
+        is stored in the request with its epoch. Ends when the outage timeout expires. Raises
+        `CallError` for errors that are not temporary.
         """
         begun = False
         down_since: float | None = monotonic()
@@ -90,6 +90,7 @@ class Watch:
                             return
                         begun, down_since, delay = True, None, RESUME_DELAY
                         request.after_revision = response.revision
+                        request.epoch = response.epoch
                         yield response
                         reading = _reading(call)
                     elif not self._left(down_since):

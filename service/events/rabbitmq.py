@@ -25,17 +25,19 @@ async def declare_exchange(channel: AbstractChannel) -> None:
 
 def message(entry: HistoryEntry) -> Outgoing:
     """Return the message of a change: persistent, with the history entry as proto3 JSON."""
-    organization_id = entry.appointment.organization_id
+    organization_id, epoch = entry.appointment.organization_id, entry.appointment.epoch
+    of_epoch = {"epoch": epoch} if epoch else {}
+    end = "/".join(["", f"{entry.revision}", *of_epoch.values()])
     return Outgoing(
         routing_key=routing_key(organization_id, entry.change.value.lower()),
         message=aio_pika.Message(
             orjson.dumps(messages.history_json(entry)),
             content_type="application/json",
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            message_id=_short(organization_id, f"/{entry.revision}", organization_id),
+            message_id=_short(organization_id, end, organization_id),
             timestamp=entry.recorded_at,
             type=messages.change_type(entry),
-            headers={"organization": organization_id, "revision": entry.revision},
+            headers={"organization": organization_id, "revision": entry.revision, **of_epoch},
         ),
     )
 

@@ -150,7 +150,8 @@ class EventStore:
                 "each": each,
             },
         )
-        return [rows.history_entry(row[-1], row) for row in found]
+        epoch = self._database.epoch
+        return [rows.history_entry(row[-1], row, epoch=epoch) for row in found]
 
     async def advance(self, cursors: Mapping[str, int], fence: int, lease: float) -> bool:
         """Move cursors forward and renew the lease; False, with nothing moved, if the lease

@@ -8,11 +8,12 @@ from uuid import UUID
 
 from runtime.backoff import Backoff
 from service.domain import Outcome, WriteResult
-from service.errors import OperationFailed, OperationNotFound, ServiceError
+from service.errors import EpochEnded, OperationFailed, OperationNotFound, ServiceError
 from service.metrics import Metrics
 from service.operations.operation import OperationState, time_of
 from service.postgres import rows
 from service.postgres.database import Database
+from service.postgres.epochs import began
 from service.postgres.rows import Row
 from service.writes.store import refusal
 
@@ -103,7 +104,7 @@ class OperationResults:
         self._ending = False
 
     async def get(self, organization_id: str, id: UUID) -> OperationState:
-        """Return the state of an operation. Raises OperationNotFound."""
+        """Return the state of an operation. Raises OperationNotFound, EpochEnded."""
         found = await self._database.fetch(
             organization_id,
             _OPERATIONS.format(only="AND operation_id = %(id)s", done="", queued=""),
@@ -112,6 +113,17 @@ class OperationResults:
         if found:
             return self._state(organization_id, found[0])
         age = datetime.now(UTC) - time_of(id) if id.version == 7 else None
+        began_at = began(self._database.epoch)
+        if (
+            age is not None
+            and began_at is not None
+            and not self._queued_elsewhere
+            and (time_of(id) < began_at)
+        ):
+            raise EpochEnded(
+                "the database was restored to an earlier time since the operation was accepted,"
+                " and does not have it; if its write is not there, send it again"
+            )
         if not self._queued_elsewhere or age is None or not -CLOCK_SKEW < age < self._retention:
             raise OperationNotFound("there is no such operation, or its result is no longer kept")
         return OperationState(
@@ -190,7 +202,9 @@ class OperationResults:
     def _state(self, organization_id: str, row: Row) -> OperationState:
         result = None
         if row[4] is not None:
-            result = _result(organization_id, row[4:], max_hold=self._max_hold)
+            result = _result(
+                organization_id, row[4:], max_hold=self._max_hold, epoch=self._database.epoch
+            )
         return OperationState(
             organization_id=organization_id,
             id=row[0],
@@ -201,7 +215,9 @@ class OperationResults:
         )
 
 
-def _result(organization_id: str, row: Row, *, max_hold: timedelta) -> WriteResult | ServiceError:
+def _result(
+    organization_id: str, row: Row, *, max_hold: timedelta, epoch: str
+) -> WriteResult | ServiceError:
     outcome, revision, conflicts, alternatives, failure, clock, *appointment = row
     if failure is not None:
         return OperationFailed(
@@ -212,6 +228,6 @@ def _result(organization_id: str, row: Row, *, max_hold: timedelta) -> WriteResu
         return refusal(outcome, revision, conflicts, alternatives, max_hold=max_hold)
     return WriteResult(
         outcome=Outcome(outcome),
-        appointment=rows.appointment(organization_id, tuple(appointment), clock),
+        appointment=rows.appointment(organization_id, tuple(appointment), clock, epoch=epoch),
         organization_revision=revision,
     )

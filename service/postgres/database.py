@@ -15,6 +15,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from service.errors import DatabaseUnavailable, LockTimeout, Overloaded, ServiceError
 from service.metrics import Metrics
+from service.postgres.epochs import FIRST, current_epoch
 from service.postgres.rows import Row
 from service.postgres.session import Session, Timeouts, plain_conninfo, session_settings
 
@@ -61,17 +62,6 @@ class _Connection(Session):
         await self.close()
 
 
-async def _prepare(connection: _Connection) -> None:
-    await connection.check()
-
-    def store_warning(diagnostic: Diagnostic) -> None:
-        if diagnostic.severity_nonlocalized == "WARNING":
-            connection.warning = diagnostic.message_primary
-
-    connection.add_notice_handler(store_warning)
-    connection.statements = connection.cursor(binary=True)
-
-
 class Database:
     """A pool of connections that use a role of the service.
 
@@ -92,11 +82,12 @@ class Database:
         role: str,
         replica: bool,
         metrics: Metrics,
+        epoch: str = FIRST,
     ) -> None:
         self._pool = AsyncConnectionPool(
             plain_conninfo(url, replica=replica),
             connection_class=_Connection,
-            configure=_prepare,
+            configure=self._prepare,
             name=name,
             min_size=connections,
             max_size=connections,
@@ -108,6 +99,7 @@ class Database:
             open=False,
         )
         self._timeouts = timeouts
+        self._epoch = epoch
         self._total_timeout = timeouts.connection + timeouts.statement + 1.0
         self._connections = connections
         self._max_running = connections + max_waiting
@@ -129,6 +121,14 @@ class Database:
         if self._running:
             await asyncio.wait(self._running, timeout=self._timeouts.connection)
         await self._pool.close(timeout=5.0)
+
+    @property
+    def epoch(self) -> str:
+        """The epoch of the database, as read by the latest connection (service/postgres/epochs.py).
+
+        Before the first one, it is the one that was given.
+        """
+        return self._epoch
 
     async def fetch(
         self,
@@ -197,6 +197,17 @@ class Database:
 
         task.add_done_callback(set_result)
         return await result
+
+    async def _prepare(self, connection: _Connection) -> None:
+        await connection.check()
+        self._epoch = await current_epoch(connection)
+
+        def store_warning(diagnostic: Diagnostic) -> None:
+            if diagnostic.severity_nonlocalized == "WARNING":
+                connection.warning = diagnostic.message_primary
+
+        connection.add_notice_handler(store_warning)
+        connection.statements = connection.cursor(binary=True)
 
     async def _fetch(
         self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any]

@@ -46,8 +46,10 @@ OCCUPIES: LiteralString = (
 )
 
 
-def appointment(organization_id: str, row: Row, clock: datetime | None = None) -> Appointment:
-    """Convert a row that begins with the columns APPOINTMENT.
+def appointment(
+    organization_id: str, row: Row, clock: datetime | None = None, *, epoch: str
+) -> Appointment:
+    """Convert a row that begins with the columns APPOINTMENT, read in an epoch of the database.
 
     `clock` is the time of the state: a hold that ended by then has expired. None keeps the
     state of the row.
@@ -70,12 +72,13 @@ def appointment(organization_id: str, row: Row, clock: datetime | None = None) -
         state=state,
         version=row[11],
         revision=row[12],
+        epoch=epoch,
     )
 
 
-def history_entry(organization_id: str, row: Row) -> HistoryEntry:
+def history_entry(organization_id: str, row: Row, *, epoch: str) -> HistoryEntry:
     """Convert a row that begins with the columns HISTORY_ENTRY."""
-    found = appointment(organization_id, row[5:])
+    found = appointment(organization_id, row[5:], epoch=epoch)
     return HistoryEntry(
         appointment=found,
         revision=found.revision,

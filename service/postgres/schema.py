@@ -10,6 +10,7 @@ import structlog
 from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
+from service.postgres.epochs import current_epoch
 from service.postgres.session import (
     DatabaseUnfit,
     Session,
@@ -39,6 +40,7 @@ NEEDED_MIGRATIONS = (
     "20261126000113",
     "20261126000114",
     "20261126000115",
+    "20261126000116",
 )
 # Returns those that a database lacks, in an array.
 LACKING: LiteralString = """
@@ -65,8 +67,8 @@ class SchemaOutdated(Exception):
         )
 
 
-async def check_primary(url: str, timeouts: Timeouts, *, role: str) -> None:
-    """Raise an error if the program of a role cannot work with the primary.
+async def check_primary(url: str, timeouts: Timeouts, *, role: str) -> str:
+    """Return the epoch, or raise an error if the program of a role cannot work with the primary.
 
     Raises DatabaseUnfit because of its encoding, a read-only state, the user's rights or a
     setting; SchemaOutdated if a migration that this code needs is not applied;
@@ -83,6 +85,7 @@ async def check_primary(url: str, timeouts: Timeouts, *, role: str) -> None:
             raise SchemaOutdated(lacking)
         if session.pooled:
             log.info("the database is behind a pooler", role=role)
+        return await current_epoch(session)
 
 
 async def check_replica(url: str, timeouts: Timeouts, *, role: str) -> None:

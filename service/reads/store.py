@@ -110,6 +110,11 @@ class ReadStore:
         self._primary = primary
         self._replicas = replicas
 
+    @property
+    def epoch(self) -> str:
+        """The epoch of the database."""
+        return self._primary.epoch
+
     async def revision_at(self, organization_id: str, time: datetime) -> int:
         """Return the latest revision recorded at or before a time, or 0."""
         found = await self._primary.fetch(
@@ -158,7 +163,8 @@ class ReadStore:
                 else f"the organization had no appointment with this id then (revision {as_of})",
                 organization_revision=page.revision,
             )
-        return rows.appointment(organization_id, page.items[0], page.clock), page.revision
+        found = rows.appointment(organization_id, page.items[0], page.clock, epoch=self.epoch)
+        return found, page.revision
 
     async def list(
         self,
@@ -189,7 +195,7 @@ class ReadStore:
                 window, parameters, as_of=as_of, limit=limit, min_revision=min_revision
             )
         return Page(
-            items=[rows.appointment(organization_id, row, page.clock) for row in page.items],
+            items=self._appointments(organization_id, page),
             moment=page.moment,
             clock=page.clock,
         )
@@ -269,7 +275,7 @@ class ReadStore:
                     min_revision=min_revision,
                 )
                 last = through = page.revision if as_of is None else as_of
-        items = [rows.appointment(organization_id, row, page.clock) for row in page.items]
+        items = self._appointments(organization_id, page)
         return PageByRevision(
             items=items,
             moment=page.moment,
@@ -303,7 +309,9 @@ class ReadStore:
                 organization_revision=page.revision,
             )
         return Page(
-            items=[rows.history_entry(organization_id, row) for row in page.items],
+            items=[
+                rows.history_entry(organization_id, row, epoch=self.epoch) for row in page.items
+            ],
             moment=page.moment,
             clock=page.clock,
         )
@@ -328,7 +336,7 @@ class ReadStore:
             entries.parameters(organization_id, selected, after, limit),
             min_revision=min_revision,
         )
-        items = [rows.history_entry(organization_id, row) for row in page.items]
+        items = [rows.history_entry(organization_id, row, epoch=self.epoch) for row in page.items]
         if len(items) == limit:
             reached = items[-1].revision
         else:
@@ -357,6 +365,12 @@ class ReadStore:
             moment=page.moment,
             clock=page.clock,
         )
+
+    def _appointments(self, organization_id: str, page: Page[Row]) -> Sequence[Appointment]:
+        epoch = self.epoch
+        return [
+            rows.appointment(organization_id, row, page.clock, epoch=epoch) for row in page.items
+        ]
 
     async def _read(
         self,

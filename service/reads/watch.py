@@ -4,17 +4,18 @@ NOTIFY is not used: a notification may be lost, so a poll is needed too, which o
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 
+from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
 
 from runtime.backoff import Backoff
 from service import messages
 from service.domain import ALL_CHANGES, ChangeFilter, HistoryEntry
-from service.errors import DatabaseUnavailable, InvalidFields, Overloaded
+from service.errors import DatabaseUnavailable, EpochEnded, InvalidFields, Overloaded
 from service.metrics import Metrics
 from service.postgres.database import Database
 from service.reads.store import ReadStore
@@ -60,9 +61,14 @@ class _Read:
             if selected.selects(item)
         ]
         return Changes(
-            rpc.WatchAppointmentsResponse(entries=chosen, revision=response.revision),
-            self.changes.organization_revision,
+            message(chosen, response.revision, response.epoch), self.changes.organization_revision
         )
+
+
+def message(
+    entries: Sequence[pb.HistoryEntry], revision: int, epoch: str
+) -> rpc.WatchAppointmentsResponse:
+    return rpc.WatchAppointmentsResponse(entries=entries, revision=revision, epoch=epoch or None)
 
 
 class Watch:
@@ -104,19 +110,28 @@ class Watch:
         self._read_slots = asyncio.Semaphore(MAX_CONCURRENT_READS)
 
     async def changes(
-        self, organization_id: str, selected: ChangeFilter = ALL_CHANGES, *, after: int
+        self,
+        organization_id: str,
+        selected: ChangeFilter = ALL_CHANGES,
+        *,
+        after: int,
+        is_of_epoch: Callable[[str], bool] = lambda _: True,
     ) -> AsyncGenerator[Changes, None]:
         """Yield every change after a revision that a filter selects, in order, without end.
 
         The first message comes at once, without entries if there are none yet. While changes are
-        left out, a message without entries comes every `progress_interval`. Raises Overloaded,
-        InvalidFields for a revision beyond the latest, DatabaseUnavailable.
+        left out, a message without entries comes every `progress_interval`. `is_of_epoch` says
+        whether the revision is of an epoch. Raises Overloaded, InvalidFields for a revision beyond
+        the latest, EpochEnded for one of another epoch and at the end of an epoch,
+        DatabaseUnavailable.
         """
         with self._watching(organization_id) as organization:
             read = await self._read(
                 organization_id, selected, after, FIRST_ENTRIES, min_revision=None
             )
-            latest = read.changes.organization_revision
+            latest, epoch = read.changes.organization_revision, self._reads.epoch
+            if not is_of_epoch(epoch):
+                raise _epoch_ended(latest)
             if after > latest:
                 raise InvalidFields.beyond_latest("after_revision", latest)
             reported, report_at = -1, 0.0
@@ -135,7 +150,7 @@ class Watch:
                     ):
                         await organization.wait_beyond(after)
                 except TimeoutError:
-                    read = _Read(Changes(rpc.WatchAppointmentsResponse(revision=after), latest))
+                    read = _Read(Changes(message((), after, epoch), latest))
                     continue
                 far_behind = organization.revision - after > FAR_BEHIND
                 read = await self._read_with_retries(
@@ -145,6 +160,8 @@ class Watch:
                     min(max(2 * count, FIRST_ENTRIES), MAX_ENTRIES),
                     min_revision=organization.revision,
                 )
+                if self._reads.epoch != epoch:
+                    raise _epoch_ended(read.changes.organization_revision)
 
     @contextmanager
     def _watching(self, organization_id: str) -> Iterator["_Organization"]:
@@ -169,7 +186,7 @@ class Watch:
 
     async def _poll(self) -> None:
         """Poll the revisions of the watched organizations until none is watched."""
-        last_response = monotonic()
+        last_response, epoch = monotonic(), self._database.epoch
         while self._organizations:
             await asyncio.sleep(self._pause)
             self._pause = self._interval
@@ -180,8 +197,10 @@ class Watch:
                     (list(known),),
                 )
                 revisions: dict[str, int] = dict(found)
+                has_ended, epoch = self._database.epoch != epoch, self._database.epoch
                 for organization_id, before in known.items():
-                    self._update(organization_id, before, revisions.get(organization_id, 0))
+                    revision = revisions.get(organization_id, 0)
+                    self._update(organization_id, before, revision, has_ended=has_ended)
             except (DatabaseUnavailable, Overloaded) as error:
                 if monotonic() - last_response < self._outage_timeout:
                     continue
@@ -195,11 +214,16 @@ class Watch:
             last_response = monotonic()
         self._polling = None
 
-    def _update(self, organization_id: str, before: int, revision: int) -> None:
-        """Update an organization's revision. `before` is the one known before the query."""
+    def _update(self, organization_id: str, before: int, revision: int, *, has_ended: bool) -> None:
+        """Update an organization's revision. `before` is the one known before the query.
+
+        `has_ended` is whether the epoch ended since.
+        """
         if organization_id not in self._organizations:
             return
-        if revision >= before:
+        if has_ended:
+            self._organizations.pop(organization_id).fail(_epoch_ended(revision))
+        elif revision >= before:
             self._organizations[organization_id].advance(revision)
         else:
             # A backup was restored, or a standby without the latest writes was promoted.
@@ -291,11 +315,16 @@ class Watch:
             items, limit, messages.history_entry, max_bytes=MAX_MESSAGE_BYTES
         )
         whole = len(entries) == len(items)
-        response = rpc.WatchAppointmentsResponse(
-            entries=entries,
-            revision=min(page.reached, latest) if whole else entries[-1].revision,
+        response = message(
+            entries,
+            min(page.reached, latest) if whole else entries[-1].revision,
+            self._reads.epoch,
         )
         return _Read(Changes(response, latest), items[: len(entries)])
+
+
+def _epoch_ended(revision: int) -> EpochEnded:
+    return EpochEnded.of("after_revision", organization_revision=revision)
 
 
 class _Organization:

@@ -19,7 +19,7 @@ from service.domain import (
     Upsert,
     WriteResult,
 )
-from service.errors import InvalidFields, ServiceError
+from service.errors import EpochEnded, InvalidFields, ServiceError
 from service.operations.accepter import Accepter
 from service.reads.store import Page, ReadStore
 from service.reads.watch import Watch
@@ -177,7 +177,7 @@ class AppointmentServicer:
         page = await self._reads.history(
             organization_id,
             request.id,
-            after=_after_page(request, 0),
+            after=_after_page(request, 0, self._reads.epoch),
             limit=limit + 1,
             min_revision=min_revision(request),
         )
@@ -185,7 +185,9 @@ class AppointmentServicer:
         shown = _entries(page, limit)
         response = rpc.ListAppointmentHistoryResponse(entries=shown)
         if len(shown) < len(page.items):
-            response.next_page_token = page_tokens.encode(request, [shown[-1].revision])
+            response.next_page_token = page_tokens.encode(
+                request, [shown[-1].revision], self._reads.epoch
+            )
         return response
 
     async def ListChanges(
@@ -197,16 +199,21 @@ class AppointmentServicer:
         page = await self._reads.changes(
             organization_id,
             selected,
-            after=_after_page(request, request.after_revision),
+            after=_after_page(request, request.after_revision, self._reads.epoch),
             limit=limit,
             min_revision=min_revision(request),
         )
         call.organization_revision = page.revision
+        epoch = self._reads.epoch
+        if _is_of_another_epoch(request, epoch):
+            raise EpochEnded.of("after_revision", organization_revision=page.revision)
         shown = _entries(page, limit)
-        response = rpc.ListChangesResponse(entries=shown, revision=page.revision)
+        response = rpc.ListChangesResponse(
+            entries=shown, revision=page.revision, epoch=epoch or None
+        )
         reached = page.reached if len(shown) == len(page.items) else shown[-1].revision
         if reached < page.revision:
-            response.next_page_token = page_tokens.encode(request, [reached])
+            response.next_page_token = page_tokens.encode(request, [reached], epoch)
         return response
 
     async def WatchAppointments(
@@ -216,7 +223,12 @@ class AppointmentServicer:
         selected = messages.check_filtered(request)
         call.entries = 0
         async with aclosing(
-            self._watch.changes(call.organization_id, selected, after=request.after_revision)
+            self._watch.changes(
+                call.organization_id,
+                selected,
+                after=request.after_revision,
+                is_of_epoch=lambda epoch: not _is_of_another_epoch(request, epoch),
+            )
         ) as stream:
             async for changes in stream:
                 call.organization_revision = changes.organization_revision
@@ -290,13 +302,20 @@ _DISTINCT: Mapping[str, Callable[[rpc.BatchUpsertAppointmentsRequest.Item], str]
 }
 
 
+def _is_of_another_epoch(
+    request: rpc.ListChangesRequest | rpc.WatchAppointmentsRequest, epoch: str
+) -> bool:
+    """Return whether `after_revision` is of another epoch, if the caller says of which it is."""
+    return request.after_revision > 0 and request.HasField("epoch") and request.epoch != epoch
+
+
 def _after_page(
-    request: rpc.ListAppointmentHistoryRequest | rpc.ListChangesRequest, first: int
+    request: rpc.ListAppointmentHistoryRequest | rpc.ListChangesRequest, first: int, epoch: str
 ) -> int:
     """Return the revision that the previous page reached, or `first` for the first page."""
     if not request.page_token:
         return first
-    [after] = page_tokens.decode(request, request.page_token, (page_tokens.revision,))
+    [after] = page_tokens.decode(request, request.page_token, (page_tokens.revision,), epoch)
     reached: int = after
     return reached
 

@@ -86,7 +86,9 @@ class AppointmentLists:
             etag=etag,
         )
         if position := _next_position(page, len(shown)):
-            response.next_page_token = page_tokens.encode(request, [*position, as_of])
+            response.next_page_token = page_tokens.encode(
+                request, [*position, as_of], self._reads.epoch
+            )
         if cacheable:
             # In memory a message takes several times its serialized size.
             size = 4 * response.ByteSize()
@@ -107,7 +109,10 @@ class AppointmentLists:
         parts = _BY_REVISION if by_revision else _BY_START
         if request.page_token:
             *after, as_of = page_tokens.decode(
-                request, request.page_token, (*parts, page_tokens.revision_or_none)
+                request,
+                request.page_token,
+                (*parts, page_tokens.revision_or_none),
+                self._reads.epoch,
             )
         else:
             after, as_of = [], await as_of_revision(self._reads, organization_id, request, time)

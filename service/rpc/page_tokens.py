@@ -1,4 +1,7 @@
-"""Page tokens: the position after which a list continues, bound to the request's filters."""
+"""Page tokens: the position after which a list continues, bound to the request's filters.
+
+A token that depends on revisions ends with the epoch of the database, apart from the first epoch.
+"""
 
 import base64
 import hashlib
@@ -11,34 +14,45 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from service.domain import DEFAULT_ORGANIZATION
-from service.errors import InvalidFields
+from service.errors import EpochEnded, InvalidFields
+from service.postgres.epochs import FIRST
 
 # Fields that may change between pages.
-_IGNORED_FIELDS = frozenset({"page_token", "page_size", "min_revision", "if_none_match"})
+_IGNORED_FIELDS = frozenset({"page_token", "page_size", "min_revision", "if_none_match", "epoch"})
+
+_EPOCH = "."
 
 
-def encode(request: Message, position: Sequence[str | int | None]) -> str:
+def encode(request: Message, position: Sequence[str | int | None], epoch: str = FIRST) -> str:
     """Return an opaque token to continue after a position with the same filters."""
-    token = orjson.dumps([_digest(request, position), *position])
-    return base64.urlsafe_b64encode(token).rstrip(b"=").decode()
+    position_with_digest = orjson.dumps([_digest(request, position), *position])
+    token = base64.urlsafe_b64encode(position_with_digest).rstrip(b"=").decode()
+    return f"{token}{_EPOCH}{epoch}" if epoch else token
 
 
-def decode(request: Message, token: str, parts: Sequence[Callable[[Any], Any]]) -> list[Any]:
+def decode(
+    request: Message, token: str, parts: Sequence[Callable[[Any], Any]], epoch: str = FIRST
+) -> list[Any]:
     """Return the position in a token. `parts` has the function that reads each element.
 
-    Raises InvalidFields if the token is malformed or is for other filters. This prevents
-    mistakes, not forgery: a token gives access to nothing that its request does not.
+    Raises InvalidFields if the token is malformed or is for other filters, EpochEnded if it is of
+    another epoch. This prevents mistakes, not forgery: a token gives access to nothing that its
+    request does not.
     """
+    token, _, of_epoch = token.partition(_EPOCH)
     try:
         padded = token + "=" * (-len(token) % 4)
         digest, *position = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-        if digest == _digest(request, position):
-            return [read(part) for read, part in zip(parts, position, strict=True)]
+        found = [read(part) for read, part in zip(parts, position, strict=True)]
     except (ValueError, TypeError):
-        pass
-    raise InvalidFields(
-        [("page_token", "must be the token of the previous page, with the same filters")]
-    )
+        digest = None
+    if digest is None or digest != _digest(request, position):
+        raise InvalidFields(
+            [("page_token", "must be the token of the previous page, with the same filters")]
+        )
+    if of_epoch != epoch:
+        raise EpochEnded.of("the page token")
+    return found
 
 
 def time(part: object) -> datetime:

@@ -1,5 +1,6 @@
 """Reads the requests of writes. All invalid fields of a request are reported together."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from service.domain import (
     new_id,
 )
 from service.errors import InvalidFields
+from service.postgres.epochs import FIRST
 
 WriteRequest = (
     rpc.UpsertAppointmentRequest
@@ -57,10 +59,14 @@ class _Content(NamedTuple):
 
 
 class WriteReader:
-    """Converts requests to writes. Appointments are held for at most `max_hold`."""
+    """Converts requests to writes. Appointments are held for at most `max_hold`.
 
-    def __init__(self, max_hold: timedelta) -> None:
+    `epoch` returns that of the database: no etag of another one is that of a stored appointment.
+    """
+
+    def __init__(self, max_hold: timedelta, epoch: Callable[[], str] = lambda: FIRST) -> None:
         self._max_hold = max_hold
+        self._epoch = epoch
 
     def read(self, request: WriteRequest, *, actor: str) -> Write:
         """Convert any request of a write. Raises InvalidFields, naming every invalid field."""
@@ -74,10 +80,10 @@ class WriteReader:
         if isinstance(request, rpc.UpdateAppointmentRequest):
             return self._update(request, actor)
         if isinstance(request, rpc.ConfirmAppointmentRequest):
-            return _confirm(request, actor)
+            return self._confirm(request, actor)
         if isinstance(request, rpc.RedactAppointmentRequest):
-            return _redact(request)
-        return _cancel(request, actor)
+            return self._redact(request)
+        return self._cancel(request, actor)
 
     def upsert(
         self,
@@ -107,7 +113,7 @@ class WriteReader:
             updated_at=content.updated_at,
             hold_until=content.hold_until,
             max_hold=self._max_hold,
-            expected_revision=expected_revision(etag),
+            expected_revision=expected_revision(etag, self._epoch()),
             create_only=request.create_only,
             idempotency_key=request.idempotency_key or None,
             validate_only=validate_only,
@@ -157,10 +163,40 @@ class WriteReader:
             hold_until=content.hold_until,
             max_hold=self._max_hold,
             allow_missing=request.allow_missing,
-            expected_revision=expected_revision(etag),
+            expected_revision=expected_revision(etag, self._epoch()),
             idempotency_key=request.idempotency_key or None,
             validate_only=request.validate_only,
             actor=actor,
+        )
+
+    def _confirm(self, request: rpc.ConfirmAppointmentRequest, actor: str) -> Confirm:
+        messages.check(request)
+        return Confirm(
+            id=request.id,
+            expected_revision=expected_revision(request.etag, self._epoch()),
+            idempotency_key=request.idempotency_key or None,
+            validate_only=request.validate_only,
+            actor=actor,
+        )
+
+    def _cancel(self, request: rpc.CancelAppointmentRequest, actor: str) -> Cancel:
+        [updated_at] = messages.check(request, "updated_at")
+        return Cancel(
+            id=request.id,
+            updated_at=updated_at,
+            expected_revision=expected_revision(request.etag, self._epoch()),
+            idempotency_key=request.idempotency_key or None,
+            validate_only=request.validate_only,
+            actor=actor,
+        )
+
+    def _redact(self, request: rpc.RedactAppointmentRequest) -> Redact:
+        messages.check(request)
+        return Redact(
+            id=request.id,
+            expected_revision=expected_revision(request.etag, self._epoch()),
+            idempotency_key=request.idempotency_key or None,
+            validate_only=request.validate_only,
         )
 
 
@@ -169,39 +205,6 @@ def organization_of(request: WriteRequest) -> str:
     if isinstance(request, rpc.UpsertAppointmentRequest | rpc.UpdateAppointmentRequest):
         return messages.organization_of(request.appointment)
     return messages.organization_of(request)
-
-
-def _confirm(request: rpc.ConfirmAppointmentRequest, actor: str) -> Confirm:
-    messages.check(request)
-    return Confirm(
-        id=request.id,
-        expected_revision=expected_revision(request.etag),
-        idempotency_key=request.idempotency_key or None,
-        validate_only=request.validate_only,
-        actor=actor,
-    )
-
-
-def _cancel(request: rpc.CancelAppointmentRequest, actor: str) -> Cancel:
-    [updated_at] = messages.check(request, "updated_at")
-    return Cancel(
-        id=request.id,
-        updated_at=updated_at,
-        expected_revision=expected_revision(request.etag),
-        idempotency_key=request.idempotency_key or None,
-        validate_only=request.validate_only,
-        actor=actor,
-    )
-
-
-def _redact(request: rpc.RedactAppointmentRequest) -> Redact:
-    messages.check(request)
-    return Redact(
-        id=request.id,
-        expected_revision=expected_revision(request.etag),
-        idempotency_key=request.idempotency_key or None,
-        validate_only=request.validate_only,
-    )
 
 
 def _appointment(request: Any, violations: rules.Violations) -> pb.Appointment:  # noqa: ANN401

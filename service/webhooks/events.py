@@ -11,13 +11,15 @@ from service.domain import HistoryEntry
 
 
 def body_of(entry: HistoryEntry) -> str:
-    """Return the JSON of a change. The same change always gives the same text."""
+    """Return the JSON of a change. In one epoch, the same change always gives the same text."""
     data = messages.history_json(entry)
     event = {
         "type": messages.change_type(entry),
         "timestamp": data["recordedAt"],
         "data": data,
     }
+    if epoch := entry.appointment.epoch:
+        event["epoch"] = epoch
     return orjson.dumps(event, option=orjson.OPT_SORT_KEYS).decode()
 
 
@@ -27,9 +29,10 @@ def headers_of(
     """Return the headers of one attempt, signed with every secret.
 
     All attempts to send a change to a webhook have the same `webhook-id`, also after a
-    replay, so that receivers can recognize duplicates.
+    replay, so that receivers can recognize duplicates. In another epoch, a revision is another
+    change.
     """
-    message_id = f"{webhook_id}.{entry.revision}"
+    message_id = ".".join(filter(None, (webhook_id, f"{entry.revision}", entry.appointment.epoch)))
     signatures = [Signer(secret).sign(message_id, time, body) for secret in secrets]
     return {
         "content-type": "application/json",

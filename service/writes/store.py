@@ -188,7 +188,9 @@ class WriteStore:
         self._changed()
         self._metrics.lock_wait_seconds.observe(found[0][2])
         results = [
-            None if row[0] == _NOT_WRITTEN else _result(organization_id, write, row)
+            None
+            if row[0] == _NOT_WRITTEN
+            else _result(organization_id, write, row, self._database.epoch)
             for write, row in zip(batch.upserts, found, strict=True)
         ]
         written = [result for result in results if isinstance(result, WriteResult)]
@@ -208,7 +210,8 @@ class WriteStore:
     ) -> list[WriteResult | Exception]:
         self._metrics.lock_wait_seconds.observe(found[0][2])
         return [
-            _result(organization_id, write, row) for write, row in zip(writes, found, strict=True)
+            _result(organization_id, write, row, self._database.epoch)
+            for write, row in zip(writes, found, strict=True)
         ]
 
     async def _apply_one_by_one(
@@ -311,14 +314,14 @@ def _content(write: Upsert | Update) -> dict[str, Any]:
     return content
 
 
-def _result(organization_id: str, write: Write, row: Row) -> WriteResult | ServiceError:
+def _result(organization_id: str, write: Write, row: Row, epoch: str) -> WriteResult | ServiceError:
     outcome, revision = row[0], row[1]
     done = _OUTCOMES.get(outcome)
     if done is not None:
         return WriteResult(
             outcome=done,
             organization_revision=revision,
-            appointment=rows.appointment(organization_id, row[5:]),
+            appointment=rows.appointment(organization_id, row[5:], epoch=epoch),
         )
     # No other write is refused for its hold.
     max_hold = write.max_hold if isinstance(write, Upsert | Update) else timedelta()

@@ -52,6 +52,7 @@ WITHOUT_TABLES = {"organization_lock_key", "require_no_organization"}
 # Hashes of API keys; counters, under hashes of credentials and organizations.
 RIGHTS_WITHOUT_ORGANIZATION = {
     ("public.api_keys", "SELECT"),
+    ("public.epochs", "SELECT"),
     *(("public.request_buckets", right) for right in ("SELECT", "INSERT", "UPDATE", "DELETE")),
 }
 

@@ -95,9 +95,9 @@ def test_a_filtered_stream_sends_the_revision_reached(
         lines = [stream.response.readline() for _ in range(4)]
     assert lines[0].startswith(b"retry: ")
     assert lines[1:] == [b"\n", b"id: 3\n", b"\n"]
-    # Without changes to leave out, a comment.
+    # Without changes to leave out, that with which it begins.
     with Events(gateway, organization, 3, {"resourceId": "other"}) as stream:
-        assert [stream.response.readline() for _ in range(4)][2:] == [b":\n", b"\n"]
+        assert [stream.response.readline() for _ in range(4)][2:] == [b"id: 3\n", b"\n"]
 
 
 def test_a_client_that_comes_back_continues_after_what_was_left_out(

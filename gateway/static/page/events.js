@@ -28,6 +28,8 @@ export class ChangeStream {
     this.api = api;
     this.listener = listener;
     this.revision = "0";
+    /** The last id: a revision, after a restore with its epoch. */
+    this.id = "";
     /** @type {AbortController | null} */
     this.running = null;
     this.pause = () => {};
@@ -42,6 +44,7 @@ export class ChangeStream {
   start(revision) {
     this.stop();
     this.revision = revision;
+    this.id = "";
     this.running = new AbortController();
     void this.#follow(this.running.signal);
   }
@@ -68,6 +71,11 @@ export class ChangeStream {
         if (stopped.aborted) return;
         failures += 1;
         reason = error instanceof Error ? error.message : String(error);
+        if (error instanceof Problem && error.errors.some(({ field }) => field === "afterRevision")) {
+          // Restored between the list and the stream, which has no id yet.
+          this.listener.onReset();
+          return;
+        }
         if (error instanceof Problem && error.status >= 400 && error.status < 500 && error.status !== 429) {
           this.listener.onState("refused", reason);
           return;
@@ -107,7 +115,8 @@ export class ChangeStream {
     let silence = listen();
     try {
       const response = await this.api.send("GET", "changes", {
-        headers: { Accept: "text/event-stream", "Last-Event-ID": this.revision },
+        query: this.id ? {} : { afterRevision: this.revision },
+        headers: { Accept: "text/event-stream", ...(this.id && { "Last-Event-ID": this.id }) },
         signal,
       });
       this.listener.onState("live", "");
@@ -132,7 +141,10 @@ export class ChangeStream {
 
   /** @param {ParsedEvent} event */
   #handle({ id, name, data }) {
-    if (id) this.revision = id;
+    if (id) {
+      this.id = id;
+      this.revision = id.split(".")[0];
+    }
     if (name === "reset") this.listener.onReset();
     else if (data) this.listener.onChange(JSON.parse(data));
   }

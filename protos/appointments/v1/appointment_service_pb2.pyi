@@ -697,6 +697,7 @@ class ListChangesRequest(_message.Message):
     MIN_REVISION_FIELD_NUMBER: _builtins.int
     RESOURCE_ID_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """Absent: `default`."""
     after_revision: _builtins.int
@@ -714,6 +715,11 @@ class ListChangesRequest(_message.Message):
     or that leave it by this change; redactions also of those that ever had it. Absent: all
     resources.
     """
+    epoch: _builtins.str
+    """The epoch of `after_revision`: that of the response with this revision, or empty if it had
+    none. If the database was restored to an earlier time since, the call is refused with
+    `EPOCH_ENDED`. Absent: not checked.
+    """
     @_builtins.property
     def changes(self) -> _containers.RepeatedScalarFieldContainer[_appointment_pb2.HistoryEntry.Change.ValueType]:
         """Only changes of these kinds, and always `REDACTED`. Empty: all."""
@@ -728,17 +734,22 @@ class ListChangesRequest(_message.Message):
         min_revision: _builtins.int | None = ...,
         resource_id: _builtins.str | None = ...,
         changes: _abc.Iterable[_appointment_pb2.HistoryEntry.Change.ValueType] | None = ...,
+        epoch: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_revision", b"_min_revision", "_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "min_revision", b"min_revision", "organization_id", b"organization_id", "resource_id", b"resource_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "_min_revision", b"_min_revision", "_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "epoch", b"epoch", "min_revision", b"min_revision", "organization_id", b"organization_id", "resource_id", b"resource_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_revision", b"_min_revision", "_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "after_revision", b"after_revision", "changes", b"changes", "min_revision", b"min_revision", "organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token", "resource_id", b"resource_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "_min_revision", b"_min_revision", "_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "after_revision", b"after_revision", "changes", b"changes", "epoch", b"epoch", "min_revision", b"min_revision", "organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token", "resource_id", b"resource_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__epoch: _TypeAlias = _typing.Literal["epoch"]  # noqa: Y015
+    _WhichOneofArgType__epoch: _TypeAlias = _typing.Literal["_epoch", b"_epoch"]  # noqa: Y015
     _WhichOneofReturnType__min_revision: _TypeAlias = _typing.Literal["min_revision"]  # noqa: Y015
     _WhichOneofArgType__min_revision: _TypeAlias = _typing.Literal["_min_revision", b"_min_revision"]  # noqa: Y015
     _WhichOneofReturnType__organization_id: _TypeAlias = _typing.Literal["organization_id"]  # noqa: Y015
     _WhichOneofArgType__organization_id: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id"]  # noqa: Y015
     _WhichOneofReturnType__resource_id: _TypeAlias = _typing.Literal["resource_id"]  # noqa: Y015
     _WhichOneofArgType__resource_id: _TypeAlias = _typing.Literal["_resource_id", b"_resource_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epoch) -> _WhichOneofReturnType__epoch | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_revision) -> _WhichOneofReturnType__min_revision | None: ...
     @_typing.overload
@@ -757,12 +768,17 @@ class ListChangesResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty if there are no further changes yet; continue later with `revision` as
     `after_revision`.
     """
     revision: _builtins.int
     """The organization's latest revision."""
+    epoch: _builtins.str
+    """Changes whenever the database was restored to an earlier time: revisions of another epoch may
+    be of other changes. Absent before the first time. Send it with `after_revision`.
+    """
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_appointment_pb2.HistoryEntry]:
         """In revision order."""
@@ -773,12 +789,15 @@ class ListChangesResponse(_message.Message):
         entries: _abc.Iterable[_appointment_pb2.HistoryEntry] | None = ...,
         next_page_token: _builtins.str = ...,
         revision: _builtins.int = ...,
+        epoch: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "entries", b"entries", "epoch", b"epoch", "next_page_token", b"next_page_token", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__epoch: _TypeAlias = _typing.Literal["epoch"]  # noqa: Y015
+    _WhichOneofArgType__epoch: _TypeAlias = _typing.Literal["_epoch", b"_epoch"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epoch) -> _WhichOneofReturnType__epoch | None: ...
 
 Global___ListChangesResponse: _TypeAlias = ListChangesResponse  # noqa: Y015
 
@@ -790,6 +809,7 @@ class WatchAppointmentsRequest(_message.Message):
     AFTER_REVISION_FIELD_NUMBER: _builtins.int
     RESOURCE_ID_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """Absent: `default`."""
     after_revision: _builtins.int
@@ -800,6 +820,10 @@ class WatchAppointmentsRequest(_message.Message):
     """Only changes of appointments that have this resource after the change, alone or with others,
     or that leave it by this change; redactions also of those that ever had it. Absent: all
     resources.
+    """
+    epoch: _builtins.str
+    """The epoch of `after_revision`, as in `ListChanges`. A stream also ends with `EPOCH_ENDED` if the
+    database is restored meanwhile.
     """
     @_builtins.property
     def changes(self) -> _containers.RepeatedScalarFieldContainer[_appointment_pb2.HistoryEntry.Change.ValueType]:
@@ -812,15 +836,20 @@ class WatchAppointmentsRequest(_message.Message):
         after_revision: _builtins.int = ...,
         resource_id: _builtins.str | None = ...,
         changes: _abc.Iterable[_appointment_pb2.HistoryEntry.Change.ValueType] | None = ...,
+        epoch: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "organization_id", b"organization_id", "resource_id", b"resource_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "epoch", b"epoch", "organization_id", b"organization_id", "resource_id", b"resource_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "after_revision", b"after_revision", "changes", b"changes", "organization_id", b"organization_id", "resource_id", b"resource_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "_organization_id", b"_organization_id", "_resource_id", b"_resource_id", "after_revision", b"after_revision", "changes", b"changes", "epoch", b"epoch", "organization_id", b"organization_id", "resource_id", b"resource_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__epoch: _TypeAlias = _typing.Literal["epoch"]  # noqa: Y015
+    _WhichOneofArgType__epoch: _TypeAlias = _typing.Literal["_epoch", b"_epoch"]  # noqa: Y015
     _WhichOneofReturnType__organization_id: _TypeAlias = _typing.Literal["organization_id"]  # noqa: Y015
     _WhichOneofArgType__organization_id: _TypeAlias = _typing.Literal["_organization_id", b"_organization_id"]  # noqa: Y015
     _WhichOneofReturnType__resource_id: _TypeAlias = _typing.Literal["resource_id"]  # noqa: Y015
     _WhichOneofArgType__resource_id: _TypeAlias = _typing.Literal["_resource_id", b"_resource_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epoch) -> _WhichOneofReturnType__epoch | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__organization_id) -> _WhichOneofReturnType__organization_id | None: ...
     @_typing.overload
@@ -834,10 +863,13 @@ class WatchAppointmentsResponse(_message.Message):
 
     ENTRIES_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Every change up to this revision has been sent or left out: the `after_revision` to continue
     with.
     """
+    epoch: _builtins.str
+    """As in `ListChanges`."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_appointment_pb2.HistoryEntry]:
         """In revision order, without gaps except for changes that the filter leaves out. Empty in the
@@ -849,12 +881,15 @@ class WatchAppointmentsResponse(_message.Message):
         *,
         entries: _abc.Iterable[_appointment_pb2.HistoryEntry] | None = ...,
         revision: _builtins.int = ...,
+        epoch: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "entries", b"entries", "epoch", b"epoch", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__epoch: _TypeAlias = _typing.Literal["epoch"]  # noqa: Y015
+    _WhichOneofArgType__epoch: _TypeAlias = _typing.Literal["_epoch", b"_epoch"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epoch) -> _WhichOneofReturnType__epoch | None: ...
 
 Global___WatchAppointmentsResponse: _TypeAlias = WatchAppointmentsResponse  # noqa: Y015
 

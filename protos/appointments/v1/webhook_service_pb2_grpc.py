@@ -35,7 +35,8 @@ class WebhookServiceStub(object):
     same webhook, so that a receiver can detect repetitions. The body is
     `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated`,
     `appointment.confirmed`, `appointment.expired` or `appointment.cancelled`; the time of the
-    change; and the entry as in `ListChanges`.
+    change; and the entry as in `ListChanges`. After the database was restored to an earlier time
+    it also has `epoch`, with which the `webhook-id` then ends.
 
     Any other response, including a redirect and one that is not HTTP, is retried for days
     with growing delays; a valid `Retry-After` is respected within limits. Then the webhook is
@@ -101,7 +102,8 @@ class WebhookServiceServicer(object):
     same webhook, so that a receiver can detect repetitions. The body is
     `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated`,
     `appointment.confirmed`, `appointment.expired` or `appointment.cancelled`; the time of the
-    change; and the entry as in `ListChanges`.
+    change; and the entry as in `ListChanges`. After the database was restored to an earlier time
+    it also has `epoch`, with which the `webhook-id` then ends.
 
     Any other response, including a redirect and one that is not HTTP, is retried for days
     with growing delays; a valid `Retry-After` is respected within limits. Then the webhook is
@@ -233,7 +235,8 @@ class WebhookService(object):
     same webhook, so that a receiver can detect repetitions. The body is
     `{"type", "timestamp", "data"}`: `appointment.created`, `appointment.updated`,
     `appointment.confirmed`, `appointment.expired` or `appointment.cancelled`; the time of the
-    change; and the entry as in `ListChanges`.
+    change; and the entry as in `ListChanges`. After the database was restored to an earlier time
+    it also has `epoch`, with which the `webhook-id` then ends.
 
     Any other response, including a redirect and one that is not HTTP, is retried for days
     with growing delays; a valid `Retry-After` is respected within limits. Then the webhook is

@@ -1,0 +1,32 @@
+"""Epochs: which history of the database a revision belongs to.
+
+A restored database counts the lost revisions again, for other changes, in another epoch. An epoch
+is empty until the first restore, then the time at which it began. A connection reads it when it is
+made. That is enough, since an epoch begins while nobody else is connected (new_epoch.py).
+"""
+
+from datetime import UTC, datetime
+from typing import Any, LiteralString
+
+from psycopg import AsyncConnection
+from psycopg.rows import tuple_row
+
+FIRST = ""
+
+_FORMAT = "%Y%m%dT%H%M%SZ"
+
+_CURRENT: LiteralString = "SELECT max(began_at) FROM public.epochs"
+
+
+async def current_epoch(connection: AsyncConnection[Any]) -> str:
+    """Return the epoch of a database, for a connection with a role of the service."""
+    async with connection.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(_CURRENT, prepare=False)
+        found = await cursor.fetchone()
+    began_at: datetime | None = found[0] if found else None
+    return FIRST if began_at is None else began_at.astimezone(UTC).strftime(_FORMAT)
+
+
+def began(epoch: str) -> datetime | None:
+    """Return when an epoch began, None for the first one."""
+    return None if epoch == FIRST else datetime.strptime(epoch, _FORMAT).replace(tzinfo=UTC)
