@@ -50,6 +50,7 @@ from runtime.helper import Helper
 from runtime.listening import listen_on, listening_socket
 from runtime.metrics import serving_metrics
 from runtime.tls import Certificates, CertificateWatch
+from runtime.tracing import tracing
 
 _CONNECTION_BACKLOG = 1024
 # Bodies that may be received at the same time, per call that may be in flight.
@@ -150,6 +151,7 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
     Raises `CannotListen` or `FilesUnfit`.
     """
     async with AsyncExitStack() as closing:
+        tracer = await closing.enter_async_context(tracing("gateway"))
         in_flight = InFlight(settings.gateway_max_in_flight)
         waiting = InFlight(
             settings.gateway_max_in_flight, "Too many requests are waiting for operations."
@@ -189,7 +191,9 @@ async def serving(settings: Settings) -> AsyncIterator[Listening]:
             renderer=Renderer(helper),
         )
         origins = settings.gateway_cors_origins
-        handler = HttpHandler(router, bodies, metrics, CrossOrigin(origins) if origins else None)
+        handler = HttpHandler(
+            router, bodies, metrics, CrossOrigin(origins) if origins else None, tracer
+        )
         timeouts = Timeouts(
             idle=settings.gateway_keepalive_timeout, headers=settings.gateway_header_timeout
         )

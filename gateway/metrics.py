@@ -1,6 +1,6 @@
 """Prometheus metrics of the gateway."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -55,6 +55,12 @@ class Metrics:
         )
         self._seconds_of = cache(lambda method, status: self._seconds.labels(method, str(status)))
 
-    def observe(self, method: str, status: int, seconds: float) -> None:
-        """Count a request whose response was sent."""
-        self._seconds_of(method, status).observe(seconds)
+    def observe(
+        self,
+        method: str,
+        status: int,
+        seconds: float,
+        exemplar: Mapping[str, str] | None = None,
+    ) -> None:
+        """Count a request whose response was sent. `exemplar` has the ids of its trace."""
+        self._seconds_of(method, status).observe(seconds, dict(exemplar) if exemplar else None)

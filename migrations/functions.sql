@@ -578,6 +578,7 @@ REVOKE ALL ON FUNCTION erase_appointment FROM PUBLIC;
 -- has expired. max_hold is in seconds. The updated_at of a cancel is stored as
 -- cancel_updated_at. redacted: the write was accepted before a redaction of its appointment, and is
 -- applied without what that has erased. accepted_at: when a redaction of a queue was accepted.
+-- trace: the W3C traceparent of the call, which is stored with the change.
 --
 -- outcome: the effect of the write (CREATED, UPDATED, UNCHANGED, STALE, CONFIRMED, EXPIRED,
 -- CANCELLED, REDACTED), or the reason of its refusal (APPOINTMENT_NOT_FOUND, APPOINTMENT_EXISTS,
@@ -695,7 +696,8 @@ BEGIN
             validate_only boolean,
             suggest integer,
             redacted boolean,
-            accepted_at timestamptz
+            accepted_at timestamptz,
+            trace text
         )
     LOOP
         v_outcome := NULL;
@@ -1127,7 +1129,7 @@ BEGIN
                 idempotency_key, idempotency_digest,
                 appointment_id, resource_id, additional_resource_ids, released_resource_ids,
                 start_time, end_time, title, attributes,
-                created_at, updated_at, hold_until, state, version, placed
+                created_at, updated_at, hold_until, state, version, placed, trace_context
             ) VALUES (
                 p_organization_id, v_revision, v_outcome, v_recorded_at, w.actor,
                 w.idempotency_key,
@@ -1135,7 +1137,7 @@ BEGIN
                 stored.appointment_id, stored.resource_id, stored.additional_resource_ids,
                 v_released, stored.start_time, stored.end_time, stored.title, stored.attributes,
                 stored.created_at, stored.updated_at, stored.hold_until, stored.state, stored.version,
-                v_placed
+                v_placed, w.trace
             );
         ELSIF w.idempotency_key IS NOT NULL AND v_outcome IN ('UNCHANGED', 'STALE')
             AND NOT w.validate_only THEN
@@ -2002,12 +2004,14 @@ GRANT EXECUTE ON FUNCTION apply_operations TO appointments_service;
 -- status: DONE (nothing is queued, the lease is released), MORE (the lease is extended), BUSY
 -- (another session holds the organization's lock; a call for a single lease waits for the lock
 -- instead), LOST (another worker has the lease). delay: seconds since the oldest of the applied
--- operations was accepted.
+-- operations was accepted. traces: the traceparents of those that are sampled, or NULL.
 --
 -- A call for several leases waits at most 50 ms for any other lock. It then fails, and nothing
 -- is written.
 CREATE FUNCTION apply_queued_operations(p_leases json, p_most integer, p_lease interval)
-RETURNS TABLE (organization_id text, status text, applied integer, delay double precision)
+RETURNS TABLE (
+    organization_id text, status text, applied integer, delay double precision, traces text []
+)
 LANGUAGE plpgsql
 VOLATILE
 SECURITY DEFINER
@@ -2034,6 +2038,7 @@ BEGIN
         organization_id := lease.organization_id;
         applied := 0;
         delay := NULL;
+        traces := NULL;
         PERFORM FROM operation_leases l
         WHERE l.organization_id = lease.organization_id AND l.fence = lease.fence
         FOR UPDATE SKIP LOCKED;
@@ -2056,8 +2061,9 @@ BEGIN
             json_agg(json_build_object(
                 'operation_id', o.operation_id, 'accepted_at', o.accepted_at, 'write', o.write
             )),
-            min(o.accepted_at)
-        INTO v_places, v_operations, v_oldest
+            min(o.accepted_at),
+            array_agg(o.write ->> 'trace') FILTER (WHERE o.write ->> 'trace' IS NOT NULL)
+        INTO v_places, v_operations, v_oldest, traces
         FROM (
             SELECT q.ctid AS place, q.operation_id, q.accepted_at, q.write
             FROM queued_operations q

@@ -57,10 +57,12 @@ CREATE TABLE public.appointment_history (
     hold_until timestamp with time zone,
     released_resource_ids text[] COLLATE pg_catalog."C",
     placed boolean DEFAULT true NOT NULL,
+    trace_context text,
     CONSTRAINT appointment_history_key_has_digest CHECK (((idempotency_key IS NULL) = (idempotency_digest IS NULL)))
 );
 ALTER TABLE ONLY public.appointment_history ALTER COLUMN actor SET STATISTICS 0;
 ALTER TABLE ONLY public.appointment_history ALTER COLUMN title SET STATISTICS 0;
+ALTER TABLE ONLY public.appointment_history ALTER COLUMN trace_context SET STATISTICS 0;
 
 CREATE VIEW own.appointment_history AS
  SELECT organization_id,
@@ -83,7 +85,8 @@ CREATE VIEW own.appointment_history AS
     additional_resource_ids,
     hold_until,
     released_resource_ids,
-    placed
+    placed,
+    trace_context
    FROM public.appointment_history
   WHERE (organization_id = current_setting('appointments.organization'::text, true))
   WITH CASCADED CHECK OPTION;

@@ -6,6 +6,7 @@ organization and several calls under way, so it does not use this.
 """
 
 import asyncio
+import contextvars
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -47,7 +48,8 @@ class Batcher(Generic[Item, Result]):
         result: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, result))
         if self._task is None:
-            self._task = loop.create_task(self._run())
+            # Not in the context of the first caller, since it works for all of them.
+            self._task = loop.create_task(self._run(), context=contextvars.Context())
         return await result
 
     async def drain(self) -> None:

@@ -10,10 +10,10 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 DEFAULT_ORGANIZATION = "default"
 
@@ -141,6 +141,7 @@ class Upsert:
     `created_at` and `updated_at` are None if the caller did not set them. `id_given` is False
     if the service generated the id. `hold_until` is None for a firm appointment; otherwise it
     is at most `max_hold` ahead. `suggest` is the number of free ranges to name in a conflict.
+    `trace` is stored with the change: the traceparent of the call, None if it is not sampled.
     """
 
     id: str
@@ -161,6 +162,7 @@ class Upsert:
     validate_only: bool
     suggest: int
     actor: str
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +192,7 @@ class Update:
     idempotency_key: str | None
     validate_only: bool
     actor: str
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +204,7 @@ class Confirm:
     idempotency_key: str | None
     validate_only: bool
     actor: str
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +217,7 @@ class Cancel:
     idempotency_key: str | None
     validate_only: bool
     actor: str
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +231,7 @@ class Redact:
     expected_revision: int | None
     idempotency_key: str | None
     validate_only: bool
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +242,17 @@ class Expire:
 
 
 Write = Upsert | Update | Confirm | Cancel | Redact | Expire
+
+
+WriteOrBatch = TypeVar("WriteOrBatch", bound="Write | AtomicBatch")
+
+
+def traced(write: WriteOrBatch, trace: str) -> WriteOrBatch:
+    """Return a write as part of a trace."""
+    if isinstance(write, AtomicBatch):
+        upserts = [replace(upsert, trace=trace) for upsert in write.upserts]
+        return replace(write, upserts=upserts)
+    return write if isinstance(write, Expire) else replace(write, trace=trace)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

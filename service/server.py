@@ -1,11 +1,12 @@
 """Builds the gRPC server from the settings, runs it, and shuts it down gracefully."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 from appointments.relay.v1 import relay_pb2
 from appointments.v1 import appointment_service_pb2, webhook_service_pb2
@@ -16,6 +17,7 @@ from grpc_health.v1 import health
 from runtime.backoff import run_forever
 from runtime.helper import Helper
 from runtime.metrics import serving_metrics
+from runtime.tracing import tracing
 from service.amqp import Broker
 from service.callers import admit_to_reflection, authentication, identify
 from service.grpc_server import bind_ports, new_server, stop, watched_certificates
@@ -91,6 +93,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
     """
     metrics = Metrics()
     async with AsyncExitStack() as stack:
+        tracer = await stack.enter_async_context(tracing("service"))
         certificates = watched_certificates(settings, metrics, stack)
         epoch = await check_primary(settings.database_url, settings.timeouts, role=CALLER_ROLE)
         metrics_port = await stack.enter_async_context(
@@ -185,6 +188,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             authenticate=authenticate,
             rate_limiter=rate_limiter,
             max_bytes=settings.max_message_bytes,
+            tracer=tracer,
         )
         relay = RelayServicer(
             calls.handle,
@@ -249,11 +253,11 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
         stack.callback(calls.end_streams)
         stack.push_async_callback(health_servicer.enter_graceful_shutdown)
         if rate_limiter is not None:
-            sharing = asyncio.create_task(
-                run_forever("share rate limits", rate_limiter.run, metrics.unexpected_errors)
+            _start(
+                stack, run_forever("share rate limits", rate_limiter.run, metrics.unexpected_errors)
             )
-            stack.callback(sharing.cancel)
-        readiness = asyncio.create_task(
+        _start(
+            stack,
             run_forever(
                 "watch readiness",
                 partial(
@@ -264,9 +268,8 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
                     probe_timeout=settings.connection_timeout,
                 ),
                 metrics.unexpected_errors,
-            )
+            ),
         )
-        stack.callback(readiness.cancel)
         yield Ports(
             grpc=grpc_port,
             mtls=mtls_port,
@@ -282,6 +285,11 @@ def _notifiers(settings: Settings, database: Database) -> tuple[Notifier, Notifi
         Notifier(database, Work.CHANGES, poll_interval=settings.change_poll_interval),
         Notifier(database, Work.OPERATIONS, poll_interval=settings.operation_poll_interval),
     )
+
+
+def _start(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    """Work in the background until the stack ends."""
+    stack.callback(asyncio.create_task(work).cancel)
 
 
 def _services(

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from runtime.backoff import run_forever
 from runtime.metrics import serving_metrics
+from runtime.tracing import tracing
 from service.amqp import Broker
 from service.events.publisher import EventPublisher
 from service.events.rabbitmq import declare_exchange
@@ -52,6 +53,7 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
     """
     metrics = Metrics()
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(tracing("worker"))
         epoch = await check_primary(settings.database_url, settings.timeouts, role=WORKER_ROLE)
         port = await stack.enter_async_context(
             serving_metrics(

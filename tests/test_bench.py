@@ -283,11 +283,26 @@ def test_what_logging_costs_is_measured(to: str) -> None:
         assert float(ratio[1]) == pytest.approx(rates[1] / rates[0], abs=0.02)
 
 
+COSTS = {
+    "bench.credentials": [
+        "without access control",
+        "the same again",
+        "the same with X-Actor",
+        "token",
+        "API key",
+    ],
+    "bench.tracing": ["no traces", "the same again", "1 % sampled", "all sampled"],
+}
+
+
 @pytest.mark.skipif(not wrk_is_installed(), reason="wrk is not installed")
-def test_what_access_control_costs_is_measured() -> None:
-    said = run("bench.credentials", "--rounds", "1").splitlines()
-    assert [said[0], said[6]] == ["upsert, 1 rounds of 1 s", "get, 1 rounds of 1 s"]
-    for group in (said[1:6], said[7:]):
+@pytest.mark.parametrize("module", COSTS)
+def test_what_access_control_and_traces_cost_is_measured(module: str) -> None:
+    said = run(module, "--rounds", "1").splitlines()
+    callers = COSTS[module]
+    half = 1 + len(callers)
+    assert [said[0], said[half]] == ["upsert, 1 rounds of 1 s", "get, 1 rounds of 1 s"]
+    for group in (said[1:half], said[half + 1 :]):
         costs = []
         for line in group:
             found = re.fullmatch(
@@ -299,14 +314,7 @@ def test_what_access_control_costs_is_measured() -> None:
             assert found is not None, line
             assert int(found[2].replace(",", "")) > 0
             costs.append((found[1].rstrip(), int(found[3]) + int(found[4]), float(found[5])))
-        titles = [title for title, _, _ in costs]
-        assert titles == [
-            "without access control",
-            "the same again",
-            "the same with X-Actor",
-            "token",
-            "API key",
-        ]
+        assert [title for title, _, _ in costs] == callers
         for _, cost, ratio in costs:
             assert ratio == pytest.approx(cost / costs[0][1], abs=0.02)
 

@@ -1,11 +1,15 @@
 """The context of a request."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from aiohttp.web import BaseRequest
 
 from gateway.http.conditions import EntityTags
 from gateway.http.cors import CrossOrigin
+
+if TYPE_CHECKING:
+    from runtime.spans import Span
 
 RateLimits = tuple[str, str]
 """The values of the headers RateLimit-Policy and RateLimit."""
@@ -22,6 +26,8 @@ class RequestContext:
     request_id: str
     cross_origin: CrossOrigin | None = None
     """Set if pages of other origins may call."""
+    span: "Span | None" = None
+    """Set if the request is sampled."""
     query: str = ""
     """The query string as received, percent-encoded."""
     variables: dict[str, str] = field(default_factory=dict)

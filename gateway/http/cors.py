@@ -19,6 +19,8 @@ REQUEST_HEADERS = (
     "If-None-Match",
     "Last-Event-ID",
     "Prefer",
+    "Traceparent",
+    "Tracestate",
     "X-Actor",
     "X-Request-Id",
 )

@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 from aiohttp import hdrs
@@ -20,6 +20,10 @@ from gateway.http.router import Router
 from gateway.http.unreadable import unreadable_error
 from gateway.metrics import Metrics
 from public_json.reasons import Reason
+from runtime.tracing import TRACEPARENT, TRACESTATE
+
+if TYPE_CHECKING:
+    from runtime.spans import Tracer
 
 DOCS_PATH = "/api/docs"
 """Named in the response to a path that does not exist, if it is served."""
@@ -60,8 +64,10 @@ class HttpHandler:
         bodies: BodyReader,
         metrics: Metrics,
         cross_origin: CrossOrigin | None = None,
+        tracer: "Tracer | None" = None,
     ) -> None:
         """Prepare a handler. With `cross_origin`, pages of other origins may call."""
+        self._tracer = tracer
         self._router = router
         self._bodies = bodies
         self._metrics = metrics
@@ -72,6 +78,11 @@ class HttpHandler:
     async def __call__(self, request: BaseRequest) -> StreamResponse:
         started = time.perf_counter()
         context = self._context(request, request_id_of(request))
+        if self._tracer is not None:
+            headers = request.headers
+            context.span = self._tracer.begin(
+                request.method, headers.get(TRACEPARENT), headers.get(TRACESTATE)
+            )
         status = CALLER_GONE  # if this task is cancelled
         try:
             response = await self._respond(context)
@@ -146,7 +157,8 @@ class HttpHandler:
         return f"There is no route with this path; {DOCS_PATH} lists all routes."
 
     def _record(self, context: RequestContext, status: int, seconds: float) -> None:
-        self._metrics.observe(context.method, status, seconds)
+        span = context.span
+        self._metrics.observe(context.method, status, seconds, span.exemplar if span else None)
         fields = {
             "request_id": context.request_id,
             "organization": context.organization,
@@ -157,7 +169,20 @@ class HttpHandler:
             "outcome": context.outcome,
             "events": context.events,
             "duration_ms": round(seconds * 1000, 3),
+            "trace_id": span.trace_id if span else None,
         }
+        if span is not None:
+            span.rename(context.method)
+            span.end(
+                error=context.code or str(status) if status >= 500 else None,
+                http_method=context.request.method,
+                http_status=status,
+                request_id=context.request_id,
+                organization=context.organization,
+                code=context.code,
+                outcome=context.outcome,
+                events=context.events,
+            )
         self._log.info(
             "request", **{name: value for name, value in fields.items() if value is not None}
         )

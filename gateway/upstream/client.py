@@ -6,6 +6,7 @@ from gateway.http.context import RequestContext
 from gateway.http.problems import ProblemError, StatusConverter, refusal
 from gateway.upstream.metadata import metadata_of
 from gateway.upstream.relay import CallError, MessageTooLargeError, Relay, Reply
+from gateway.upstream.traced import traced
 from public_json.reasons import Reason
 
 REVISION = "Organization-Revision"
@@ -18,6 +19,7 @@ class ServiceClient:
         self._relay = relay
         self._statuses = statuses
 
+    @traced
     async def call(
         self, method: str, message: Message, context: RequestContext, *, wait: float = 0
     ) -> Reply:

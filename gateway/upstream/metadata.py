@@ -9,6 +9,7 @@ import re
 from gateway.http.context import RequestContext
 from gateway.http.credentials import authorization_of
 from gateway.http.problems import FieldError, invalid_fields
+from runtime.tracing import current_span
 
 ACTOR = "X-Actor"
 MAX_ACTOR_LENGTH = 256
@@ -27,6 +28,9 @@ def metadata_of(context: RequestContext) -> Metadata:
         metadata.append(("authorization", authorization))
     if actor := _actor_of(context):
         metadata.append(("x-actor-bin", actor.encode()))
+    span = current_span.get() or context.span
+    if span is not None:
+        metadata += span.headers
     return tuple(metadata)
 
 

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import structlog
 
+from runtime.tracing import current_tracer
 from service.amqp import Broker
 from service.domain import HistoryEntry
 from service.errors import BrokerUnavailable, ServiceError
@@ -14,6 +16,9 @@ from service.events.rabbitmq import EXCHANGE, message
 from service.events.store import EventStore
 from service.metrics import Metrics
 from service.postgres.notifications import MAX_SLEEP, Wakeup
+
+if TYPE_CHECKING:
+    from runtime.spans import Span
 
 # Changes that are read and published together, before any is confirmed.
 GROUP = 200
@@ -170,9 +175,15 @@ class EventPublisher:
             entries = await self._store.entries(wanted, each=each)
             if not entries:
                 return True
+            spans = await self._begin(wanted, entries)
             failures = await self._broker.publish_in_order(
-                EXCHANGE, [message(entry) for entry in entries]
+                EXCHANGE,
+                [
+                    message(entry, span.traceparent if span else None)
+                    for entry, span in zip(entries, spans, strict=True)
+                ],
             )
+            _end(spans, entries, failures)
             confirmed = _confirmed(entries, failures)
             if confirmed:
                 self._renew_at = monotonic() + self._lease / 3
@@ -191,6 +202,38 @@ class EventPublisher:
             if not wanted:
                 return True
         return True
+
+    async def _begin(
+        self, cursors: Mapping[str, int], entries: Sequence[HistoryEntry]
+    ) -> "list[Span | None]":
+        """Begin a span for each change that is part of a trace."""
+        tracer = current_tracer.get()
+        if tracer is None:
+            return [None] * len(entries)
+        # The last entry of each organization is the last one here.
+        reached = {entry.appointment.organization_id: entry.revision for entry in entries}
+        traces = await self._store.trace_contexts(cursors, reached)
+        spans: list[Span | None] = []
+        for entry in entries:
+            trace = traces.get((entry.appointment.organization_id, entry.revision))
+            span = trace and tracer.begin(f"publish {EXCHANGE}", trace, kind="producer")
+            spans.append(span or None)
+        return spans
+
+
+def _end(
+    spans: "Sequence[Span | None]",
+    entries: Sequence[HistoryEntry],
+    failures: Sequence[BrokerUnavailable | None],
+) -> None:
+    for span, entry, failure in zip(spans, entries, failures, strict=True):
+        if span is not None:
+            span.end(
+                error=failure.reason if failure else None,
+                messaging="rabbitmq",
+                organization=entry.appointment.organization_id,
+                revision=entry.revision,
+            )
 
 
 def _confirmed(

@@ -6,6 +6,7 @@ import aio_pika
 import orjson
 from aio_pika.abc import AbstractChannel
 
+from runtime.tracing import TRACEPARENT
 from service import messages
 from service.amqp import Outgoing
 from service.domain import HistoryEntry
@@ -23,11 +24,16 @@ async def declare_exchange(channel: AbstractChannel) -> None:
     await channel.declare_exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True)
 
 
-def message(entry: HistoryEntry) -> Outgoing:
+def message(entry: HistoryEntry, traceparent: str | None = None) -> Outgoing:
     """Return the message of a change: persistent, with the history entry as proto3 JSON."""
     organization_id, epoch = entry.appointment.organization_id, entry.appointment.epoch
-    of_epoch = {"epoch": epoch} if epoch else {}
-    end = "/".join(["", f"{entry.revision}", *of_epoch.values()])
+    headers: dict[str, str | int] = {"organization": organization_id, "revision": entry.revision}
+    end = f"/{entry.revision}"
+    if epoch:
+        headers["epoch"] = epoch
+        end += f"/{epoch}"
+    if traceparent is not None:
+        headers[TRACEPARENT] = traceparent
     return Outgoing(
         routing_key=routing_key(organization_id, entry.change.value.lower()),
         message=aio_pika.Message(
@@ -37,7 +43,7 @@ def message(entry: HistoryEntry) -> Outgoing:
             message_id=_short(organization_id, end, organization_id),
             timestamp=entry.recorded_at,
             type=messages.change_type(entry),
-            headers={"organization": organization_id, "revision": entry.revision, **of_epoch},
+            headers=dict(headers),
         ),
     )
 

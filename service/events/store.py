@@ -7,6 +7,7 @@ from typing import LiteralString
 from service.domain import HistoryEntry
 from service.postgres import rows
 from service.postgres.database import Database
+from service.postgres.trace_contexts import trace_contexts
 
 # Organizations per scan, which then takes some ten milliseconds.
 SCAN_SIZE: LiteralString = "10000"
@@ -152,6 +153,16 @@ class EventStore:
         )
         epoch = self._database.epoch
         return [rows.history_entry(row[-1], row, epoch=epoch) for row in found]
+
+    async def trace_contexts(
+        self, cursors: Mapping[str, int], reached: Mapping[str, int]
+    ) -> dict[tuple[str, int], str]:
+        """Return the traceparents of the sampled changes after each cursor.
+
+        `reached` has the last revision of each organization that has such changes.
+        """
+        ranges = {each: (cursors[each], through) for each, through in reached.items()}
+        return await trace_contexts(self._database, ranges)
 
     async def advance(self, cursors: Mapping[str, int], fence: int, lease: float) -> bool:
         """Move cursors forward and renew the lease; False, with nothing moved, if the lease

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from runtime.tracing import shared_span
 from service.batcher import Batcher
 from service.errors import Overloaded
 from service.metrics import Metrics
@@ -53,4 +54,6 @@ class Accepter:
 
     async def _append(self, operations: Sequence[Operation]) -> Sequence[Exception | None]:
         self._metrics.accepted_together.observe(len(operations))
-        return await self._queue.append(operations)
+        spans = [operation.span for operation in operations]
+        with shared_span("queue operations", spans, operations=len(operations)):
+            return await self._queue.append(operations)

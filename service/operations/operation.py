@@ -1,16 +1,20 @@
 """Operations: an accepted write, its resource name and its state."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 from uuid import UUID
 
+from runtime.tracing import current_span
 from service import rules
-from service.domain import Write, WriteResult, new_id
+from service.domain import Write, WriteResult, new_id, traced
 from service.errors import InvalidFields, OperationNotFound, ServiceError
 from service.times import EPOCH
 from service.writes.store import write_parameter
+
+if TYPE_CHECKING:
+    from runtime.spans import Span
 
 # An operation is given up after this many database calls for it alone that got no response.
 MAX_ATTEMPTS = 10
@@ -24,6 +28,8 @@ class Operation:
     id: UUID
     accepted_at: datetime
     write: Write
+    span: "Span | None" = field(default=None, compare=False)
+    """That of the call that submits it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +50,13 @@ class OperationState:
 
 def new_operation(organization_id: str, write: Write) -> Operation:
     """Return a new operation that applies a write."""
+    span = current_span.get()
     return Operation(
         organization_id=organization_id,
         id=UUID(new_id()),
         accepted_at=datetime.now(UTC),
-        write=write,
+        write=write if span is None else traced(write, span.traceparent),
+        span=span,
     )
 
 

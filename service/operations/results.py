@@ -1,6 +1,7 @@
 """Reads the states and results of operations, and waits for results."""
 
 import asyncio
+import contextvars
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import LiteralString
@@ -152,7 +153,8 @@ class OperationResults:
         done = asyncio.Event()
         self._waiting.setdefault(key, set()).add(done)
         if self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
+            # For all who wait, not in the context of the first one.
+            self._watching = asyncio.create_task(self._watch(), context=contextvars.Context())
         try:
             async with asyncio.timeout(at_most):
                 await done.wait()

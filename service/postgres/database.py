@@ -13,6 +13,7 @@ from psycopg.errors import Diagnostic
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from runtime.tracing import current_span
 from service.errors import DatabaseUnavailable, LockTimeout, Overloaded, ServiceError
 from service.metrics import Metrics
 from service.postgres.epochs import FIRST, current_epoch
@@ -165,6 +166,15 @@ class Database:
         Raises Overloaded if too many statements run or wait for a connection, LockTimeout,
         DatabaseUnavailable, and psycopg.Error if the statement itself is wrong.
         """
+        span = current_span.get()
+        if span is None:
+            return await self._run(statement, parameters)
+        with span.child("SQL", kind="client", database="postgresql", statement=statement):
+            return await self._run(statement, parameters)
+
+    async def _run(
+        self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any]
+    ) -> list[Row]:
         if len(self._running) >= self._max_running:
             raise Overloaded(
                 f"{len(self._running)} requests use or await the database; {_NOTHING_WRITTEN} later"

@@ -41,6 +41,7 @@ NEEDED_MIGRATIONS = (
     "20261126000114",
     "20261126000115",
     "20261126000116",
+    "20261126000117",
 )
 # Returns those that a database lacks, in an array.
 LACKING: LiteralString = """

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from runtime.tracing import TRACEPARENT, TRACESTATE
 from service import rules
 
 REQUEST_ID = "x-request-id"
@@ -17,6 +18,7 @@ MAX_ACTOR = 256
 MAX_REQUEST_ID = 128
 
 _ACTOR_KEYS = frozenset({ACTOR, ACTOR_BYTES})
+_TRACE_KEYS = frozenset({TRACEPARENT, TRACESTATE})
 
 # Keys may repeat. The values of keys that end in `-bin` are bytes.
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -38,6 +40,9 @@ class CallContext(NamedTuple):
     identity: str | None = None
     """Whom the certificate of the caller's connection names, if that is a credential here. A call
     on a relay stream, or with RELAYED, has none: the certificate is the gateway's."""
+    traceparent: str | None = None
+    tracestate: str | None = None
+    """The trace of the caller (W3C Trace Context), not checked."""
 
     def __repr__(self) -> str:
         """Return the request id only, so that no log contains a credential."""
@@ -51,6 +56,7 @@ def read_context(
     request_ids: list[str | bytes] = []
     actors: list[str | bytes] = []
     credentials: list[str | bytes] = []
+    trace: dict[str, str] = {}
     for key, value in metadata:
         if key == REQUEST_ID:
             request_ids.append(value)
@@ -60,11 +66,20 @@ def read_context(
             credentials.append(value)
         elif key == RELAYED:
             identity = None
+        elif key in _TRACE_KEYS and isinstance(value, str):
+            trace[key] = value
     actor, problem = _actor_of(actors) if actors else ("", "")
     violations = [(ACTOR, problem)] if problem else ()
     authorization = _authorization_of(credentials) if credentials else None
     return CallContext(
-        _request_id_of(request_ids), actor, timeout, violations, authorization, identity
+        _request_id_of(request_ids),
+        actor,
+        timeout,
+        violations,
+        authorization,
+        identity,
+        trace.get(TRACEPARENT),
+        trace.get(TRACESTATE),
     )
 
 

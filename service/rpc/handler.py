@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import structlog
@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.status_pb2 import Status
 
+from runtime.tracing import current_span
 from service import rules
 from service.access.principal import Principal
 from service.errors import (
@@ -33,6 +34,9 @@ from service.rpc.context import CallContext
 from service.rpc.large_requests import MAX_SINGLE_BYTES, LargeRequests, parts_of
 from service.rpc.request_reader import NO_REQUEST, inflated, is_compressed, parsed
 from service.rpc.status import code_of, status_of
+
+if TYPE_CHECKING:
+    from runtime.spans import Span, Tracer
 
 T = TypeVar("T")
 
@@ -57,6 +61,10 @@ class Call:
     compress: bool = True
     # The values of the headers RateLimit-Policy and RateLimit, if there are limits.
     rate_limits: tuple[str, str] | None = None
+    # Whether it came on a gateway's stream.
+    relayed: bool = False
+    # Set if the call is sampled.
+    span: "Span | None" = None
 
 
 # Waits for a call's request and returns it as it came. Raises ServiceError.
@@ -70,6 +78,16 @@ Stream = Callable[[str, Receive, Call, Send], Awaitable[Status | None]]
 
 # Seconds between two checks whether the caller of a stream may still read it.
 CHECK_INTERVAL = 1.0
+
+# The codes that are no fault of the caller.
+_FAULTS = frozenset(
+    {
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
 
 # grpcio's own message.
 _NOT_FOUND = Status(code=grpc.StatusCode.UNIMPLEMENTED.value[0], message="Method not found!")
@@ -125,6 +143,16 @@ def _longest(method: MethodDescriptor, max_bytes: int) -> int:
     return max_bytes if has_list else min(max_bytes, MAX_SINGLE_BYTES)
 
 
+def _begin_span(tracer: "Tracer", label: str, call: Call) -> "Span | None":
+    """Begin the span of a call, for its task. Returns None if the call is not sampled."""
+    context = call.context
+    if call.relayed and context.traceparent is None:
+        return None  # the gateway has decided
+    span = tracer.begin(label, context.traceparent, context.tracestate)
+    current_span.set(span)
+    return span
+
+
 class CallHandler:
     """Handles calls by passing them to the servicers of their services.
 
@@ -154,6 +182,7 @@ class CallHandler:
         max_bytes: int,
         authenticate: Authenticate | None = None,
         rate_limiter: RateLimiter | None = None,
+        tracer: "Tracer | None" = None,
     ) -> None:
         self._methods: dict[str, _Method] = {}
         self._streaming_methods: dict[str, _Method] = {}
@@ -187,6 +216,7 @@ class CallHandler:
         )
         self._authenticate = authenticate
         self._rate_limiter = rate_limiter
+        self._tracer = tracer
         self._timeout = timeout
         self._send_timeout = send_timeout
 
@@ -217,6 +247,8 @@ class CallHandler:
         started = time.perf_counter()
         code = grpc.StatusCode.CANCELLED  # if this task is cancelled
         failure: Exception | None = None
+        if self._tracer is not None:
+            call.span = _begin_span(self._tracer, label, call)
         try:
             response = await answer
             code = grpc.StatusCode.OK
@@ -256,6 +288,7 @@ class CallHandler:
         return response.SerializeToString()
 
     async def _send(self, method: _Method, receive: Receive, call: Call, send: Send) -> None:
+        current_span.set(None)  # a stream can last for an hour, and would have a span per read
         try:
             async with asyncio.timeout(self._timeout):
                 message = await self._admit(method, receive, call)
@@ -374,7 +407,8 @@ class CallHandler:
         code: grpc.StatusCode,
         failure: Exception | None,
     ) -> None:
-        self._seconds_of(label, code).observe(seconds)
+        span = call.span
+        self._seconds_of(label, code).observe(seconds, span.exemplar if span else None)
         fields: dict[str, Any] = {
             "request_id": call.context.request_id,
             "method": label,
@@ -391,6 +425,17 @@ class CallHandler:
             fields["entries"] = call.entries
         if isinstance(failure, ServiceError):
             fields["reason"] = failure.reason
+        if span is not None:
+            fields["trace_id"] = span.trace_id
+            span.end(
+                error=code.name if code in _FAULTS else None,
+                grpc_code=code.name,
+                request_id=call.context.request_id,
+                organization=call.organization_id,
+                outcome=call.outcome,
+                entries=call.entries,
+                reason=fields.get("reason"),
+            )
         if code is grpc.StatusCode.INTERNAL:
             log.error("request", exc_info=failure, **fields)
         else:

@@ -255,7 +255,8 @@ class _Stream:
             read_context(
                 [(each.key, each.text or each.binary) for each in sent.metadata],
                 sent.timeout_ms / 1000 - waited if sent.HasField("timeout_ms") else None,
-            )
+            ),
+            relayed=True,
         )
 
         async def receive() -> bytes:

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import LiteralString, NamedTuple
 
 from service.postgres.database import Database
+from service.postgres.trace_contexts import trace_contexts
 from service.webhooks.webhook import Attempt, Claim
 
 _COLUMNS: LiteralString = """
@@ -226,6 +227,11 @@ class ClaimStore:
                 "wait": wait,
             },
         )
+
+    async def trace_contexts(self, claim: Claim, *, after: int, through: int) -> dict[int, str]:
+        """Return the traceparents of the sampled changes in a range of revisions."""
+        found = await trace_contexts(self._database, {claim.organization_id: (after, through)})
+        return {revision: context for (_, revision), context in found.items()}
 
     async def _record(
         self,

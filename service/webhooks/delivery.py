@@ -16,6 +16,7 @@ from typing import NoReturn
 import structlog
 
 from runtime.backoff import log_unexpected
+from runtime.tracing import TRACEPARENT, current_tracer
 from service.domain import HistoryEntry
 from service.errors import ServiceError
 from service.metrics import Metrics
@@ -195,27 +196,50 @@ class Deliverer:
                 limit=GROUP,
                 min_revision=None,
             )
+            traces: dict[int, str] = {}
+            if current_tracer.get() is not None and page.items:
+                traces = await self._claims.trace_contexts(
+                    webhook.claim, after=webhook.reached, through=page.items[-1].revision
+                )
             for entry in page.items:
                 if self._stopping or not webhook.may_send:
                     return
                 if webhook.claim.selected != selected:
                     break
                 webhook.skip_to(entry.revision - 1)
-                await self._send(sender, webhook, entry)
+                await self._send(sender, webhook, entry, traces.get(entry.revision))
             else:
                 webhook.skip_to(page.reached)
                 if page.reached >= page.revision:
                     return
             await webhook.record()
 
-    async def _send(self, sender: Sender, webhook: "_ClaimedWebhook", entry: HistoryEntry) -> None:
+    async def _send(
+        self, sender: Sender, webhook: "_ClaimedWebhook", entry: HistoryEntry, trace: str | None
+    ) -> None:
         claim = webhook.claim
         body = body_of(entry)
         values = map(self._keys.decrypt, claim.header_values)
         own = dict(zip(claim.header_names, values, strict=True))
         secrets = [self._keys.decrypt(stored) for stored in claim.live_secrets]
         ours = headers_of(claim.id, entry, body, secrets=secrets, time=datetime.now(UTC))
-        outcome = await sender.send(claim.url, body, {**own, **ours}, resend=webhook.attempt == 1)
+        headers = {**own, **ours}
+        span = None
+        tracer = current_tracer.get()
+        if tracer is not None and trace is not None:
+            span = tracer.begin("send to webhook", trace, kind="client")
+            if span is not None and TRACEPARENT not in map(str.lower, own):
+                headers[TRACEPARENT] = span.traceparent
+        outcome = await sender.send(claim.url, body, headers, resend=webhook.attempt == 1)
+        if span is not None:
+            span.end(
+                error=None if outcome.delivered else outcome.result,
+                organization=claim.organization_id,
+                webhook=claim.id,
+                revision=entry.revision,
+                attempt=webhook.attempt,
+                http_status=outcome.http_status,
+            )
         sent = Sent(entry.revision, webhook.attempt, outcome)
         if sent.outcome.delivered:
             await webhook.delivered(sent)

@@ -15,12 +15,16 @@ import asyncio
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from service.domain import AtomicBatch, Write, WriteResult
+from runtime.tracing import current_span, shared_span
+from service.domain import AtomicBatch, Write, WriteResult, traced
 from service.errors import Overloaded
 from service.metrics import Metrics
 from service.writes.store import WriteStore
+
+if TYPE_CHECKING:
+    from runtime.spans import Span
 
 # Maximum number of writes in one request. The queue always has room for one such request.
 MAX_BATCH_REQUEST = 1000
@@ -35,6 +39,7 @@ class _PendingWrite:
 
     write: Write | AtomicBatch
     result: asyncio.Future[Any]
+    span: "Span | None" = None
 
     @property
     def size(self) -> int:
@@ -149,7 +154,10 @@ class Committer:
         if queue is None:
             queue = _Queue(organization_id, alone=not self._sharing)
         loop = asyncio.get_running_loop()
-        waiting = [_PendingWrite(write, loop.create_future()) for write in writes]
+        span = current_span.get()
+        if span is not None:
+            writes = [traced(write, span.traceparent) for write in writes]
+        waiting = [_PendingWrite(write, loop.create_future(), span) for write in writes]
         size = sum(item.size for item in waiting)
         if (
             self._queued + size > self._max_queued
@@ -247,10 +255,11 @@ class Committer:
         results: Sequence[Any]
         writes = [item.write for item in batch]
         try:
-            if isinstance(writes[0], AtomicBatch):
-                results = [await self._store.apply_atomically(queue.organization_id, writes[0])]
-            else:
-                results = await self._store.apply(queue.organization_id, _single(writes))
+            with shared_span("apply writes", [item.span for item in batch], writes=len(batch)):
+                if isinstance(writes[0], AtomicBatch):
+                    results = [await self._store.apply_atomically(queue.organization_id, writes[0])]
+                else:
+                    results = await self._store.apply(queue.organization_id, _single(writes))
             _check_length(batch, results)
         except Exception as error:  # noqa: BLE001  # raised to every caller
             results = [error] * len(batch)
@@ -260,13 +269,15 @@ class Committer:
 
     async def _apply_shared(self, batches: list[_Batch]) -> None:
         results: Sequence[Sequence[WriteResult | Exception] | None]
+        spans = [item.span for _, batch in batches for item in batch]
         try:
-            results = await self._store.apply_batches(
-                [
-                    (queue.organization_id, _single([item.write for item in batch]))
-                    for queue, batch in batches
-                ]
-            )
+            with shared_span("apply writes", spans, writes=len(spans), organizations=len(batches)):
+                results = await self._store.apply_batches(
+                    [
+                        (queue.organization_id, _single([item.write for item in batch]))
+                        for queue, batch in batches
+                    ]
+                )
             _check_length(batches, results)
             for (_, batch), each in zip(batches, results, strict=True):
                 if each is not None:

@@ -272,6 +272,8 @@ def write_parameter(write: Write) -> dict[str, Any]:
     if write.idempotency_key is not None:
         parameter["idempotency_key"] = write.idempotency_key
         parameter["idempotency_digest"] = idempotency_digest(write).hex()
+    if write.trace is not None:
+        parameter["trace"] = write.trace
     match write:
         case Confirm():
             parameter["kind"] = "CONFIRM"

@@ -53,6 +53,7 @@ NOT_RUN = {
     "python -m bench.abuse": "tests/test_bench.py",
     "python -m bench.logs": "tests/test_bench.py",
     "python -m bench.credentials": "tests/test_bench.py",
+    "python -m bench.tracing": "tests/test_bench.py",
     "python -m bench.dispatch": "tests/test_bench.py",
     "python -m bench.conditional": "tests/test_bench.py",
     "python -m bench.history": "tests/test_bench.py",

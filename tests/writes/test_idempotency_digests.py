@@ -137,6 +137,7 @@ BESIDE: dict[str, object] = {
     "max_hold": timedelta(days=2),
     "suggest": 3,
     "allow_missing": True,
+    "trace": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 }
 
 

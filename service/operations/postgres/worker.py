@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from time import monotonic
+from time import monotonic, time_ns
 from typing import NoReturn
 
 import orjson
@@ -12,6 +12,7 @@ import psycopg
 import structlog
 
 from runtime.backoff import Backoff
+from runtime.tracing import current_tracer
 from service.errors import LockTimeout, Overloaded, ServiceError
 from service.metrics import Metrics
 from service.operations.operation import MAX_ATTEMPTS
@@ -23,11 +24,17 @@ _LEASE = """
     FROM lease_operations(%s::text, %s::integer, make_interval(secs => %s::float8))
 """
 
+# Where the function does not return traces, in a database of the previous version, the name is that
+# of `absent`.
 _APPLY = """
-    SELECT organization_id, status, applied, delay
-    FROM apply_queued_operations(
-        %s::json, %s::integer, make_interval(secs => %s::float8)
-    )
+    SELECT applied.*
+    FROM (SELECT NULL::text[] AS traces) AS absent
+    CROSS JOIN LATERAL (
+        SELECT organization_id, status, applied, delay, traces
+        FROM apply_queued_operations(
+            %s::json, %s::integer, make_interval(secs => %s::float8)
+        )
+    ) AS applied
 """
 
 _RELEASE = """
@@ -226,6 +233,7 @@ class PostgresQueueWorker:
             }
             for lease in leases
         ]
+        began = time_ns()
         try:
             found = await self._database.fetch_across(
                 _APPLY, (orjson.dumps(parameter).decode(), self._max_batch, self._lease)
@@ -238,8 +246,10 @@ class PostgresQueueWorker:
         kept: list[_Lease] = []
         busy: list[_Lease] = []
         applied = 0
-        for lease, (_, status, count, delay) in zip(leases, found, strict=True):
+        traces: list[str] = []
+        for lease, (_, status, count, delay, sampled) in zip(leases, found, strict=True):
             applied += count
+            traces += sampled or ()
             if delay is not None:
                 self._metrics.operation_delay_seconds.observe(delay)
             if status == "MORE":
@@ -249,6 +259,8 @@ class PostgresQueueWorker:
         if applied:
             self._metrics.applied_together.observe(applied)
             self._changed()
+        if (tracer := current_tracer.get()) is not None:
+            tracer.record_shared("apply operation", "apply operations", traces, began=began)
         return kept, busy
 
     async def _release_after(self, leases: list[_Lease], error: Exception) -> None:

@@ -8,6 +8,7 @@ handled meanwhile.
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from time import time_ns
 from typing import Any
 
 import orjson
@@ -15,6 +16,7 @@ import psycopg
 import structlog
 
 from runtime.backoff import Backoff
+from runtime.tracing import current_tracer
 from service.errors import LockTimeout, ServiceError
 from service.metrics import Metrics
 from service.operations.operation import MAX_ATTEMPTS
@@ -168,6 +170,16 @@ class OperationApplier:
             {"organization_id": organization_id, "operations": operations}
             for organization_id, operations in by_organization.items()
         ]
+        began = time_ns()
         found = await self._database.fetch_across(_APPLY, (wait, orjson.dumps(parameter).decode()))
         self._changed()
+        if (tracer := current_tracer.get()) is not None:
+            traces = [
+                operation["write"]["trace"]
+                for organization_id, done in found
+                if done
+                for operation in by_organization[organization_id]
+                if "trace" in operation["write"]
+            ]
+            tracer.record_shared("apply operation", "apply operations", traces, began=began)
         return found

@@ -1,0 +1,97 @@
+"""`python -m bench.tracing`: what traces cost, by REST with 64 connections.
+
+Programs without traces take turns with programs that sample 1 % of the requests, and all of them.
+Their spans go to a collector that throws them away. bench/credentials.py describes what is printed.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+
+from bench.credentials import NUMBERS, OPERATIONS, STORED, Caller, Cost, lines, run
+from bench.stack import database, stack
+from bench.stored import preload
+from local.programs import ROOT
+
+
+class _Taker(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Print nothing."""
+
+
+@contextmanager
+def collector() -> Iterator[str]:
+    """Take spans while the block runs. Yields its URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Taker) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def sampling(url: str, share: float) -> dict[str, str]:
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": url,
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": str(share),
+    }
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(1), default=15, show_default=True)
+@click.option("--seconds", type=click.IntRange(1), default=1, show_default=True)
+def main(*, rounds: int, seconds: int) -> None:
+    """Measure upserts and gets without traces, with 1 % and with all requests sampled."""
+    data = ROOT / ".data"
+    data.mkdir(exist_ok=True)
+    with ExitStack() as parts:
+        directory = Path(parts.enter_context(TemporaryDirectory(prefix="tracing-", dir=data)))
+        directory.chmod(0o711)  # PostgreSQL may run as another user
+        url, postgres = parts.enter_context(database(directory))
+        preload(url, "stored", organizations=1, stored=STORED)
+        taker = parts.enter_context(collector())
+        callers = []
+        for number, (title, settings) in enumerate(
+            {
+                "no traces": {},
+                "the same again": {},
+                "1 % sampled": sampling(taker, 0.01),
+                "all sampled": sampling(taker, 1),
+            }.items()
+        ):
+            logs = directory / str(number)
+            logs.mkdir()
+            running = parts.enter_context(stack(url, postgres, settings, logs))
+            callers.append(Caller(title=title, running=running, headers={}))
+        first = 0
+        for operation in OPERATIONS:
+            found: dict[str, list[Cost]] = {caller.title: [] for caller in callers}
+            for turn in range(-1, rounds):
+                # Each comes first as often as the others.
+                start = turn % len(callers)
+                for caller in callers[start:] + callers[:start]:
+                    cost = run(caller, operation, first=first, seconds=seconds)
+                    first += NUMBERS * seconds
+                    if turn >= 0:  # connections are opened and plans made in the first
+                        found[caller.title].append(cost)
+            click.echo(f"{operation}, {rounds} rounds of {seconds} s")
+            for line in lines(found):
+                click.echo(f"  {line}")
+
+
+if __name__ == "__main__":
+    main()
