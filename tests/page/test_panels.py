@@ -252,10 +252,16 @@ async def test_a_missing_scope_is_named(
     screen = Screen(page, gateway, organization)
     await screen.open(live=False)
     dialog = page.get_by_role("dialog", name="Credential")
+    use = dialog.get_by_role("button", name="Use")
+    await dialog.get_by_label("API key or token").fill(keys.key(organizations=["another"]))
+    await use.click()
+    await expect(screen.message).to_contain_text("The credential is not for the organization")
+    await screen.button("Credential ✓").click()
     key = keys.key(organizations=[organization], scopes=["appointments.read"])
     await dialog.get_by_label("API key or token").fill(key)
-    await dialog.get_by_role("button", name="Use").click()
+    await use.click()
     await screen.live()
+    await expect(screen.message).to_have_count(0)
     for name, scope in (("Webhooks", "webhooks"), ("Operations", "appointments.write")):
         panel = await open_panel(screen, name)
         refusal = panel.get_by_role("alert").first

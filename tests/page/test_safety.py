@@ -155,7 +155,7 @@ async def test_a_revoked_credential_is_told_and_replaced_by_another(
     await dialog.get_by_role("button", name="Use").click()
     await there.live()
     keys.revoke(key)
-    await expect(dialog).to_contain_text("asks for a credential")
+    await expect(dialog).to_contain_text("refuses the credential. The API key was revoked.")
     await expect(there.page.locator("#state")).to_have_text("Not connected")
     other = keys.key(organizations=[organization])
     await dialog.get_by_label("API key or token").fill(other)

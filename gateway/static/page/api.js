@@ -1,5 +1,7 @@
 /** The REST API of the gateway that serves this page: requests, and refusals as `Problem`. */
 
+import { sentence } from "./dom.js";
+
 /**
  * @typedef {object} Appointment
  * @property {string} id
@@ -61,7 +63,7 @@ export class Problem extends Error {
   /** What to tell people. */
   get text() {
     const fields = this.errors.map(({ field, detail }) => `${field} ${detail}`);
-    return [this.message, ...fields].join(" — ");
+    return sentence([this.message, ...fields].join(" — "));
   }
 }
 
@@ -76,7 +78,7 @@ export class Problem extends Error {
 export class Api {
   /**
    * @param {import("./session.js").Session} session
-   * @param {() => void} onUnauthenticated called when a credential is needed
+   * @param {(problem: Problem) => void} onUnauthenticated called when another credential is needed, or one at all
    */
   constructor(session, onUnauthenticated) {
     this.session = session;
@@ -118,7 +120,7 @@ export class Api {
     }
     if (response.ok) return response;
     const problem = new Problem(response.status, await response.json().catch(() => ({})));
-    if (response.status === 401) this.onUnauthenticated();
+    if (response.status === 401) this.onUnauthenticated(problem);
     throw problem;
   }
 

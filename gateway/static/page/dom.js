@@ -1,4 +1,4 @@
-/** Elements. What callers wrote becomes text only: nothing on this page parses HTML. */
+/** Elements and their texts. What callers wrote becomes text only: nothing on this page parses HTML. */
 
 /**
  * Return a new element. A property whose name begins with `on` is a listener, `class`, `role`, `aria-*`
@@ -45,4 +45,12 @@ export function beforeNextPicture(work) {
       work();
     });
   };
+}
+
+/**
+ * Return a text as a sentence.
+ * @param {string} text
+ */
+export function sentence(text) {
+  return text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "";
 }

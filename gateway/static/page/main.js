@@ -7,7 +7,7 @@ import { Calendar } from "./calendar.js";
 import { closeCard, openCardName } from "./card.js";
 import { beforeNextPicture, byId } from "./dom.js";
 import { ChangeStream } from "./events.js";
-import { tell } from "./messages.js";
+import { clearMessages, tell } from "./messages.js";
 import { Side } from "./panels.js";
 import { Session } from "./session.js";
 import { MOST, Store } from "./store.js";
@@ -32,7 +32,9 @@ import { prepareToolbar } from "./toolbar.js";
 const STATES = { connecting: "Connecting", live: "Live", waiting: "Connection lost, trying again", refused: "Not connected" };
 
 const session = new Session();
-const api = new Api(session, () => ask("The service asks for a credential."));
+const api = new Api(session, ({ text }) =>
+  ask(session.credential ? `The service refuses the credential. ${text}` : "The service asks for a credential."),
+);
 const store = new Store(api);
 const app = /** @type {App} */ ({ session, api, store, takeOffer: undefined, setBanner });
 app.bookings = new Bookings(app);
@@ -58,7 +60,10 @@ async function begin() {
   stream.stop();
   store.clear();
   calendar.clear();
+  clearMessages();
   calendar.show(store);
+  calendar.draw();
+  calendar.scrollToStart();
   await load(true);
 }
 

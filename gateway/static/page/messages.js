@@ -18,3 +18,8 @@ export function tell(text, { bad = false } = {}) {
   messages.append(message);
   while (messages.children.length > 4) messages.firstElementChild.remove();
 }
+
+/** Remove all messages: they are about something else than what is shown now. */
+export function clearMessages() {
+  byId("messages").replaceChildren();
+}

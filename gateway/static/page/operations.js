@@ -1,7 +1,7 @@
 /** Operations: asynchronous writes that wait, and those that failed. */
 
-import { h } from "./dom.js";
-import { fill, repeated, sentence } from "./panel-content.js";
+import { h, sentence } from "./dom.js";
+import { fill, repeated } from "./panel-content.js";
 import { openHistory } from "./time-travel.js";
 import { momentText } from "./times.js";
 

@@ -43,7 +43,7 @@ export function refusal(problem, again) {
     "div",
     { class: "notice bad", role: "alert" },
     title && h("strong", {}, title),
-    h("span", {}, sentence(problem.text)),
+    h("span", {}, problem.text),
     again && h("div", { class: "actions" }, h("button", { type: "button", onclick: again }, "Try again")),
   );
 }
@@ -64,9 +64,4 @@ export function repeated(read, pause = 5000) {
 /** @param {unknown} error */
 export function isAborted(error) {
   return error instanceof DOMException && error.name === "AbortError";
-}
-
-/** @param {string} text */
-export function sentence(text) {
-  return text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "";
 }
