@@ -60,6 +60,7 @@ NOT_RUN = {
     "python -m bench.tls": "tests/test_bench.py",
     "python -m bench.verify": "tests/test_bench.py",
     "python -m bench.imports": "tests/test_bench.py",
+    "python -m bench.pooler": "tests/test_bench.py",
     "python -m service verify": "tests/verify/test_command.py",
     "make run": "the blocks of README.md",
     "LOG_LEVEL=warning make run": "tests/local/test_run.py",

@@ -54,7 +54,7 @@ def documented() -> list[str]:
     """Return the statements for an administrator in the documents."""
     text = (ROOT / "docs" / "operations.md").read_text()
     section = text.split("## Managed PostgreSQL")[1].split("\n## ")[0]
-    block = section.split("```sql\n")[1].split("```")[0]
+    block = section.split("```sql roles.sql\n")[1].split("```")[0]
     return [each.strip() for each in block.split(";") if each.strip()]
 
 
