@@ -254,9 +254,7 @@ def test_another_authority_takes_over_while_writes_and_a_stream_run(
     service_files = directory(tmp_path / "service").write(old.issue(), old)
     gateway_files = directory(tmp_path / "gateway").write(old.issue(), old)
     service = start_service(**of_service(service_files), GRPC_CONNECTION_AGE="1")
-    gateway = start_gateway(
-        SERVICE_ADDRESS=service.address, SERVICE_CONNECTIONS="2", **to_service(gateway_files)
-    )
+    gateway = start_gateway(SERVICE_ADDRESS=service.address, **to_service(gateway_files))
 
     def renewals() -> list[int]:
         return [
