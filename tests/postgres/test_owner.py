@@ -125,10 +125,12 @@ def test_an_owner_who_may_not_create_roles_is_told_what_an_administrator_must_do
 
 
 def test_an_owner_who_may_create_roles_needs_no_administrator(
-    server: EmbeddedPostgres, start_service: StartProgram, start_worker: StartProgram
+    server: EmbeddedPostgres, start_service: StartProgram
 ) -> None:
     execute(url_of(server, "admin", "postgres"), "CREATE DATABASE own")
     owner = url_of(server, "admin", "own")
     done = run_migrate(owner)
     assert (done.returncode, done.stderr) == (0, "")
-    use(start_service, start_worker, owner=owner, login=owner)
+    service = start_service(DATABASE_URL=owner)
+    with grpc.insecure_channel(service.address) as channel:
+        assert Submissions(channel, "clinic").org.upsert("a", 0, 30).outcome == pb.CREATED
