@@ -302,7 +302,7 @@ def test_what_access_control_and_traces_cost_is_measured(module: str) -> None:
     callers = COSTS[module]
     half = 1 + len(callers)
     assert [said[0], said[half]] == ["upsert, 1 rounds of 1 s", "get, 1 rounds of 1 s"]
-    for group in (said[1:half], said[half + 1 :]):
+    for group in (said[1:half], said[half + 1 : 2 * half]):
         costs = []
         for line in group:
             found = re.fullmatch(
