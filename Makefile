@@ -6,7 +6,7 @@ PROTO_FILES := $(sort $(wildcard protos/appointments/v1/*.proto protos/appointme
 SERVICE_FILES := $(sort $(wildcard protos/appointments/v1/*_service.proto)) protos/appointments/relay/v1/relay.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast chaos torture fuzz lint format migrate migration schema demo demo-fosdem bench bench-quick bench-plot pictures protos lock audit sbom clean
+.PHONY: help run test test-fast chaos torture fuzz lint format migrate migration schema demo demo-fosdem bench bench-quick bench-plot pictures protos lock audit sbom release clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -139,6 +139,11 @@ LOCKED = requirements-dev.txt tests/clients/requirements.txt protos/requirements
 audit: .venv/installed ## Check the pinned dependencies for known vulnerabilities (needs network access)
 	@for file in $(LOCKED); do echo "audit $$file"; \
 		$(BIN)/pip-audit --progress-spinner off --require-hashes --disable-pip -r $$file || exit 1; done
+
+DIST := dist
+
+release: lint ## Check what must hold for a release and build its files (VERSION=1.2.3, DIST=dist)
+	@$(BIN)/python -m local.release "$(VERSION)" $(DIST)
 
 SBOM := sbom.json
 

@@ -70,6 +70,7 @@ NOT_RUN = {
     "python -m bench.forms": "tests/test_bench.py",
     "python -m bench.floor": "a measurement that takes minutes",
     "python -m bench.instances": "a measurement that takes minutes",
+    "make release VERSION=1.2.3": "tests/upgrades/test_release.py",
     "python -m service new-epoch": "tests/restores/test_restores.py",
     "python -m service rotate-secrets": "tests/webhooks/test_encryption.py",
     "make protos": "make lint, which runs it and compares",

@@ -1,7 +1,7 @@
 """The programs of the last release, unpacked from `released.tar.xz`.
 
 They run with the packages of this environment, but with their own code, stubs and migrations. The
-archive has no type stubs and not the viewer of the API, whose files are taken from here.
+archive has no type stubs and no vendored scripts; those of this version are taken.
 """
 
 import shutil
@@ -17,17 +17,18 @@ from local.stack import ANY_PORT, base_environment
 from runtime.program import LISTENING_FD
 
 ARCHIVE = Path(__file__).with_name("released.tar.xz")
-VIEWER = Path("gateway", "static", "swagger-ui")
+VENDORED = [Path("gateway", "static", name) for name in ("swagger-ui", "daypilot")]
 
 
 class Release:
-    """Programs of the last release. `directory` is where they are unpacked."""
+    """Programs of a release, by default of the last one. `directory` is where they are unpacked."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, archive: Path = ARCHIVE) -> None:
         self.directory = directory
-        with tarfile.open(ARCHIVE) as archive:
-            archive.extractall(directory, filter="data")
-        shutil.copytree(ROOT / VIEWER, directory / VIEWER)
+        with tarfile.open(archive) as files:
+            files.extractall(directory, filter="data")
+        for each in VENDORED:
+            shutil.copytree(ROOT / each, directory / each)
 
     def migrate(self, url: str) -> None:
         """Apply the migrations of the release."""
