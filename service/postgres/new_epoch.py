@@ -13,9 +13,12 @@ from service.postgres.session import DatabaseUnfit, Timeouts, check_encoding
 # Who connects from now on waits for the lock before reading the epoch.
 _LOCK: LiteralString = "LOCK TABLE public.epochs IN ACCESS EXCLUSIVE MODE"
 
+# Those that could be services or workers.
 _OTHERS: LiteralString = """
     SELECT pid, usename FROM pg_stat_activity
-    WHERE datname = current_database() AND usesysid IS NOT NULL AND pid <> pg_backend_pid()
+    WHERE datname = current_database()
+        AND pid <> pg_backend_pid()
+        AND pg_has_role(usesysid, 'appointments_caller', 'MEMBER')
     ORDER BY pid
 """
 
