@@ -100,14 +100,19 @@ class Replicas:
         parameters: Mapping[str, Any],
         *,
         revision: int,
+        epoch: str,
     ) -> list[Row] | None:
         """Return rows from a replica that has a revision; None if the primary must be read.
 
-        The first column of the rows must be the revision that the replica has.
+        The first column of the rows must be the revision that the replica has. `epoch` is that of
+        the primary: a replica of another one has another change of that revision.
         """
         deadline = asyncio.get_running_loop().time() + self._timeout
         self._replicas.rotate(-1)
         for replica in [replica for replica in self._replicas if not replica.failed.is_set()]:
+            if replica.database.epoch != epoch:
+                self._count(replica, "behind")
+                continue
             try:
                 async with asyncio.timeout_at(deadline):
                     rows = await replica.database.fetch(organization_id, statement, parameters)

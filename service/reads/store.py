@@ -134,6 +134,7 @@ class ReadStore:
             _NOW_OF_ONE,
             {"organization_id": organization_id},
             revision=min_revision,
+            epoch=self.epoch,
         )
         return Now(found[0][:2], found[0][2]) if found else None
 
@@ -390,7 +391,7 @@ class ReadStore:
         needed = max(min_revision or 0, as_of or 0, parameters.get("after", 0))
         if self._replicas is not None and min_revision is not None:
             found = await self._replicas.fetch(
-                organization_id, statement, parameters, revision=needed
+                organization_id, statement, parameters, revision=needed, epoch=self.epoch
             )
             if found is not None:
                 return _page(found)

@@ -286,6 +286,30 @@ def test_consumers_learn_that_time_went_back(
     check_sound(archive.url, capsys)
 
 
+def test_a_replica_of_another_epoch_answers_nothing(
+    own_postgres: OwnPostgres, temporary_directory: Path, fork: StartProgram
+) -> None:
+    """It has gone on by itself, as one may that was forgotten when the primary was restored."""
+    primary = own_postgres()
+    replica = primary.standby(temporary_directory / "forgotten")
+    with ExitStack() as stack:
+        stack.enter_context(replica)
+        with psycopg.connect(replica.url(), autocommit=True) as connection:
+            connection.execute("SELECT pg_promote()")
+        epoch_of(new_epoch(primary.url(DATABASE)))
+        settings = {
+            "DATABASE_URL": primary.url(DATABASE),
+            "DATABASE_READ_URL": replica.url(DATABASE),
+        }
+        service = listening(stack, fork("service", settings))
+        service.wait_for_event(lambda event: event["event"] == "replica available")
+        channel = stack.enter_context(grpc.insecure_channel(service.address))
+        org = Organization(AppointmentServiceStub(channel), ORGANIZATION)
+        org.upsert("a", 0, 1)
+        assert org.get("a", min_revision=0).id == "a"
+        assert list(org.listed(min_revision=0)) == ["a"]
+
+
 def test_an_epoch_begins_after_the_one_before(own_postgres: OwnPostgres) -> None:
     url = own_postgres().url(DATABASE)
     with psycopg.connect(url, autocommit=True) as connection:
