@@ -6,6 +6,7 @@ transaction of its own, and whoever waits for one polls from time to time all th
 """
 
 import asyncio
+import contextvars
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncGenerator
@@ -68,7 +69,8 @@ class Notifier:
         """Report work that is committed. Returns at once."""
         self._pending = True
         if self._task is None:
-            self._task = asyncio.create_task(self._run())
+            # Not in the context of the first caller, since it works for all of them.
+            self._task = asyncio.create_task(self._run(), context=contextvars.Context())
 
     async def close(self) -> None:
         """Send what is pending now."""
