@@ -180,7 +180,9 @@ class PostgresQueueWorker:
                     self._last_leased = found[-1][0]
                 if found or leases:
                     return [_Lease(*row) for row in found]
-                await self._wait(self._poll_interval)
+                # What was accepted meanwhile has already waited for the notification.
+                share = 0.5 if self._wakeup.listening else 1.0
+                await self._wait(share * self._poll_interval)
                 await self._wakeup.wait()
         return []
 
