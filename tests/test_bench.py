@@ -295,6 +295,14 @@ COSTS = {
 }
 
 
+def test_idle_programs_are_measured() -> None:
+    said = run("bench.idle", "--rounds", "1", "--seconds", "1")
+    shares = dict(re.findall(r"(?m)^([a-z, ]+): ([\d.]+)%", said))
+    parts = [float(shares[name]) for name in ("service", "worker", "gateway")]
+    assert float(shares["service, worker and gateway"]) == pytest.approx(sum(parts), abs=0.02)
+    assert "postgresql" in shares
+
+
 @pytest.mark.skipif(not wrk_is_installed(), reason="wrk is not installed")
 @pytest.mark.parametrize("module", COSTS)
 def test_what_access_control_and_traces_cost_is_measured(module: str) -> None:

@@ -51,6 +51,7 @@ NOT_RUN = {
     "python -m bench --only holds": "tests/test_bench.py",
     "python -m bench --only reads": "tests/test_bench.py",
     "python -m bench.abuse": "tests/test_bench.py",
+    "python -m bench.idle": "tests/test_bench.py",
     "python -m bench.logs": "tests/test_bench.py",
     "python -m bench.credentials": "tests/test_bench.py",
     "python -m bench.tracing": "tests/test_bench.py",
