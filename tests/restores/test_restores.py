@@ -31,6 +31,9 @@ from tests.rest_client import Client
 from tests.verify.verified import check_sound
 from tests.webhooks.hooked import QUICK, Hooked
 
+# Programs and servers that start, with the machine busy.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
 ORGANIZATION = "restored"
 FAILED_PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -19,7 +20,8 @@ from tests.packages import pip
 from tests.upgrades.released import Release
 from tests.upgrades.test_protos import BUF, RELEASED
 
-pytestmark = pytest.mark.slow
+# Each builds or installs packages in processes of their own.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 VERSION = "7.8.9"
 GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false")
@@ -71,10 +73,14 @@ def test_what_does_not_hold_is_named(tree: Path) -> None:
     git(tree, "tag", "--delete", f"v{VERSION}")
 
 
-def test_the_files_of_a_release_are_complete_and_run(
-    tree: Path, tmp_path: Path, create_database: CreateDatabase
+@pytest.fixture(scope="module")
+def files(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Sequence[Path]:
+    return build(tree, VERSION, tmp_path_factory.mktemp("dist"))
+
+
+def test_the_files_of_a_release_depend_on_the_commit_only(
+    tree: Path, files: Sequence[Path], tmp_path: Path
 ) -> None:
-    files = build(tree, VERSION, tmp_path / "dist")
     assert [file.name for file in files] == [
         f"appointments-{VERSION}-py3-none-any.whl",
         f"appointments-{VERSION}.tar.gz",
@@ -87,8 +93,12 @@ def test_the_files_of_a_release_are_complete_and_run(
     again = build(tree, VERSION, tmp_path / "again")
     assert [file.read_bytes() for file in again] == [file.read_bytes() for file in files]
     with pytest.raises(NotReleasable, match="is not empty"):
-        build(tree, VERSION, tmp_path / "dist")
+        build(tree, VERSION, tmp_path / "again")
 
+
+def test_the_wheels_and_programs_of_a_release_run(
+    files: Sequence[Path], tmp_path: Path, create_database: CreateDatabase
+) -> None:
     # The wheels have all of the project's code, next to the packages that they need.
     wheels = [file for file in files if file.suffix == ".whl"]
     installed = tmp_path / "installed"

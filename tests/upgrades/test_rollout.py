@@ -46,7 +46,8 @@ from tests.upgrades.released import Release
 from tests.verify.verified import check_sound
 from tests.webhooks.hooked import QUICK, Hooked
 
-pytestmark = pytest.mark.slow
+# Programs and servers that start, with the machine busy.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 # How many replace functions that the programs of the last release call.
 MIGRATIONS_OF_FUNCTIONS = 5
