@@ -6,10 +6,9 @@ made. That is enough, since an epoch begins while nobody else is connected (new_
 """
 
 from datetime import UTC, datetime
-from typing import Any, LiteralString
+from typing import LiteralString
 
-from psycopg import AsyncConnection
-from psycopg.rows import tuple_row
+from service.postgres.session import Session
 
 FIRST = ""
 
@@ -18,12 +17,10 @@ _FORMAT = "%Y%m%dT%H%M%SZ"
 _CURRENT: LiteralString = "SELECT max(began_at) FROM public.epochs"
 
 
-async def current_epoch(connection: AsyncConnection[Any]) -> str:
-    """Return the epoch of a database, for a connection with a role of the service."""
-    async with connection.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(_CURRENT, prepare=False)
-        found = await cursor.fetchone()
-    began_at: datetime | None = found[0] if found else None
+async def current_epoch(session: Session) -> str:
+    """Return the epoch of a database, for a session with a role of the service."""
+    [(found,)] = await session.fetch(_CURRENT)
+    began_at: datetime | None = found
     return FIRST if began_at is None else began_at.astimezone(UTC).strftime(_FORMAT)
 
 

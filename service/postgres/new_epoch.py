@@ -3,12 +3,10 @@
 from typing import LiteralString
 
 import psycopg
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
 
 from service.postgres.epochs import current_epoch
 from service.postgres.schema import SchemaOutdated, connect, lacking_migrations
-from service.postgres.session import DatabaseUnfit, Timeouts, check_encoding
+from service.postgres.session import DatabaseUnfit, Session, Timeouts, check_encoding
 
 # Who connects from now on waits for the lock before reading the epoch.
 _LOCK: LiteralString = "LOCK TABLE public.epochs IN ACCESS EXCLUSIVE MODE"
@@ -50,6 +48,7 @@ async def begin_epoch(url: str, timeouts: Timeouts) -> str:
     """
     async with await connect(url, timeouts, replica=False, role=None) as connection:
         check_encoding(connection)
+        await connection.require_server("others that use the pooler could not be seen")
         if lacking := await lacking_migrations(connection):
             raise SchemaOutdated(lacking)
         try:
@@ -61,7 +60,7 @@ async def begin_epoch(url: str, timeouts: Timeouts) -> str:
             ) from error
 
 
-async def _begin(connection: AsyncConnection[TupleRow]) -> str:
+async def _begin(connection: Session) -> str:
     # The number of webhooks and organizations is not limited.
     await connection.execute("SET LOCAL statement_timeout = 0")
     await connection.execute(_LOCK)

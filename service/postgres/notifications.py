@@ -21,7 +21,8 @@ from psycopg import AsyncConnection
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.postgres.database import Database
-from service.postgres.session import Timeouts, session_conninfo
+from service.postgres.schema import connect
+from service.postgres.session import DatabaseUnfit, Timeouts
 
 CHANNEL: LiteralString = "appointments_work"
 
@@ -129,7 +130,8 @@ class Listener:
     """
 
     def __init__(self, url: str, database: Database, timeouts: Timeouts, metrics: Metrics) -> None:
-        self._conninfo = session_conninfo(url, timeouts, replica=False, role=None)
+        self._url = url
+        self._timeouts = timeouts
         self._database = database
         self._gauge = metrics.listening
         self._wakeups: defaultdict[str, list[Wakeup]] = defaultdict(list)
@@ -151,6 +153,9 @@ class Listener:
             except TimeoutError:
                 problem = "no notification arrives, as behind a pooler in transaction mode"
                 delay = UNHEARD_DELAY
+            except DatabaseUnfit as error:
+                problem = str(error)
+                delay = UNHEARD_DELAY
             except (psycopg.Error, ServiceError) as error:
                 problem = str(error).strip()
             finally:
@@ -163,7 +168,8 @@ class Listener:
     async def _listen(self) -> None:
         """Listen until the connection is lost. Raises TimeoutError if nothing is heard."""
         proof = secrets.token_hex(8)
-        async with await AsyncConnection.connect(self._conninfo, autocommit=True) as connection:
+        async with await connect(self._url, self._timeouts, replica=False, role=None) as connection:
+            await connection.require_server("notifications belong to a session")
             await connection.execute(f"LISTEN {CHANNEL}")
             await self._database.fetch_across(_NOTIFY, (CHANNEL, proof))
             async with (

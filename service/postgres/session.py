@@ -261,7 +261,7 @@ class Session(AsyncConnection[TupleRow]):
             self.pooled = mark != self.mark
         if self.pooled:
             raise DatabaseUnfit(
-                f"a pooler is between this command and the server: {why}, so give the DATABASE_URL"
+                f"a pooler is between this program and the server: {why}, so give the DATABASE_URL"
                 " of the server itself"
             )
 

@@ -377,11 +377,18 @@ def test_what_a_transaction_cannot_set_is_named_at_the_start(
         start_service(DATABASE_URL=url)
 
 
-def test_commands_that_keep_a_lock_refuse_a_pooler(pooled: Pooled) -> None:
-    why = "a pooler is between this command and the server"
+def test_a_worker_polls_and_does_not_listen(pooled: Pooled, worker: Program) -> None:
+    worker.wait_for_event(lambda event: "a pooler is between" in str(event.get("error")))
+    listening = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
+    assert pooled.execute(listening) == []
+
+
+def test_commands_that_need_a_session_refuse_a_pooler(pooled: Pooled) -> None:
+    why = "a pooler is between this program and the server"
     for done in (
         run_migrate(pooled.owner),
         command(pooled.owner, "purge", "nobody", "--yes-delete", "nobody"),
+        command(pooled.owner, "new-epoch"),
     ):
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
         assert why in done.stderr
