@@ -1,29 +1,22 @@
-"""The health checks of docker-compose.yml, which are programs in its text."""
+"""The health check of the image, which docker-compose.yml uses too."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
 from local.programs import ROOT, Program
+from runtime.health_check import program_of
 from tests.certificates import Authority, Files
 from tests.conftest import StartProgram
 
 
-def check(name: str, port: int, **environment: str) -> int:
-    """Run the health check of a service as its container does, and return its exit code."""
-    composed = (ROOT / "docker-compose.yml").read_text("utf-8")
-    found = re.search(
-        rf"^  {name}:\n[\s\S]*?- -c\n +- \|\n((?: {{10}}.*\n)+)", composed, re.MULTILINE
-    )
-    assert found is not None
-    code = dedent(found[1])
-    [default] = set(re.findall("50051|3000", code))
+def check(name: str, **environment: str) -> int:
+    """Run the health check as a container does, and return its exit code."""
     return subprocess.run(
-        [sys.executable, "-c", code.replace(default, str(port))],
+        [sys.executable, "-m", "runtime.health_check", name],
+        cwd=ROOT,
         env=environment,
         check=False,
         stderr=subprocess.DEVNULL,
@@ -36,11 +29,29 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path).write(authority.issue(), authority)
 
 
-def test_without_tls(service: Program, gateway: Program) -> None:
-    assert check("service", service.port) == 0
-    assert check("gateway", gateway.port) == 0
-    assert check("service", gateway.port) != 0
-    assert check("gateway", service.port) != 0
+@pytest.mark.parametrize(
+    ("command", "program"),
+    [
+        ("python -m service ", "service"),
+        ("/sbin/docker-init -- python -m service worker ", "worker"),
+        ("/app/.venv/bin/python -m gateway ", "gateway"),
+        ("/bin/sh /app/migrations/migrate --wait ", ""),
+        ("python -m service.postgres.migration --wait ", ""),
+    ],
+)
+def test_the_program_is_that_of_the_container(command: str, program: str) -> None:
+    assert program_of(command) == program
+
+
+def test_without_tls(service: Program, gateway: Program, worker: Program) -> None:
+    assert check("service", GRPC_PORT=f"{service.port}") == 0
+    assert check("gateway", GATEWAY_PORT=f"{gateway.port}") == 0
+    assert check("worker", WORKER_METRICS_PORT=f"{worker.metrics_port}") == 0
+    assert check("worker", WORKER_METRICS_PORT="") == 0
+    assert check("service", GRPC_PORT=f"{gateway.port}") != 0
+    assert check("gateway", GATEWAY_PORT=f"{service.port}") != 0
+    worker.stop()
+    assert check("worker", WORKER_METRICS_PORT=f"{worker.metrics_port}") != 0
 
 
 def test_with_tls(start_service: StartProgram, start_gateway: StartProgram, files: Files) -> None:
@@ -50,14 +61,15 @@ def test_with_tls(start_service: StartProgram, start_gateway: StartProgram, file
         GRPC_TLS_CLIENT_CA=str(files.ca),
         GRPC_HEALTH_PORT="0",
     )
-    port = service.wait_for_event(lambda event: event["event"] == "listening")["health_port"]
-    assert check("service", service.port) != 0
-    assert check("service", service.port, GRPC_HEALTH_PORT=str(port)) == 0
+    health_port = service.wait_for_event(lambda event: event["event"] == "listening")["health_port"]
+    grpc_port = f"{service.port}"
+    assert check("service", GRPC_PORT=grpc_port) != 0
+    assert check("service", GRPC_PORT=grpc_port, GRPC_HEALTH_PORT=f"{health_port}") == 0
     https = {f"GATEWAY_TLS_{name}": path for name, path in pair.items()}
     to_service = {f"SERVICE_TLS_{name}": path for name, path in pair.items()}
     gateway = start_gateway(
         SERVICE_ADDRESS=service.address, SERVICE_TLS_CA=str(files.ca), **to_service, **https
     )
-    assert check("gateway", gateway.port, **https) == 0
+    assert check("gateway", GATEWAY_PORT=f"{gateway.port}", **https) == 0
     service.stop()
-    assert check("gateway", gateway.port, **https) != 0
+    assert check("gateway", GATEWAY_PORT=f"{gateway.port}", **https) != 0
