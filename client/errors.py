@@ -15,8 +15,14 @@ USAGE = 2
 SERVICE_FAILED = 3
 INTERRUPTED = 130
 
+# A service that stops may cancel calls. What the command itself cancels, it does not look at.
 _TEMPORARY = frozenset(
-    code.value[0] for code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    code.value[0]
+    for code in (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+    )
 )
 _NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 

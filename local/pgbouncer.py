@@ -15,7 +15,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from local.postgres import SYSTEM_USER
-from local.programs import START_TIMEOUT, STOP_TIMEOUT, StartError, die_with_parent
+from local.programs import START_TIMEOUT, StartError, die_with_parent
 
 
 def pgbouncer_program() -> str | None:
@@ -102,13 +102,9 @@ class PgBouncer:
         """Disconnect all clients and stop."""
         if self._process is None:
             return
-        # At once. SIGINT and SIGTERM wait for transactions or clients, depending on the version.
-        self._process.send_signal(signal.SIGQUIT)
-        try:
-            self._process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        # Its versions do not agree on a signal that ends it at once, and it has nothing to lose.
+        self._process.kill()
+        self._process.wait()
         self._process = None
         (self.directory / ".s.PGSQL.6432").unlink(missing_ok=True)
 

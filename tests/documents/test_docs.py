@@ -33,6 +33,8 @@ MAX_README_LINES = 160
 NOT_RUN = {
     "make test": "it runs this test",
     "make test-fast": "make test, which runs its tests too",
+    "make demo": "docs/development.md",
+    "make demo-fosdem": "docs/development.md",
     "make pictures": "whoever changes how the calendar looks",
     "make chaos": ".ci/run",
     "make torture": ".ci/run",
@@ -62,6 +64,7 @@ NOT_RUN = {
     "python -m bench.verify": "tests/test_bench.py",
     "python -m bench.imports": "tests/test_bench.py",
     "python -m bench.pooler": "tests/test_bench.py",
+    "python -m bench.pooler --rounds 3 --seconds 1": "tests/test_bench.py",
     "python -m service verify": "tests/verify/test_command.py",
     "make run": "the blocks of README.md",
     "LOG_LEVEL=warning make run": "tests/local/test_run.py",

@@ -26,6 +26,7 @@ from service.operations.operation import new_operation
 from service.operations.postgres.worker import PostgresQueueWorker
 from service.operations.rabbitmq.applier import OperationApplier
 from service.operations.results import OperationResults
+from service.postgres.epochs import FIRST
 from service.postgres.notifications import Wakeup
 from service.postgres.purge import Purge
 from service.reads.moments import Moments
@@ -46,6 +47,8 @@ Work = Callable[[], Awaitable[object]]
 
 class Broken:
     """A database in which every statement fails with an unexpected error."""
+
+    epoch = FIRST
 
     def __init__(self) -> None:
         self.times: list[float] = []

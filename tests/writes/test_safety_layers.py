@@ -330,6 +330,7 @@ WEBHOOK_CONTENT = (
 # What the service's role may do with tables directly; for all else it calls functions.
 RIGHTS = {
     "organizations": {"SELECT"},
+    "epochs": {"SELECT"},
     "appointments": {"SELECT"},
     "appointment_history": {"SELECT"},
     "unchanged_writes": {"SELECT"},
