@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import Any, LiteralString, Self
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor, sql
+from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline, sql
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow, tuple_row
 
@@ -139,6 +140,22 @@ def session_conninfo(url: str, timeouts: Timeouts, *, replica: bool, role: str |
     return with_settings(plain_conninfo(url, replica=replica), settings)
 
 
+class _Pipeline(AsyncPipeline):
+    """A pipeline that ends with Sync.
+
+    psycopg's own may send a Flush after it. If PgBouncer has given the connection of the server to
+    others by then, it takes another one for the Flush, to which there is no answer: it keeps that
+    for this client until its next statement.
+    """
+
+    def _exit_gen(self) -> PQGen[None]:
+        try:
+            self._enqueue_sync()
+            yield from self._communicate_gen()
+        finally:
+            yield from self._fetch_gen(flush=False)
+
+
 class Session(AsyncConnection[TupleRow]):
     """A connection with settings, to the server itself or through a pooler.
 
@@ -200,6 +217,7 @@ class Session(AsyncConnection[TupleRow]):
         if not self.pooled:
             await cursor.execute(statement, parameters)
             return
+        self._pipeline = _Pipeline(self)
         async with self.pipeline():
             await self._setter.execute(_SET_LOCAL, self._local)
             await cursor.execute(statement, parameters)

@@ -257,6 +257,28 @@ def test_what_other_clients_leave_behind_changes_nothing(
         )
 
 
+async def test_a_statement_keeps_no_connection_of_the_server(
+    pooled: Pooled, directory: Path
+) -> None:
+    settings = {"admin_users": LOGIN}
+    server = pooled.server.url()
+    with PgBouncer(directory / "p", server, connections=CONNECTIONS, settings=settings) as pooler:
+        console = psycopg.pq.PGconn.connect(pooler.url("pgbouncer", LOGIN).encode())
+
+        def is_free() -> bool:
+            pools = console.exec_(b"SHOW POOLS")
+            column = [pools.fname(number) for number in range(pools.nfields)].index(b"sv_active")
+            return all(pools.get_value(row, column) == b"0" for row in range(pools.ntuples))
+
+        url = pooler.url(DATABASE, LOGIN)
+        async with await connect(url, TIMEOUTS, replica=False, role=CALLER_ROLE) as session:
+            await session.check()
+            for _ in range(1000):
+                assert await session.fetch("SELECT 1") == [(1,)]
+                await asyncio.to_thread(until, is_free, within=5)
+        console.finish()
+
+
 @pytest.mark.parametrize("settings", [{}, {"ignore_startup_parameters": "options"}])
 async def test_a_pooler_is_found_whether_it_refuses_or_ignores_options(
     pooled: Pooled, directory: Path, settings: dict[str, str]
