@@ -135,7 +135,25 @@ def _least(costs: Sequence[Cost]) -> float:
     return quantiles([cost.both for cost in costs])[0] if len(costs) > 1 else costs[0].both
 
 
-def _subdirectory(directory: Path, name: str) -> Path:
+def compare(callers: Sequence[Caller], *, rounds: int, seconds: int) -> None:
+    """Measure the callers in turn, with each operation, and print what they cost."""
+    first = 0
+    for operation in OPERATIONS:
+        found: dict[str, list[Cost]] = {caller.title: [] for caller in callers}
+        for turn in range(-1, rounds):
+            # Each comes first as often as the others.
+            start = turn % len(callers)
+            for caller in (*callers[start:], *callers[:start]):
+                cost = run(caller, operation, first=first, seconds=seconds)
+                first += NUMBERS * seconds
+                if turn >= 0:  # connections are opened and plans made in the first
+                    found[caller.title].append(cost)
+        click.echo(f"{operation}, {rounds} rounds of {seconds} s")
+        for line in lines(found):
+            click.echo(f"  {line}")
+
+
+def subdirectory(directory: Path, name: str) -> Path:
     """Make a directory for the logs of a stack."""
     path = directory / name
     path.mkdir()
@@ -158,7 +176,7 @@ def main(*, rounds: int, seconds: int) -> None:
         preload(url, "stored", organizations=1, stored=STORED)
         settings, token = access_control(directory)
         off, on = (
-            parts.enter_context(stack(url, postgres, each, _subdirectory(directory, name)))
+            parts.enter_context(stack(url, postgres, each, subdirectory(directory, name)))
             for name, each in (("off", {}), ("on", settings))
         )
         callers = [
@@ -170,20 +188,7 @@ def main(*, rounds: int, seconds: int) -> None:
                 title="API key", running=on, headers={"Authorization": f"Bearer {api_key(url)}"}
             ),
         ]
-        first = 0
-        for operation in OPERATIONS:
-            found: dict[str, list[Cost]] = {caller.title: [] for caller in callers}
-            for turn in range(-1, rounds):
-                # Each comes first as often as the others.
-                start = turn % len(callers)
-                for caller in callers[start:] + callers[:start]:
-                    cost = run(caller, operation, first=first, seconds=seconds)
-                    first += NUMBERS * seconds
-                    if turn >= 0:  # connections are opened and plans made in the first
-                        found[caller.title].append(cost)
-            click.echo(f"{operation}, {rounds} rounds of {seconds} s")
-            for line in lines(found):
-                click.echo(f"  {line}")
+        compare(callers, rounds=rounds, seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,13 @@ from local.postgres import NOT_DURABLE, EmbeddedPostgres, migrate
 from service.domain import Appointment, State
 from service.postgres import rows
 from service.postgres.rows import Row
-from service.postgres.session import CALLER_ROLE, Timeouts, session_conninfo
+from service.postgres.session import (
+    CALLER_ROLE,
+    Timeouts,
+    plain_conninfo,
+    session_settings,
+    with_settings,
+)
 from service.writes.store import APPLIED
 
 # Writes per call: calls per round.
@@ -206,8 +212,9 @@ def _write(number: int) -> dict[str, object]:
 @contextmanager
 def writers(url: str) -> Iterator[dict[str, Writer]]:
     """A writer for each form, with sessions that are set as the service's are."""
-    conninfo = session_conninfo(
-        url, Timeouts(connection=5.0, lock=2.0, statement=5.0), replica=False, role=CALLER_ROLE
+    timeouts = Timeouts(connection=5.0, lock=2.0, statement=5.0)
+    conninfo = with_settings(
+        plain_conninfo(url, replica=False), session_settings(timeouts, role=CALLER_ROLE)
     )
     connections = []
     made = {}

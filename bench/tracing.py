@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from bench.credentials import NUMBERS, OPERATIONS, STORED, Caller, Cost, lines, run
+from bench.credentials import STORED, Caller, compare, subdirectory
 from bench.stack import database, stack
 from bench.stored import preload
 from local.programs import ROOT
@@ -89,24 +89,10 @@ def main(*, rounds: int, seconds: int) -> None:
                 "all sampled": sampling(taker, 1),
             }.items()
         ):
-            logs = directory / str(number)
-            logs.mkdir()
+            logs = subdirectory(directory, str(number))
             running = parts.enter_context(stack(url, postgres, settings, logs))
             callers.append(Caller(title=title, running=running, headers={}))
-        first = 0
-        for operation in OPERATIONS:
-            found: dict[str, list[Cost]] = {caller.title: [] for caller in callers}
-            for turn in range(-1, rounds):
-                # Each comes first as often as the others.
-                start = turn % len(callers)
-                for caller in callers[start:] + callers[:start]:
-                    cost = run(caller, operation, first=first, seconds=seconds)
-                    first += NUMBERS * seconds
-                    if turn >= 0:  # connections are opened and plans made in the first
-                        found[caller.title].append(cost)
-            click.echo(f"{operation}, {rounds} rounds of {seconds} s")
-            for line in lines(found):
-                click.echo(f"  {line}")
+        compare(callers, rounds=rounds, seconds=seconds)
         click.echo(f"not sampled: {decision(taker):.1f} µs")
 
 

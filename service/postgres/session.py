@@ -134,12 +134,6 @@ def plain_conninfo(url: str, *, replica: bool) -> str:
     )
 
 
-def session_conninfo(url: str, timeouts: Timeouts, *, replica: bool, role: str | None) -> str:
-    """Return the connection string of a session with the server itself."""
-    settings = session_settings(timeouts, role=role)
-    return with_settings(plain_conninfo(url, replica=replica), settings)
-
-
 class _Pipeline(AsyncPipeline):
     """A pipeline that ends with Sync.
 
