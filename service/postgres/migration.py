@@ -1,23 +1,31 @@
-"""`migrations/migrate [--wait] [command]`: run dbmate, by default its command `migrate`.
+"""`migrations/migrate [--wait] [command]`: apply the migrations, or take the last one back.
 
-Creates the tables in the schema `public`, whatever the presets of the database and its user,
-and refuses a database whose encoding is not UTF8. `--wait` waits up to a minute for a server
-that does not listen yet. Must be run in the directory that contains `migrations`.
+Commands:
+
+- `migrate`, the default: apply those that the database lacks, in the order of their versions;
+- `rollback`: take the last applied one back;
+- `status`: list all.
+
+The files have the format of dbmate, and the table `schema_migrations` is the one that dbmate has.
+Each migration is a transaction, unless its file says `transaction:false`. The tables are in the
+schema `public`, whatever the presets of the database and its user. A database whose encoding is
+not UTF8 is refused. `--wait` waits up to a minute for a server that does not listen yet. Must be
+run in the directory that contains `migrations`.
 """
 
 import asyncio
 import os
-import re
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any
-from urllib.parse import parse_qs, quote, urlencode, urlsplit, urlunsplit
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
 
+import click
 import psycopg
 from psycopg import AsyncConnection
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from runtime.secrets import secret_of
 from service.postgres.schema import refusing_read_only
@@ -28,10 +36,10 @@ from service.postgres.session import (
     DatabaseUnfit,
     Session,
     check_encoding,
+    with_settings,
 )
 
-# A migration has no time limit by default, nor has the idle connection that holds dbmate's
-# lock meanwhile. The options of the URL or PGOPTIONS may set limits.
+# A migration has no time limit by default. The options of the URL or PGOPTIONS may set limits.
 DEFAULTS = {
     "statement_timeout": "0",
     "lock_timeout": "0",
@@ -45,62 +53,73 @@ FIXED = {"search_path": "public"}
 
 # The advisory lock of the process that migrates: any number that nothing else uses.
 _LOCK_KEY = 7236002
-# Seconds between two attempts to get it.
-_LOCK_INTERVAL = 0.2
+# Seconds between two attempts to get it, or to connect.
+_INTERVAL = 0.2
+# Seconds that `--wait` waits.
+_MAX_WAIT = 60.0
+
+
+class MigrationFailed(Exception):
+    """A migration failed, or a command cannot be executed. The message says why."""
 
 
 def main() -> None:
-    """Execute dbmate. Errors before that are one line on standard error."""
+    """Execute the command. An error is one line on standard error."""
+    arguments = sys.argv[1:]
     try:
         url = secret_of("DATABASE_URL", os.environ)
     except ValueError as error:
         sys.exit(f"error: {error}")
     if not url:
         sys.exit("DATABASE_URL is not set, as in DATABASE_URL=postgresql://user:password@host/name")
-    command = sys.argv[1:]
-    waiting = "--wait" in command
-    command = [argument for argument in command if argument != "--wait"] or ["migrate"]
-    dbmate = ["dbmate", "--migrations-dir", "migrations", "--no-dump-schema", "--migration-lock"]
-    # libpq's default, so that the service and dbmate can use the same DATABASE_URL.
-    environment = {"PGSSLMODE": "prefer", **os.environ, "DATABASE_URL": with_options(url)}
-    if waiting:
-        waited = subprocess.run([*dbmate, "wait"], env=environment, check=False)  # noqa: S603
-        if waited.returncode != 0:
-            sys.exit(waited.returncode)
+    command = [argument for argument in arguments if argument != "--wait"] or ["migrate"]
+    if len(command) > 1 or command[0] not in _COMMANDS:
+        sys.exit(f"usage: migrate [--wait] [{'|'.join(_COMMANDS)}]")
     try:
-        sys.exit(asyncio.run(_run(url, [*dbmate, *command], environment)))
-    except DatabaseUnfit as error:
-        sys.exit(f"error: {error}")
+        asyncio.run(_run(url, command[0], waiting="--wait" in arguments))
+    except (DatabaseUnfit, MigrationFailed, psycopg.Error) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
-async def _run(url: str, command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run dbmate when no other process does; returns its exit code. Raises DatabaseUnfit.
+async def _run(url: str, command: str, *, waiting: bool) -> None:
+    async with await _connect(url, time.monotonic() + _MAX_WAIT if waiting else 0) as connection:
+        check_encoding(connection)
+        await connection.require_server("migrations keep a lock over several transactions")
+        await _check_roles(connection)
+        # A process that waited in the server would keep a snapshot, for whose end CREATE INDEX
+        # CONCURRENTLY waits: a deadlock.
+        while not await _locked(connection):  # noqa: ASYNC110  another process's lock
+            await asyncio.sleep(_INTERVAL)
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_migrations"
+            " (version character varying NOT NULL PRIMARY KEY)"
+        )
+        await _COMMANDS[command](connection)
 
-    A process that waits for dbmate's own lock keeps a snapshot, for whose end CREATE INDEX
-    CONCURRENTLY waits: a deadlock. So this tries to get another lock, repeatedly.
-    """
+
+async def _connect(url: str, until: float) -> Session:
+    """Connect, repeatedly until a time of the monotonic clock. Raises psycopg.OperationalError."""
+    given = str(conninfo_to_dict(url).get("options", os.environ.get("PGOPTIONS", "")))
+    defaults = conninfo_to_dict(with_settings("", DEFAULTS))["options"]
     conninfo = make_conninfo(
         url,
         client_encoding=ENCODING,
         connect_timeout=5,
         target_session_attrs="read-write",
+        options=f"{defaults} {given}",
     )
-    try:
-        with refusing_read_only():
-            connection = await Session.connect(
-                conninfo, settings={**DEFAULTS, **FIXED}, autocommit=True
-            )
-    except psycopg.Error:
-        connection = None  # dbmate reports the error
-    async with connection or nullcontext():
-        if connection is not None:
-            check_encoding(connection)
-            await connection.require_server("migrations keep a lock over several transactions")
-            await _check_roles(connection)
-            while not await _locked(connection):  # noqa: ASYNC110  another process's lock
-                await asyncio.sleep(_LOCK_INTERVAL)
-        process = await asyncio.create_subprocess_exec(*command, env=environment)
-        return await process.wait()
+    told = False
+    while True:
+        try:
+            with refusing_read_only():
+                return await Session.connect(conninfo, settings=FIXED, autocommit=True)
+        except psycopg.OperationalError:
+            if time.monotonic() >= until:
+                raise
+        if not told:
+            click.echo("Waiting for the database")
+            told = True
+        await asyncio.sleep(_INTERVAL)
 
 
 async def _check_roles(connection: Session) -> None:
@@ -129,23 +148,79 @@ async def _locked(connection: AsyncConnection[Any]) -> bool:
     return await cursor.fetchone() == (True,)
 
 
-def with_options(url: str) -> str:
-    """Return the URL with DEFAULTS before, and FIXED after, its own options or PGOPTIONS."""
-    parts = urlsplit(url)
-    query = parse_qs(parts.query, keep_blank_values=True)
-    given = query.get("options", [os.environ.get("PGOPTIONS", "")])[-1]
-    options = [*_options(DEFAULTS), given, *_options(FIXED)]
-    query["options"] = [" ".join(filter(None, options))]
-    user, at, address = parts.netloc.rpartition("@")
-    if ipv6 := re.fullmatch(r"\[(?P<host>.*)\](?::(?P<port>\d+))?", address):
-        # dbmate drops the brackets of an IPv6 address, and then loses the port.
-        query |= {name: [given] for name, given in ipv6.groupdict().items() if given}
-        parts = parts._replace(netloc=user + at)
-    return urlunsplit(parts._replace(query=urlencode(query, doseq=True, quote_via=quote)))
+async def _migrate(connection: Session) -> None:
+    applied = await _applied(connection)
+    for version, path in _files().items():
+        if version not in applied:
+            async with _executed(connection, path, "up"):
+                await connection.execute(
+                    "INSERT INTO schema_migrations (version) VALUES (%s)", [version]
+                )
+            click.echo(f"Applied: {path.name}")
 
 
-def _options(settings: dict[str, str]) -> list[str]:
-    return [f"-c {name}={value}" for name, value in settings.items()]
+async def _rollback(connection: Session) -> None:
+    applied = await _applied(connection)
+    if not applied:
+        raise MigrationFailed("no migration has been applied")
+    version = applied[-1]
+    path = _files().get(version)
+    if path is None:
+        raise MigrationFailed(f"there is no file of the migration {version}")
+    async with _executed(connection, path, "down"):
+        await connection.execute("DELETE FROM schema_migrations WHERE version = %s", [version])
+    click.echo(f"Rolled back: {path.name}")
+
+
+async def _status(connection: Session) -> None:
+    applied = await _applied(connection)
+    pending = 0
+    for version, path in _files().items():
+        pending += version not in applied
+        click.echo(f"[{'X' if version in applied else ' '}] {path.name}")
+    click.echo(f"\nPending: {pending}")
+
+
+_COMMANDS = {"migrate": _migrate, "rollback": _rollback, "status": _status}
+
+
+async def _applied(connection: Session) -> Sequence[str]:
+    rows = await connection.fetch("SELECT version FROM schema_migrations ORDER BY version")
+    return [version for (version,) in rows]
+
+
+def _files() -> dict[str, Path]:
+    """Return the files by version, in the order of the versions."""
+    paths = sorted(Path("migrations").glob("[0-9]*.sql"))
+    return {path.name.partition("_")[0]: path for path in paths}
+
+
+@asynccontextmanager
+async def _executed(
+    connection: Session, path: Path, direction: Literal["up", "down"]
+) -> AsyncIterator[None]:
+    """Execute a part of a migration, and then what records it, in its transaction if it has one.
+
+    Raises MigrationFailed, with the name of the file, if PostgreSQL refuses it.
+    """
+    statements, in_transaction = _part(path, direction)
+    try:
+        async with connection.transaction() if in_transaction else nullcontext():
+            await connection.execute(statements.encode())
+            yield
+    except psycopg.Error as error:
+        raise MigrationFailed(f"{path.name}: {error}") from error
+
+
+def _part(path: Path, direction: Literal["up", "down"]) -> tuple[str, bool]:
+    """Return the statements of a direction, and whether they are a transaction."""
+    up, marker, part = path.read_text("utf-8").partition("-- migrate:down")
+    if direction == "up":
+        _, marker, part = up.partition("-- migrate:up")
+    if not marker:
+        raise MigrationFailed(f"{path.name} has no line `-- migrate:{direction}`")
+    options, _, statements = part.partition("\n")
+    return statements, "transaction:false" not in options.split()
 
 
 if __name__ == "__main__":

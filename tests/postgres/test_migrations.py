@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -242,3 +243,51 @@ async def test_a_database_that_lacks_all_migrations_is_refused(server: EmbeddedP
         f"the database lacks the migrations {first} and {len(NEEDED_MIGRATIONS) - 3} more;"
         " run 'make migrate' first"
     )
+
+
+def test_dbmate_and_migrate_apply_the_same_migrations(server: EmbeddedPostgres) -> None:
+    """Either can go on where the other one stopped."""
+    programs = Path(sys.executable).parent
+    ours, theirs = (server.create_database(name) for name in ("ours", "theirs"))
+
+    def dbmate(url: str, command: str) -> str:
+        return subprocess.run(
+            [programs / "dbmate", "--migrations-dir", "migrations", "--no-dump-schema", command],
+            env={"DATABASE_URL": f"{url}&search_path=public"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    assert run_migrate(ours).returncode == 0
+    dbmate(theirs, "migrate")
+    assert schema(ours) == schema(theirs)
+    assert "Pending: 0" in dbmate(ours, "status")
+    assert "Pending: 0" in run_migrate(theirs, "status").stdout
+    dbmate(ours, "rollback")
+    assert run_migrate(theirs, "rollback").returncode == 0
+    assert schema(ours) == schema(theirs)
+    assert run_migrate(ours).stdout == f"Applied: {MIGRATIONS[-1].name}\n"
+
+
+def test_a_migration_that_fails_leaves_nothing_and_is_named(
+    server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    text = "-- migrate:up\nCREATE TABLE first ();\nSELECT 1/0;\n\n-- migrate:down\nSELECT 1;\n"
+    url = server.url("appointments")
+    directory = with_migration(tmp_path, text)
+    failed = run_migrate(url, directory=directory)
+    assert failed.returncode == 1
+    assert failed.stderr == "error: 29990101000000_another.sql: division by zero\n"
+    assert rows(url, "SELECT to_regclass('first')") == [(None,)]
+    assert "Pending: 1" in run_migrate(url, "status", directory=directory).stdout
+    (directory / "29990101000000_another.sql").write_text(text.replace("1/0", "'100%'"))
+    assert run_migrate(url, directory=directory).returncode == 0
+    assert rows(url, "SELECT to_regclass('first')::text") == [("first",)]
+
+
+def test_an_unknown_command_is_refused(server: EmbeddedPostgres) -> None:
+    done = run_migrate(server.url("appointments"), "drop")
+    assert done.returncode == 1
+    assert done.stderr == "usage: migrate [--wait] [migrate|rollback|status]\n"

@@ -15,7 +15,7 @@ from tests.conftest import CreateDatabase
 from tests.postgres.test_migrations import run_migrate, with_migration
 from tests.writes.test_safety_layers import upsert
 
-# All that schema.sql shows, but for the table of dbmate's own.
+# All that schema.sql shows, but for the table of applied migrations.
 CATALOG: LiteralString = """
     WITH ours AS (
         SELECT
