@@ -43,7 +43,7 @@ def main(
     settings: tuple[tuple[str, str], ...],
     path: Path | None,
 ) -> None:
-    """Measure service and gateway, and compare with the database alone.
+    """Measure service and gateway, and compare with the database alone and with empty servers.
 
     The exit code is 1 if active appointments overlap afterwards or accepted writes are missing.
     """
@@ -77,7 +77,8 @@ def main(
     shown.title = f"{machine}; median of {rounds} x {seconds} s; limits are dim"
     shown.caption = f"Overlapping active appointments in the database afterwards: {overlaps}"
     shown.caption += f"; accepted writes that were not applied: {unapplied}"
-    Console(width=max(Console().width, 190)).print(shown)
+    needed = Console(width=1_000).measure(shown).maximum
+    Console(width=max(Console().width, needed)).print(shown)
     if path is not None:
         results = {
             "machine": machine,

@@ -14,13 +14,14 @@ from typing import Any, Literal
 import uvloop
 
 from bench.calls import Calls
-from bench.grpc_client import GrpcConnection
+from bench.grpc_client import MESSAGE, GrpcConnection
 from bench.http_client import HttpConnection
 from bench.measured import REFUSALS, Latency, Measured
 from bench.workload import Workload, grpc_messages, http_messages, method_of
 
 RESPONSE_TIMEOUT = 15.0  # seconds for outstanding responses after the time
 CALLERS_PER_CONNECTION = 1_000
+BYTES_AS_TEXT = "latin-1"  # how the JSON has a response
 
 
 async def drive(
@@ -69,7 +70,15 @@ async def drive(
         cpu_seconds=_cpu_seconds() - cpu_before,
         latency=Latency.of(others),
         refusals=Latency.of(refusals) if refusals else None,
+        response=_first_response(connections[0]),
     )
+
+
+def _first_response(connection: GrpcConnection | HttpConnection) -> bytes:
+    """Return the message of a first response by gRPC."""
+    if isinstance(connection, HttpConnection):
+        return b""
+    return bytes(connection.first_data[MESSAGE.size :])
 
 
 async def _open(connection: GrpcConnection | HttpConnection, address: str) -> None:
@@ -83,4 +92,8 @@ def _cpu_seconds() -> float:
 
 
 if __name__ == "__main__":
-    json.dump(asdict(uvloop.run(drive(**json.loads(sys.argv[1])))), sys.stdout)
+    json.dump(
+        asdict(uvloop.run(drive(**json.loads(sys.argv[1])))),
+        sys.stdout,
+        default=lambda response: response.decode(BYTES_AS_TEXT),
+    )

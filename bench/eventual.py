@@ -9,7 +9,7 @@ from datetime import datetime
 
 import psycopg
 
-from bench.measure import NUMBERS, Run, run
+from bench.measure import NUMBERS, Run, compared, run
 from bench.measured import GOOD, Latency, Measured
 from bench.plan import Group, Load
 from bench.stack import Stack
@@ -55,6 +55,7 @@ def eventual_runs(group: Group, stack: Stack, *, rounds: int, seconds: int) -> I
     rounds = (rounds + 1) // 2
     seconds = (seconds + 1) // 2
     first = 0
+    stack.empty_servers.stop()
     for _ in range(rounds):
         waiting: list[Run] = []
         rates: dict[int, list[float]] = {}  # by the number of organizations
@@ -84,6 +85,8 @@ def eventual_runs(group: Group, stack: Stack, *, rounds: int, seconds: int) -> I
                     done = replace(done, delays=Latency.of(delays))
                 elif load.operation == "submit":
                     waiting.append(done)
+                if group.has_empty(load):
+                    done = compared(done, work, stack, seconds)
             if load.operation == "submit" and load.interface != "REST":
                 rates.setdefault(load.organizations, []).append(done.measured.per_second(GOOD))
             yield done

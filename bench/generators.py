@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from bench.driver import BYTES_AS_TEXT
 from bench.limits import SCRIPTS
 from bench.measured import Latency, Measured
 from bench.workload import Workload
@@ -82,6 +83,7 @@ def driver(
     fields = json.loads(output)
     fields["latency"] = Latency(**fields["latency"])
     fields["refusals"] = fields["refusals"] and Latency(**fields["refusals"])
+    fields["response"] = fields["response"].encode(BYTES_AS_TEXT)
     return Measured(**fields)
 
 
@@ -110,9 +112,10 @@ def wrk(
         "--",
         *(str(value) for value in asdict(work).values()),
     )
-    fields = json.loads(output.splitlines()[-1])
+    *_, response, figures = output.removesuffix("\n").split("\n")
+    fields = json.loads(figures)
     fields["latency"] = Latency(**fields["latency"])
-    return Measured(**fields, cpu_seconds=cpu_seconds)
+    return Measured(**fields, cpu_seconds=cpu_seconds, response=response.encode())
 
 
 def _run(*command: str) -> tuple[str, float]:

@@ -38,6 +38,7 @@ FRAME = struct.Struct(">HBBBL")  # length / 256, length % 256, type, flags, stre
 MESSAGE = struct.Struct(">BL")  # not compressed, length
 DATA, HEADERS, WINDOW_UPDATE = 0x0, 0x1, 0x8
 END_STREAM, END_HEADERS = 0x1, 0x4
+FIRST_STREAM = 1
 
 # The name of the status trailer, as a literal without Huffman coding. Other values cannot
 # contain it, since they have no control characters.
@@ -50,7 +51,7 @@ class GrpcConnection(asyncio.Protocol):
 
     `ended` is done when the last caller has ended or the connection is lost. Codes are the
     gRPC statuses, CONNECTION_LOST, RST_STREAM, GOAWAY (the server has not processed the
-    call) and NO_STATUS.
+    call) and NO_STATUS. `first_data` is what the server sent in response to the first request.
     """
 
     def __init__(self, calls: Calls, *, method_of: Callable[[int], str], callers: int) -> None:
@@ -62,7 +63,7 @@ class GrpcConnection(asyncio.Protocol):
         self._out: list[bytes] = []  # frames for the next write
         self._started: dict[int, float] = {}  # by stream
         self._waiting: deque[tuple[float, str, bytes]] = deque()  # for the window or a stream
-        self._last_stream = -1
+        self._last_stream = FIRST_STREAM - 2
         self._encoder = Encoder()
         self._ready = False  # when the server's settings are known
         self._headers: dict[str, bytes] = {}  # by method
@@ -72,6 +73,7 @@ class GrpcConnection(asyncio.Protocol):
         self._leaving = False
         self._rest = b""  # of an incomplete frame
         self._received = 0  # bytes of data since the last WINDOW_UPDATE
+        self.first_data = bytearray()
         self._trailers: HeadersFrame | None = None  # to be continued
         self._decoder = Decoder()
         self._decoder.header_table_size = self._decoder.max_allowed_table_size = 0
@@ -108,9 +110,7 @@ class GrpcConnection(asyncio.Protocol):
             if stop > end:
                 break
             if kind == DATA:
-                self._received += stop - start
-                if flags & END_STREAM:
-                    self._answered(stream, "NO_STATUS")
+                self._take_data(data[start:stop], flags, stream)
             elif kind == WINDOW_UPDATE:
                 if stream == 0:
                     self._window += int.from_bytes(data[start:stop], "big")
@@ -129,6 +129,13 @@ class GrpcConnection(asyncio.Protocol):
         if self._received > LARGEST_WINDOW // 2:
             self._write(WindowUpdateFrame(0, window_increment=self._received))
             self._received = 0
+
+    def _take_data(self, data: bytes, flags: int, stream: int) -> None:
+        self._received += len(data)
+        if stream == FIRST_STREAM:
+            self.first_data += data
+        if flags & END_STREAM:
+            self._answered(stream, "NO_STATUS")
 
     def _take(self, frame: Frame) -> None:
         """Process a frame that is not part of a usual response."""

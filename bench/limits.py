@@ -13,6 +13,7 @@ from bench.workload import (
     SHIFTS,
     SLOTS,
     STRIDE,
+    WEEKS,
     WINDOW,
     YEAR,
     Operation,
@@ -161,7 +162,7 @@ _AVAILABILITY = rf"""
 _CALENDAR = _AVAILABILITY.replace(f"- :number % {SHIFTS} * 60", "")
 _BOOKING = rf"""
 \set wanted 10
-\set start {FIRST_DAY} + :number % {SHIFTS} * 1800
+\set start {FIRST_DAY} + :number % {WEEKS} * 60
 \set end :start + {7 * DAY}
 {_OCCUPIED}
 """

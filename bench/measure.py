@@ -2,12 +2,12 @@
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.generators import driver, pgbench, wrk
 from bench.measured import Latency, Measured
 from bench.plan import Group, Load
-from bench.stack import Stack
+from bench.stack import Stack, cpu_seconds_of
 from bench.stored import preload
 from bench.workload import Workload
 
@@ -17,16 +17,26 @@ NUMBERS = 1_000_000  # reserved for each run, more than it can use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Empty:
+    """The same load on an empty server, with the CPU seconds of that server."""
+
+    measured: Measured
+    cpu_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One run of a load, with the CPU seconds of each process during the run.
 
-    `delays` is the time from acceptance to result of asynchronous writes, if measured.
+    `empty` is the run on an empty server right after it, if measured, and `delays` the time from
+    acceptance to result of asynchronous writes.
     """
 
     load: Load
     organization: str
     measured: Measured
     cpu_seconds: dict[str, float]
+    empty: Empty | None = None
     delays: Latency | None = None
 
 
@@ -55,6 +65,7 @@ def runs(group: Group, stack: Stack, *, rounds: int, seconds: int) -> Iterator[R
             resources=resources,
         )
     first = 0
+    stack.empty_servers.stop()  # those of the group before answer with its responses
     for _ in range(rounds):
         for load in (*group.limits, *group.loads):
             work = Workload(
@@ -66,7 +77,8 @@ def runs(group: Group, stack: Stack, *, rounds: int, seconds: int) -> Iterator[R
                 resources=load.resources,
             )
             first += NUMBERS
-            yield run(load, work, stack, seconds)
+            done = run(load, work, stack, seconds)
+            yield compared(done, work, stack, seconds) if group.has_empty(load) else done
 
 
 def run(
@@ -74,7 +86,7 @@ def run(
 ) -> Run:
     """Run a load. `rate` limits the calls per second by gRPC."""
     before = stack.cpu_seconds()
-    measured = _generate(load, work, stack, seconds, rate)
+    measured = _generate(load, work, _address(load, stack), seconds, rate)
     return Run(
         load=load,
         organization=work.organization,
@@ -83,18 +95,40 @@ def run(
     )
 
 
+def compared(done: Run, work: Workload, stack: Stack, seconds: int) -> Run:
+    """Make the same requests to an empty server, which answers with a response of the load."""
+    response = done.measured.response
+    if not response:
+        return done
+    server = stack.empty_servers.start(done.load.interface, response)
+    before = cpu_seconds_of(server.process.pid)
+    measured = _generate(done.load, work, server.address, seconds, None)
+    spent = cpu_seconds_of(server.process.pid) - before
+    return replace(done, empty=Empty(measured=measured, cpu_seconds=spent))
+
+
+def _address(load: Load, stack: Stack) -> str:
+    match load.interface:
+        case "SQL":
+            return stack.database_url
+        case "REST":
+            return stack.gateway
+        case _:
+            return stack.service
+
+
 def _generate(
-    load: Load, work: Workload, stack: Stack, seconds: int, rate: float | None
+    load: Load, work: Workload, address: str, seconds: int, rate: float | None
 ) -> Measured:
     match load.interface:
         case "SQL":
-            return pgbench(stack.database_url, work, clients=load.in_flight, seconds=seconds)
+            return pgbench(address, work, clients=load.in_flight, seconds=seconds)
         case "REST" if not load.polite:
-            return wrk(stack.gateway, work, connections=load.in_flight, seconds=seconds)
+            return wrk(address, work, connections=load.in_flight, seconds=seconds)
         case _:
             pause = PAUSE if load.polite else 0.0
             return driver(
-                stack.service if load.interface == "gRPC" else stack.gateway,
+                address,
                 work,
                 protocol="grpc" if load.interface == "gRPC" else "http",
                 callers=load.in_flight,

@@ -43,7 +43,7 @@ class Measured:
     """The number of responses by code, the duration, and the load generator's CPU time.
 
     `refusals` is the latency of refusals, if measured separately; `latency` then excludes
-    them.
+    them. `response` is one of the responses: a gRPC message or an HTTP body, if it was kept.
     """
 
     answers: dict[str, int]
@@ -51,6 +51,7 @@ class Measured:
     cpu_seconds: float
     latency: Latency
     refusals: Latency | None = None
+    response: bytes = b""
 
     def per_second(self, codes: Set[str]) -> float:
         """Return the rate of responses with these codes."""

@@ -17,6 +17,7 @@ IN_FLIGHT = 64
 # Distinguishable with any colour vision (Okabe and Ito) and by lightness.
 COLOURS = {"gRPC": "#0072B2", "REST": "#E69F00"}
 LIMIT = "PostgreSQL alone (pgbench, one request a transaction)"
+EMPTY = "an empty server"
 BAR = 0.38
 THOUSANDS = StrMethodFormatter("{x:,.0f}")
 
@@ -45,13 +46,13 @@ def main(results: Path, out: Path) -> None:
         _bars(reads, "Reads a second", measured, ("reads",))
         _lines(growth, measured)
         handles, labels = writes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
         figure.suptitle(f"{IN_FLIGHT} requests in flight, {found['machine']}", fontsize="medium")
         figure.savefig(out, format="svg", metadata={"Date": None, "Title": "Performance"})
 
 
 def _bars(axes: Axes, title: str, rows: Sequence[Row], groups: Sequence[str]) -> None:
-    """Draw bars by title and interface, each with its limit as a line."""
+    """Draw bars by title and interface, with limit and empty servers as lines."""
     shown = [row for row in rows if row["group"] in groups]
     titles = list(dict.fromkeys(row["title"] for row in shown))
     for side, (interface, colour) in zip((-0.5, 0.5), COLOURS.items(), strict=True):
@@ -62,6 +63,20 @@ def _bars(axes: Axes, title: str, rows: Sequence[Row], groups: Sequence[str]) ->
         )
         labels = [f"{row['per_second']:,.0f}" for row in of_one]
         axes.bar_label(bars, labels, padding=3, zorder=4, fontsize="small")
+        compared = [
+            (position, row["empty"]["per_second"])
+            for position, row in zip(positions, of_one, strict=True)
+            if row["empty"]
+        ]
+        axes.vlines(
+            [rate for _, rate in compared],
+            [position - BAR / 2 for position, _ in compared],
+            [position + BAR / 2 for position, _ in compared],
+            color=colour,
+            linewidth=2,
+            linestyle=":",
+            label=f"{interface}, {EMPTY}",
+        )
     limits = {titles.index(row["title"]): row["limit_per_second"] for row in shown}
     low, high = [position - BAR for position in limits], [position + BAR for position in limits]
     axes.vlines(list(limits.values()), low, high, color="black", linewidth=2, label=LIMIT)

@@ -1,12 +1,12 @@
 -- The requests of workload.py by REST, for wrk. The arguments after `--` are the fields of
--- Workload. The last line of the output is JSON.
+-- Workload. The last two lines of the output are the body of the last response, and JSON.
 --
 -- Requires a single thread of wrk, which numbers the requests.
 
 local FIRST_DAY, DAY, HOUR = 1893456000, 86400, 3600
 local STRIDE, SLOTS, WINDOW = 104729, 2000, 20
 
-local YEAR, SHIFTS = 366 * DAY, 9973
+local YEAR, SHIFTS, WEEKS = 366 * DAY, 9973, 382003
 
 local organization, organizations, stored, resources
 
@@ -72,7 +72,7 @@ local operations = {
     return free(number, resources, FIRST_DAY, YEAR, "")
   end,
   booking = function(number)
-    return free(number, 10, FIRST_DAY + number % SHIFTS * 1800, 7 * DAY,
+    return free(number, 10, FIRST_DAY + number % WEEKS * 60, 7 * DAY,
       "&openingHours=Mo-Fr%2009:00-17:00&timeZone=Europe/Berlin" ..
       "&duration=1800s&granularity=900s")
   end,
@@ -96,9 +96,11 @@ function request()
 end
 
 statuses = {}
+last_body = ""
 
-function response(status)
+function response(status, _, body)
   statuses[status] = (statuses[status] or 0) + 1
+  last_body = body
 end
 
 local thread
@@ -116,6 +118,7 @@ function done(summary, latency)
   local lost = errors.connect + errors.read + errors.write
   if lost > 0 then table.insert(counts, '"CONNECTION_LOST":' .. lost) end
   if errors.timeout > 0 then table.insert(counts, '"UNANSWERED":' .. errors.timeout) end
+  print(thread:get("last_body"))
   print(string.format(
     '{"answers":{%s},"seconds":%f,"latency":{"p50":%f,"p95":%f,"p99":%f}}',
     table.concat(counts, ","), summary.duration / 1e6,

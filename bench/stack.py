@@ -1,4 +1,4 @@
-"""Starts PostgreSQL, service and gateway, and measures their CPU time and memory.
+"""Starts PostgreSQL, service, gateway and empty servers, and measures their CPU time and memory.
 
 Their logs go to files. Reading them through pipes would use CPU time on the measured cores.
 """
@@ -27,6 +27,7 @@ class Stack:
     service: str
     gateway: str
     worker: "Worker"
+    empty_servers: "EmptyServers"
     processes: dict[str, int]
 
     def cpu_seconds(self) -> dict[str, float]:
@@ -58,12 +59,37 @@ class Worker:
     def start(self) -> None:
         """Start the worker, unless it runs, and wait until it is ready."""
         if "worker" not in self._processes:
-            program = _program("worker", self._environment, self._directory)
+            program = _program("service", self._environment, self._directory, "worker")
             self._processes["worker"] = self._program.enter_context(program).process.pid
 
     def stop(self) -> None:
         self._processes.pop("worker", None)
         self._program.close()
+
+
+class EmptyServers:
+    """Servers that only answer (bench.empty), one for gRPC and one for REST."""
+
+    def __init__(self, environment: Mapping[str, str], directory: Path) -> None:
+        self._environment = environment
+        self._directory = directory
+        self._running: dict[str, Program] = {}
+        self._programs = ExitStack()
+
+    def start(self, interface: str, response: bytes) -> Program:
+        """Return the server for an interface. Unless it runs, start it with this response."""
+        if interface not in self._running:
+            file = self._directory / f"response-{interface}"
+            file.write_bytes(response)
+            program = _program(
+                "bench.empty", self._environment, self._directory, interface, str(file)
+            )
+            self._running[interface] = self._programs.enter_context(program)
+        return self._running[interface]
+
+    def stop(self) -> None:
+        self._running.clear()
+        self._programs.close()
 
 
 @contextmanager
@@ -92,6 +118,8 @@ def stack(url: str, postgres: int, settings: Mapping[str, str], directory: Path)
             processes["rabbitmq"] = broker.pid
         worker = Worker(environment, directory, processes)
         parts.callback(worker.stop)
+        empty_servers = EmptyServers(environment, directory)
+        parts.callback(empty_servers.stop)
         addresses = {}
         for name in ("service", "gateway"):
             program = parts.enter_context(_program(name, environment, directory))
@@ -102,13 +130,16 @@ def stack(url: str, postgres: int, settings: Mapping[str, str], directory: Path)
             service=addresses["service"],
             gateway=addresses["gateway"],
             worker=worker,
+            empty_servers=empty_servers,
             processes=processes,
         )
 
 
 @contextmanager
-def _program(name: str, environment: Mapping[str, str], directory: Path) -> Iterator[Program]:
-    module, *arguments = ["service", "worker"] if name == "worker" else [name]
+def _program(
+    module: str, environment: Mapping[str, str], directory: Path, *arguments: str
+) -> Iterator[Program]:
+    name = "-".join((module, *arguments[:1]))
     with (directory / f"{name}.log").open("wb") as log:
         program = Program(module, environment, *arguments, stdout=log.fileno())
     try:

@@ -13,18 +13,33 @@ from typing import Any
 
 import psycopg
 import pytest
+from appointments.v1.appointment_service_pb2 import ListAppointmentsResponse
 
 from bench.dispatch import measure
 from bench.driver import drive
 from bench.eventual import missing
 from bench.forms import writers
 from bench.generators import driver, pgbench, wrk, wrk_is_installed
-from bench.measured import Measured
+from bench.measure import NUMBERS, Empty, Run
+from bench.measured import Latency, Measured
+from bench.plan import Group, Load
+from bench.report import rows
+from bench.stack import EmptyServers
 from bench.stored import overlapping, preload
-from bench.workload import BATCH, HOLDS_AHEAD, SLOTS, Operation, Workload
+from bench.workload import (
+    BATCH,
+    HOLDS_AHEAD,
+    SLOTS,
+    WEEKS,
+    WINDOW,
+    YEAR,
+    Operation,
+    Workload,
+)
 from local.pgbouncer import pgbouncer_program
 from local.programs import ROOT, Program
 from local.rabbitmq import server_script
+from local.stack import ANY_PORT, base_environment
 from tests.conftest import CreateDatabase, StartProgram
 from tests.observing import PATIENT, held_lock, until
 
@@ -90,6 +105,89 @@ def test_wrk_asks_for_the_same(
     preload(database_url, organization, organizations=2, stored=30)
     measured = wrk(gateway.address, work, connections=16, seconds=1)
     assert measured.answers.keys() == codes
+
+
+def test_no_run_asks_for_a_week_that_another_has_asked_for() -> None:
+    starts = [(run * NUMBERS + number) % WEEKS for run in range(10) for number in range(20_000)]
+    assert len(set(starts)) == len(starts)
+    assert (max(starts) + 7 * 24 * 60) * 60 < YEAR
+
+
+@pytest.mark.skipif(not wrk_is_installed(), reason="wrk is not installed")
+def test_an_empty_server_answers_with_a_response_of_the_load(
+    service: Program, gateway: Program, database_url: str, organization: str, tmp_path: Path
+) -> None:
+    preload(database_url, organization, organizations=2, stored=30)
+    work = Workload(operation="list", organization=organization, organizations=2, stored=30)
+    by_grpc = driver(service.address, work, protocol="grpc", callers=8, seconds=0.3)
+    listed = ListAppointmentsResponse.FromString(by_grpc.response)
+    by_rest = wrk(gateway.address, work, connections=8, seconds=1)
+    assert len(listed.appointments) == len(json.loads(by_rest.response)["appointments"]) == WINDOW
+    environment = {**base_environment(), **ANY_PORT, "DATABASE_URL": database_url}
+    servers = EmptyServers(environment, tmp_path)
+    try:
+        grpc = servers.start("gRPC", by_grpc.response)
+        rest = servers.start("REST", by_rest.response)
+        again = driver(grpc.address, work, protocol="grpc", callers=8, seconds=0.3)
+        assert again.answers.keys() == {"OK"}
+        assert again.response == by_grpc.response
+        for requests in (work, Workload(operation="upsert", organization=organization)):
+            again = wrk(rest.address, requests, connections=8, seconds=1)
+            assert again.answers.keys() == {"200"}
+            assert again.response == by_rest.response
+    finally:
+        servers.stop()
+
+
+def made(load: Load, *, rate: int, p50: float, empty: Empty | None = None) -> Run:
+    return Run(
+        load=load,
+        organization="",
+        measured=figures(rate, p50),
+        cpu_seconds={"service": 0.3, "gateway": 0.5},
+        empty=empty,
+    )
+
+
+def figures(rate: int, p50: float) -> Measured:
+    return Measured(
+        answers={"OK": rate},
+        seconds=1.0,
+        cpu_seconds=0.1,
+        latency=Latency(p50=p50, p95=p50, p99=p50),
+    )
+
+
+def test_ratios_are_those_of_each_round() -> None:
+    limits = [Load(interface="SQL", in_flight=number) for number in (1, 16)]
+    loads = [
+        Load(interface="gRPC", in_flight=1),
+        Load(interface="REST", in_flight=16),
+        Load(interface="REST", in_flight=64),
+    ]
+    runs = []
+    for speed in (1, 2, 5):  # the machine's in each round
+        empty = Empty(measured=figures(1_000 * speed, 1.0), cpu_seconds=0.2)
+        runs += [
+            made(limits[0], rate=200 * speed, p50=2.0 / speed),
+            made(limits[1], rate=800 * speed, p50=20.0 / speed),
+            made(loads[0], rate=100 * speed, p50=7.0 / speed, empty=empty),
+            made(loads[1], rate=500 * speed, p50=30.0 / speed, empty=empty),
+            made(loads[2], rate=400 * speed, p50=90.0 / speed),
+        ]
+    group = Group(name="hot", title="one organization", limits=limits, loads=loads)
+    grpc, sixteen, many = rows(group, runs, {})[2:]
+    assert [row.ratio for row in (grpc, sixteen, many)] == [0.5, 0.625, 0.5]
+    assert [row.p50_ratio for row in (grpc, sixteen, many)] == [3.5, 1.5, None]
+    assert grpc.empty is not None
+    assert grpc.empty.per_second == 2_000
+    assert [grpc.empty.cpu_us, grpc.empty.ratio, grpc.empty.cpu_ratio] == pytest.approx(
+        [100, 0.1, 15]
+    )
+    # By REST, an empty server stands for gateway and service.
+    assert sixteen.empty is not None
+    assert sixteen.empty.cpu_ratio == pytest.approx(8)
+    assert many.empty is None
 
 
 async def test_what_exceeds_the_flow_control_window_is_sent_when_there_is_room(
@@ -161,8 +259,11 @@ def test_a_quick_run_has_no_errors_and_can_be_drawn(tmp_path: Path) -> None:
     assert interfaces == ["SQL", "gRPC", *(["REST"] if wrk_is_installed() else [])]
     for row in found["rows"]:
         check(row)
+        if row["load"]["interface"] != "SQL":
+            assert min(row["empty"].values()) > 0
     run("bench.plot", str(results), str(picture))
     assert "PostgreSQL alone" in picture.read_text()
+    assert "gRPC, an empty server" in picture.read_text()
 
 
 def states(database_url: str, organization: str) -> dict[str, int]:
