@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
-from importlib import metadata
 from typing import Any
 
+import appointments
 from appointments.v1.appointment_pb2 import Outcome
 from google.protobuf.descriptor import ServiceDescriptor
 
@@ -146,7 +146,7 @@ def openapi_document(
         "openapi": "3.1.0",
         "info": {
             "title": "Appointments",
-            "version": metadata.version("appointments"),
+            "version": appointments.__version__,
             "description": _description(comments.get(services[0].full_name, "")),
             "contact": _CONTACT,
             "license": _LICENSE,
