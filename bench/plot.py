@@ -9,7 +9,7 @@ import click
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
 Row = dict[str, Any]
 
@@ -83,6 +83,7 @@ def _bars(axes: Axes, title: str, rows: Sequence[Row], groups: Sequence[str]) ->
     axes.set_yticks(range(len(titles)), titles)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(THOUSANDS)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_title(title, fontsize="medium")
     axes.margins(x=0.15)
 
