@@ -6,7 +6,7 @@ PROTO_FILES := $(sort $(wildcard protos/appointments/v1/*.proto protos/appointme
 SERVICE_FILES := $(sort $(wildcard protos/appointments/v1/*_service.proto)) protos/appointments/relay/v1/relay.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast chaos torture fuzz lint format migrate migration schema demo demo-fosdem bench bench-quick bench-plot pictures protos lock audit sbom release clean
+.PHONY: help run test test-fast chaos torture image-check fuzz lint format migrate migration schema demo demo-fosdem bench bench-quick bench-plot pictures protos lock audit sbom wheels release clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ DURATION ?= 60
 torture: .venv/installed ## Check calls of every kind for linearizability while faults strike (DURATION=60, FAULTS=, RATE=, SEED=)
 	$(BIN)/python -m tests.torture --duration $(DURATION) $(if $(FAULTS),--faults $(FAULTS)) $(if $(RATE),--rate $(RATE)) $(if $(SEED),--seed $(SEED))
 
+image-check: .venv/installed ## Build the image, check it and run it by docker or podman
+	$(BIN)/python -m pytest -s tests/image_check.py
+
 fuzz: .venv/installed ## Fuzz what reads the input of callers, guided by coverage (DURATION=60)
 	$(BIN)/python -m tests.fuzzing --seconds $(DURATION)
 
@@ -139,6 +142,16 @@ LOCKED = requirements-dev.txt tests/clients/requirements.txt protos/requirements
 audit: .venv/installed ## Check the pinned dependencies for known vulnerabilities (needs network access)
 	@for file in $(LOCKED); do echo "audit $$file"; \
 		$(BIN)/pip-audit --progress-spinner off --require-hashes --disable-pip -r $$file || exit 1; done
+
+# The image's, by default.
+WHEELS_PYTHON := $(shell sed -n 's/^ARG PYTHON_IMAGE=python:\(.*\)-slim$$/\1/p' Dockerfile)
+
+wheels: .venv/installed ## Check that the image's packages have wheels for x86_64 and aarch64 (WHEELS_PYTHON=3.15)
+	@set -eu; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; for machine in x86_64 aarch64; do \
+	$(PIP) --quiet --dry-run --ignore-installed --target "$$tmp" --require-hashes --only-binary :all: \
+		--python-version $(WHEELS_PYTHON) $$(for glibc in 2_17 2_28 2_34; do echo --platform manylinux_$${glibc}_$$machine; done) \
+		--platform manylinux2014_$$machine -r requirements.txt; \
+	echo "all packages have wheels for CPython $(WHEELS_PYTHON) on $$machine"; done
 
 DIST := dist
 

@@ -79,6 +79,8 @@ NOT_RUN = {
     "python -m service rotate-secrets": "tests/webhooks/test_encryption.py",
     "make protos": "make lint, which runs it and compares",
     "make lint": ".ci/run",
+    "make image-check": ".ci/run",
+    "make wheels": ".ci/run",
     "make help": "tests/documents/test_docs.py",
     "python -m service": "tests/conftest.py",
     "python -m service worker": "tests/conftest.py",
