@@ -1,5 +1,6 @@
 """The Helm chart, rendered by Helm's own library for several values and checked."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,11 @@ VALUES: dict[str, dict[str, Any]] = {
             "AMQP_URL": {"name": "rabbitmq", "key": "url"},
             "SECRETS_KEYS": {"name": "keys", "key": "keys"},
         },
-        "settings": {"LOG_LEVEL": "warning", "MAX_MESSAGE_BYTES": 3145728},
+        "settings": {
+            "LOG_LEVEL": "warning",
+            "MAX_MESSAGE_BYTES": 3145728,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+        },
         "service": {
             "settings": {
                 "ACCESS_CONTROL": "on",
@@ -77,6 +82,8 @@ VALUES: dict[str, dict[str, Any]] = {
             "gatewayTo": [{"ports": [{"port": 4318}]}],
         },
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+        "dashboard": {"enabled": True},
         "pod": {"nodeSelector": {"kind": "general"}, "priorityClassName": "high"},
     },
     "secrets of their own": {
@@ -185,13 +192,17 @@ def test_the_chart_has_no_faults(release: Release) -> None:
 def test_objects_are_what_kubernetes_accepts(release: Release, version: str) -> None:
     """By the schemas of Kubernetes, without members that they do not know."""
     for manifest in release.manifests:
-        if manifest["kind"] != "ServiceMonitor":  # of the Prometheus Operator
+        if manifest["kind"] not in {"ServiceMonitor", "PrometheusRule"}:  # the operator's
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
 def test_settings_exist_and_are_accepted(release: Release) -> None:
     for program, pod in release.pods().items():
-        given = environment(pod)
+        given = {
+            name: value
+            for name, value in environment(pod).items()
+            if not name.startswith("OTEL_")  # OpenTelemetry reads them itself
+        }
         if program == "migrate":
             assert given.keys() == {"DATABASE_URL"}
             continue
@@ -380,6 +391,27 @@ def test_every_program_is_monitored() -> None:
     for service in services:
         assert endpoint["port"] in {each["name"] for each in service["spec"]["ports"]}
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_alerts_and_dashboard_are_those_of_the_repository() -> None:
+    release = Release(VALUES["everything"], render(VALUES["everything"]))
+    [rule] = release.of("PrometheusRule").values()
+    alerts = ROOT / "deploy" / "prometheus" / "alerts.yml"
+    assert rule["spec"] == yaml.safe_load(alerts.read_text("utf-8"))
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
+    [dashboard] = release.of("ConfigMap").values()
+    [content] = dashboard["data"].values()
+    text = (ROOT / "deploy" / "grafana" / "appointments.json").read_text("utf-8")
+    assert json.loads(content) == json.loads(text)
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+    kinds = {each["kind"] for each in render(MINIMAL)}
+    assert kinds.isdisjoint({"ServiceMonitor", "PrometheusRule", "ConfigMap"})
+
+
+def test_traces_can_be_switched_on_for_all_programs() -> None:
+    pods = Release({}, render(VALUES["everything"])).pods()
+    for program in ("service", "worker", "gateway"):
+        assert environment(pods[program])["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4318"
 
 
 def test_migrations_come_first() -> None:

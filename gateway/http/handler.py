@@ -37,6 +37,10 @@ PREFLIGHT = "preflight"
 _REQUEST_ID = re.compile("[!-~]{1,128}")
 
 
+# Asked every few seconds by those who run it: no spans.
+PROBES = frozenset({"/healthz", "/readyz"})
+
+
 class Endpoint(Protocol):
     """Responds to the requests of a route; `name` appears in logs and metrics.
 
@@ -78,7 +82,7 @@ class HttpHandler:
     async def __call__(self, request: BaseRequest) -> StreamResponse:
         started = time.perf_counter()
         context = self._context(request, request_id_of(request))
-        if self._tracer is not None:
+        if self._tracer is not None and request.path not in PROBES:
             headers = request.headers
             context.span = self._tracer.begin(
                 request.method, headers.get(TRACEPARENT), headers.get(TRACESTATE)

@@ -210,3 +210,12 @@ def test_rabbitmq_carries_traces_in_operations_and_events(
 
 def submit_request(organization: str) -> rpc.SubmitAppointmentRequest:
     return rpc.SubmitAppointmentRequest(upsert=upsert_request(organization, "a", 1))
+
+
+def test_probes_begin_no_traces(traced: Traced, rest: Client, trace: Trace) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert rest.send("GET", path, Traceparent=trace.header()).status == 200
+    rest.call("GET", "/appointments/a", Traceparent=trace.header())
+    traced.collector.one(trace.id, "SQL")  # the last one that begins
+    names = {span.name for span in traced.collector.spans}
+    assert names.isdisjoint({"/healthz", "/readyz", "Check", "grpc.health.v1.Health/Check"})
