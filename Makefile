@@ -143,8 +143,8 @@ audit: .venv/installed ## Check the pinned dependencies for known vulnerabilitie
 	@for file in $(LOCKED); do echo "audit $$file"; \
 		$(BIN)/pip-audit --progress-spinner off --require-hashes --disable-pip -r $$file || exit 1; done
 
-# The image's, by default.
-WHEELS_PYTHON := $(shell sed -n 's/^ARG PYTHON_IMAGE=python:\(.*\)-slim$$/\1/p' Dockerfile)
+# The newest CPython for which they have.
+WHEELS_PYTHON := 3.14
 
 wheels: .venv/installed ## Check that the image's packages have wheels for x86_64 and aarch64 (WHEELS_PYTHON=3.15)
 	@set -eu; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; for machine in x86_64 aarch64; do \
