@@ -113,13 +113,13 @@ class Difference:
 def differences(url: str, wanted: str) -> list[Difference]:
     """Compare a migrated database with functions.sql. The database is not changed."""
     with psycopg.connect(url) as connection:
-        have = _read(connection)
+        have = read_functions(connection)
         # A function may read a column that the new migration will add.
         connection.execute("SET LOCAL check_function_bodies = off")
         for function in have.values():
             connection.execute(f"DROP FUNCTION {function.identity} CASCADE".encode())
         connection.execute(wanted.encode())
-        to = _read(connection)
+        to = read_functions(connection)
         connection.rollback()
     return [
         Difference(have.get(identity), to.get(identity))
@@ -128,11 +128,11 @@ def differences(url: str, wanted: str) -> list[Difference]:
     ]
 
 
-def _read(connection: psycopg.Connection) -> dict[str, Function]:
+def read_functions(connection: psycopg.Connection) -> dict[str, Function]:
     return {row[0]: Function(*row) for row in connection.execute(_FUNCTIONS)}
 
 
-def _blocks(text: str) -> dict[str, str]:
+def blocks_of(text: str) -> dict[str, str]:
     """Return the text of each function in functions.sql, with its comment, by name."""
     found = list(_BLOCK.finditer(text))
     ends = [match.start() for match in found[1:]] + [len(text)]
@@ -153,7 +153,7 @@ def migration(changes: list[Difference], wanted: str) -> str:
             down.append(change.after.drop())
     names = {change.after.name for change in changes if change.after}
     replaced = {change.after.name for change in changes if change.after and change.replaces}
-    for name, block in _blocks(wanted).items():
+    for name, block in blocks_of(wanted).items():
         if name in replaced:
             up.append(block.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION"))
         elif name in names:

@@ -10,6 +10,11 @@
 -- apply writes use the tables, as the views would make them slower. The others have
 -- `search_path = own, public`, so that their unqualified tables are the views of the schema `own`.
 -- The functions for several organizations refuse to work in a transaction for one.
+--
+-- All but a few of them also run in a database that is distributed by organization (docs/scaling.md).
+-- So a statement on tables names one organization, calls no function that reads tables, and selects
+-- a column; functions that read tables are in PL/pgSQL, whose plans know the organization.
+-- migrations/citus.sql has the others in another form. A test fails if one of them changes here alone.
 
 -- The organization of a transaction
 
@@ -97,6 +102,24 @@ RETURN hashtextextended(p_organization_id, 7236001);
 REVOKE ALL ON FUNCTION organization_lock_key FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION organization_lock_key TO appointments_service, appointments_caller;
 
+-- Return whether no session writes the organization. Waits for none, and keeps none waiting for longer
+-- than the calling statement takes.
+CREATE FUNCTION no_write_in_progress(p_organization_id text)
+RETURNS boolean
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = public, pg_temp
+AS $$
+BEGIN
+    PERFORM check_organization(p_organization_id);
+    RETURN pg_try_advisory_xact_lock_shared(organization_lock_key(p_organization_id));
+END
+$$;
+
+REVOKE ALL ON FUNCTION no_write_in_progress FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION no_write_in_progress TO appointments_service, appointments_caller;
+
 -- Return the appointments that occupy a resource in a range, except those of p_except_ids, as a
 -- JSON array of at most 21, ordered by start. Each one names the resources that it shares. Holds
 -- that have expired by p_now occupy nothing. Ranges of a resource do not overlap, so of the
@@ -110,10 +133,13 @@ CREATE FUNCTION conflicting_appointments(
     p_now timestamptz
 )
 RETURNS json
-LANGUAGE sql
+LANGUAGE plpgsql
 STABLE
 SET search_path = public, pg_temp
 AS $$
+DECLARE
+    v_conflicts json;
+BEGIN
     SELECT json_agg(
         json_build_object(
             'id', found.appointment_id,
@@ -123,6 +149,7 @@ AS $$
             'resource_ids', found.resource_ids
         ) ORDER BY found.start_time, found.appointment_id
     )
+    INTO v_conflicts
     FROM (
         SELECT
             candidate.appointment_id,
@@ -173,7 +200,9 @@ AS $$
             candidate.appointment_id, candidate.start_time, candidate.end_time, main.version
         ORDER BY candidate.start_time, candidate.appointment_id
         LIMIT 21
-    ) AS found
+    ) AS found;
+    RETURN v_conflicts;
+END
 $$;
 
 REVOKE ALL ON FUNCTION conflicting_appointments FROM PUBLIC;
@@ -191,34 +220,40 @@ AS $$
 DECLARE
     v_entered constant boolean := enter_organization(p_organization_id);
     v_conflicts json;
+    v_resource_id text;
+    v_additional_resource_ids text [];
+    v_start_time timestamptz;
+    v_end_time timestamptz;
+    w record;
 BEGIN
-    v_conflicts := (
-        SELECT conflicting_appointments(
-            p_organization_id,
-            array_prepend(
-                CASE WHEN 'resource_id' <> ALL (named.fields) THEN a.resource_id ELSE w.resource_id END,
-                CASE WHEN 'additional_resource_ids' <> ALL (named.fields)
-                    THEN a.additional_resource_ids ELSE w.additional_resource_ids END
-            ),
-            ARRAY[w.id],
-            CASE WHEN 'start' <> ALL (named.fields) THEN a.start_time ELSE w.start_time END,
-            CASE WHEN 'end' <> ALL (named.fields) THEN a.end_time ELSE w.end_time END,
-            clock_timestamp()
-        )
-        FROM json_to_record(p_write) AS w (
-            id text,
-            resource_id text,
-            additional_resource_ids text [],
-            start_time timestamptz,
-            end_time timestamptz,
-            fields text []
-        )
-        LEFT JOIN appointments a
-            ON a.organization_id = p_organization_id AND a.appointment_id = w.id AND a.ordinal = 0
-        -- An update that creates has all fields.
-        CROSS JOIN LATERAL (
-            SELECT CASE WHEN a.appointment_id IS NOT NULL THEN w.fields END AS fields
-        ) AS named
+    SELECT * INTO w
+    FROM json_to_record(p_write) AS r (
+        id text,
+        resource_id text,
+        additional_resource_ids text [],
+        start_time timestamptz,
+        end_time timestamptz,
+        fields text []
+    );
+    SELECT a.resource_id, a.additional_resource_ids, a.start_time, a.end_time
+    INTO v_resource_id, v_additional_resource_ids, v_start_time, v_end_time
+    FROM appointments a
+    WHERE a.organization_id = p_organization_id AND a.appointment_id = w.id AND a.ordinal = 0;
+    -- An update that creates has all fields.
+    IF NOT FOUND THEN
+        w.fields := NULL;
+    END IF;
+    v_conflicts := conflicting_appointments(
+        p_organization_id,
+        array_prepend(
+            CASE WHEN 'resource_id' <> ALL (w.fields) THEN v_resource_id ELSE w.resource_id END,
+            CASE WHEN 'additional_resource_ids' <> ALL (w.fields)
+                THEN v_additional_resource_ids ELSE w.additional_resource_ids END
+        ),
+        ARRAY[w.id],
+        CASE WHEN 'start' <> ALL (w.fields) THEN v_start_time ELSE w.start_time END,
+        CASE WHEN 'end' <> ALL (w.fields) THEN v_end_time ELSE w.end_time END,
+        clock_timestamp()
     );
     PERFORM leave_organization(v_entered);
     RETURN v_conflicts;
@@ -241,82 +276,74 @@ CREATE FUNCTION alternative_ranges(
     p_most integer
 )
 RETURNS json
-LANGUAGE sql
+LANGUAGE plpgsql
 STABLE
 SET search_path = public, pg_temp
 -- A day of an interval has 24 hours.
 SET timezone = 'UTC'
 AS $$
-    WITH searched AS (
-        SELECT
-            p_start_time AS earliest,
-            -- The last range may start after 31 days; a range must not end after the year 9999.
-            least(
-                p_start_time + interval '31 days' + (p_end_time - p_start_time),
-                timestamptz '9999-12-31 23:59:59.999999+00'
-            ) AS latest
-    ),
-    occupied AS (
-        SELECT tstzrange(candidate.start_time, candidate.end_time) AS taken
-        FROM searched
-        CROSS JOIN unnest(p_resource_ids) AS wanted (resource_id)
-        CROSS JOIN LATERAL (
-            (
-                SELECT a.resource_id, a.start_time, a.end_time
-                FROM appointments a
-                WHERE a.organization_id = p_organization_id
-                    AND (a.resource_id, a.start_time) < (wanted.resource_id, searched.earliest)
-                    AND a.state IN ('ACTIVE', 'HELD')
-                    AND (a.hold_until IS NULL OR a.hold_until > p_now)
-                    AND a.appointment_id <> p_except_id
-                ORDER BY a.resource_id DESC, a.start_time DESC
-                LIMIT 1
-            )
-            UNION ALL
-            (
-                SELECT a.resource_id, a.start_time, a.end_time
-                FROM appointments a
-                WHERE a.organization_id = p_organization_id
-                    AND a.resource_id = wanted.resource_id
-                    AND a.state IN ('ACTIVE', 'HELD')
-                    AND (a.hold_until IS NULL OR a.hold_until > p_now)
-                    AND a.appointment_id <> p_except_id
-                    AND a.start_time >= searched.earliest
-                    AND a.start_time < searched.latest
-            )
-        ) AS candidate
-        WHERE candidate.resource_id = wanted.resource_id
-    ),
-    free AS (
-        SELECT unnest(
-            tstzmultirange(tstzrange(searched.earliest, searched.latest))
-            - coalesce((SELECT range_agg(occupied.taken) FROM occupied), '{}')
-        ) AS gap
-        FROM searched
-    ),
-    offered AS (
-        SELECT lower(free.gap) + place.number * (p_end_time - p_start_time) AS start_time
-        FROM free
-        CROSS JOIN LATERAL generate_series(
-            0,
-            least(
-                p_most,
-                floor(
-                    extract(epoch FROM upper(free.gap) - lower(free.gap))
-                    / extract(epoch FROM p_end_time - p_start_time)
-                )
-            )::integer - 1
-        ) AS place (number)
-        ORDER BY 1
-        LIMIT p_most
-    )
-    SELECT json_agg(
-        json_build_object(
-            'start', offered.start_time,
-            'end', offered.start_time + (p_end_time - p_start_time)
-        ) ORDER BY offered.start_time
-    )
-    FROM offered
+DECLARE
+    c_duration constant interval := p_end_time - p_start_time;
+    -- The last range may start after 31 days; a range must not end after the year 9999.
+    c_latest constant timestamptz := least(
+        p_start_time + interval '31 days' + (p_end_time - p_start_time),
+        timestamptz '9999-12-31 23:59:59.999999+00'
+    );
+    v_occupied tstzmultirange;
+BEGIN
+    SELECT coalesce(range_agg(tstzrange(candidate.start_time, candidate.end_time)), '{}')
+    INTO v_occupied
+    FROM unnest(p_resource_ids) AS wanted (resource_id)
+    CROSS JOIN LATERAL (
+        (
+            SELECT a.resource_id, a.start_time, a.end_time
+            FROM appointments a
+            WHERE a.organization_id = p_organization_id
+                AND (a.resource_id, a.start_time) < (wanted.resource_id, p_start_time)
+                AND a.state IN ('ACTIVE', 'HELD')
+                AND (a.hold_until IS NULL OR a.hold_until > p_now)
+                AND a.appointment_id <> p_except_id
+            ORDER BY a.resource_id DESC, a.start_time DESC
+            LIMIT 1
+        )
+        UNION ALL
+        (
+            SELECT a.resource_id, a.start_time, a.end_time
+            FROM appointments a
+            WHERE a.organization_id = p_organization_id
+                AND a.resource_id = wanted.resource_id
+                AND a.state IN ('ACTIVE', 'HELD')
+                AND (a.hold_until IS NULL OR a.hold_until > p_now)
+                AND a.appointment_id <> p_except_id
+                AND a.start_time >= p_start_time
+                AND a.start_time < c_latest
+        )
+    ) AS candidate
+    WHERE candidate.resource_id = wanted.resource_id;
+    RETURN (
+        SELECT json_agg(
+            json_build_object('start', offered.start_time, 'end', offered.start_time + c_duration)
+            ORDER BY offered.start_time
+        )
+        FROM (
+            SELECT lower(free.gap) + place.number * c_duration AS start_time
+            FROM unnest(tstzmultirange(tstzrange(p_start_time, c_latest)) - v_occupied)
+                AS free (gap)
+            CROSS JOIN LATERAL generate_series(
+                0,
+                least(
+                    p_most,
+                    floor(
+                        extract(epoch FROM upper(free.gap) - lower(free.gap))
+                        / extract(epoch FROM c_duration)
+                    )
+                )::integer - 1
+            ) AS place (number)
+            ORDER BY 1
+            LIMIT p_most
+        ) AS offered
+    );
+END
 $$;
 
 REVOKE ALL ON FUNCTION alternative_ranges FROM PUBLIC;
@@ -370,10 +397,13 @@ CREATE FUNCTION overlapping_appointments(
     p_end_time timestamptz
 )
 RETURNS json
-LANGUAGE sql
+LANGUAGE plpgsql
 STABLE
 SET search_path = public, pg_temp
 AS $$
+DECLARE
+    v_conflicts json;
+BEGIN
     SELECT json_agg(
         json_build_object(
             'id', found.appointment_id,
@@ -382,6 +412,7 @@ AS $$
             'version', found.version
         ) ORDER BY found.start_time
     )
+    INTO v_conflicts
     FROM (
         SELECT candidate.appointment_id, candidate.start_time, candidate.end_time, candidate.version
         FROM (
@@ -412,7 +443,9 @@ AS $$
         WHERE candidate.resource_id = p_resource_id AND candidate.end_time > p_start_time
         ORDER BY candidate.start_time
         LIMIT 21
-    ) AS found
+    ) AS found;
+    RETURN v_conflicts;
+END
 $$;
 
 REVOKE ALL ON FUNCTION overlapping_appointments FROM PUBLIC;
@@ -423,7 +456,7 @@ GRANT EXECUTE ON FUNCTION overlapping_appointments TO appointments_service;
 CREATE FUNCTION redacted_write(p_write json)
 RETURNS json
 LANGUAGE sql
-STABLE
+IMMUTABLE
 SET search_path = public, pg_temp
 AS $$
     SELECT json_object_agg(member.key, member.value)
@@ -445,24 +478,27 @@ REVOKE ALL ON FUNCTION redacted_write FROM PUBLIC;
 -- redaction itself is kept.
 CREATE FUNCTION is_to_redact(p_organization_id text, p_appointment_id text)
 RETURNS boolean
-LANGUAGE sql
+LANGUAGE plpgsql
 STABLE
 SET search_path = public, pg_temp
 SET enable_seqscan = off
 SET enable_sort = off
 AS $$
-    SELECT EXISTS (
-        SELECT FROM appointment_history h
-        WHERE h.organization_id = p_organization_id
-            AND h.appointment_id BETWEEN p_appointment_id AND p_appointment_id
-            AND h.change <> 'REDACTED'
-            AND (
-                h.title <> ''
-                OR h.attributes::text <> '{}'
-                OR h.actor <> ''
-                OR h.idempotency_key IS NOT NULL
-            )
-    )
+BEGIN
+    PERFORM 1
+    FROM appointment_history h
+    WHERE h.organization_id = p_organization_id
+        AND h.appointment_id BETWEEN p_appointment_id AND p_appointment_id
+        AND h.change <> 'REDACTED'
+        AND (
+            h.title <> ''
+            OR h.attributes::text <> '{}'
+            OR h.actor <> ''
+            OR h.idempotency_key IS NOT NULL
+        )
+    LIMIT 1;
+    RETURN FOUND;
+END
 $$;
 
 REVOKE ALL ON FUNCTION is_to_redact FROM PUBLIC;
@@ -489,6 +525,10 @@ SET enable_seqscan = off
 SET enable_sort = off
 SET jit = off
 AS $$
+DECLARE
+    v_unchanged text [];
+    v_keys text [];
+    c_first constant bigint := first_queued_sequence();
 BEGIN
     UPDATE appointments a
     SET title = '',
@@ -504,27 +544,23 @@ BEGIN
         AND a.ordinal = 0;
 
     -- A key that was used stays so, but not its text.
-    WITH unchanged AS (
-        DELETE FROM unchanged_writes u
-        USING appointment_history h
-        WHERE h.organization_id = p_organization_id
-            AND h.appointment_id BETWEEN p_appointment_id AND p_appointment_id
-            AND u.organization_id = h.organization_id
-            AND abs(u.revision) = h.revision
-        RETURNING u.idempotency_key
-    )
+    SELECT array_agg(u.idempotency_key) INTO v_unchanged
+    FROM appointment_history h
+    JOIN unchanged_writes u
+        ON u.organization_id = p_organization_id AND abs(u.revision) = h.revision
+    WHERE h.organization_id = p_organization_id
+        AND h.appointment_id BETWEEN p_appointment_id AND p_appointment_id;
+    SELECT array_agg(h.idempotency_key) INTO v_keys
+    FROM appointment_history h
+    WHERE h.organization_id = p_organization_id
+        AND h.appointment_id BETWEEN p_appointment_id AND p_appointment_id
+        AND h.change <> 'REDACTED'
+        AND h.idempotency_key IS NOT NULL;
+    DELETE FROM unchanged_writes u
+    WHERE u.organization_id = p_organization_id AND u.idempotency_key = ANY (v_unchanged);
     INSERT INTO erased_keys (organization_id, key_digest)
     SELECT p_organization_id, sha256(convert_to(used.idempotency_key, 'UTF8'))
-    FROM (
-        SELECT unchanged.idempotency_key FROM unchanged
-        UNION ALL
-        SELECT h.idempotency_key
-        FROM appointment_history h
-        WHERE h.organization_id = p_organization_id
-            AND h.appointment_id BETWEEN p_appointment_id AND p_appointment_id
-            AND h.change <> 'REDACTED'
-            AND h.idempotency_key IS NOT NULL
-    ) AS used
+    FROM unnest(v_unchanged || v_keys) AS used (idempotency_key)
     ON CONFLICT DO NOTHING;
 
     UPDATE appointment_history h
@@ -555,7 +591,7 @@ BEGIN
         UPDATE queued_operations q
         SET write = redacted_write(q.write)
         WHERE q.organization_id = p_organization_id
-            AND q.sequence >= first_queued_sequence()
+            AND q.sequence >= c_first
             AND q.write ->> 'id' = p_appointment_id
             AND q.write ->> 'kind' <> 'REDACT';
     END IF;
@@ -745,7 +781,7 @@ BEGIN
                 END IF;
                 v_outcome := 'IDEMPOTENCY_KEY_REUSED';
             ELSE
-                PERFORM FROM erased_keys e
+                PERFORM 1 FROM erased_keys e
                 WHERE e.organization_id = p_organization_id
                     AND e.key_digest = sha256(convert_to(w.idempotency_key, 'UTF8'));
                 IF FOUND THEN
@@ -1202,7 +1238,8 @@ DECLARE
     v_appointments appointments [];
     v_refused boolean;
     v_overlap boolean := false;
-    v_taken appointments [];
+    v_taken json;
+    v_due json;
     n integer;
     found_conflicts record;
 BEGIN
@@ -1226,48 +1263,48 @@ BEGIN
         -- make the transaction longer. Those of the batch itself are recorded by its writes, which
         -- are judged by the etag from before. Ranges of a resource do not overlap, so of the holds
         -- that start before a range only the last one can overlap it.
-        PERFORM apply_writes(p_organization_id, due.writes)
+        SELECT json_agg(json_build_object(
+            'kind', 'EXPIRE', 'id', held.appointment_id, 'actor', '', 'validate_only', false
+        ) ORDER BY held.appointment_id)
+        INTO v_due
         FROM (
-            SELECT json_agg(json_build_object(
-                'kind', 'EXPIRE', 'id', held.appointment_id, 'actor', '', 'validate_only', false
-            ) ORDER BY held.appointment_id) AS writes
-            FROM (
-                SELECT DISTINCT candidate.appointment_id
-                FROM json_to_recordset(p_writes) AS w (
-                    resource_id text, additional_resource_ids text [],
-                    start_time timestamptz, end_time timestamptz
+            SELECT DISTINCT candidate.appointment_id
+            FROM json_to_recordset(p_writes) AS w (
+                resource_id text, additional_resource_ids text [],
+                start_time timestamptz, end_time timestamptz
+            )
+            CROSS JOIN unnest(array_prepend(w.resource_id, w.additional_resource_ids))
+                AS wanted (resource_id)
+            CROSS JOIN LATERAL (
+                (
+                    SELECT a.resource_id, a.appointment_id, a.end_time, a.hold_until
+                    FROM appointments a
+                    WHERE a.organization_id = p_organization_id
+                        AND (a.resource_id, a.start_time) < (wanted.resource_id, w.start_time)
+                        AND a.state IN ('ACTIVE', 'HELD')
+                    ORDER BY a.resource_id DESC, a.start_time DESC
+                    LIMIT 1
                 )
-                CROSS JOIN unnest(array_prepend(w.resource_id, w.additional_resource_ids))
-                    AS wanted (resource_id)
-                CROSS JOIN LATERAL (
-                    (
-                        SELECT a.resource_id, a.appointment_id, a.end_time, a.hold_until
-                        FROM appointments a
-                        WHERE a.organization_id = p_organization_id
-                            AND (a.resource_id, a.start_time) < (wanted.resource_id, w.start_time)
-                            AND a.state IN ('ACTIVE', 'HELD')
-                        ORDER BY a.resource_id DESC, a.start_time DESC
-                        LIMIT 1
-                    )
-                    UNION ALL
-                    (
-                        SELECT a.resource_id, a.appointment_id, a.end_time, a.hold_until
-                        FROM appointments a
-                        WHERE a.organization_id = p_organization_id
-                            AND a.resource_id = wanted.resource_id
-                            AND a.state IN ('ACTIVE', 'HELD')
-                            AND a.start_time >= w.start_time
-                            AND a.start_time < w.end_time
-                        ORDER BY a.start_time
-                    )
-                ) AS candidate
-                WHERE candidate.resource_id = wanted.resource_id
-                    AND candidate.end_time > w.start_time
-                    AND candidate.hold_until <= v_now
-                    AND candidate.appointment_id <> ALL (v_ids)
-            ) AS held
-        ) AS due
-        WHERE due.writes IS NOT NULL;
+                UNION ALL
+                (
+                    SELECT a.resource_id, a.appointment_id, a.end_time, a.hold_until
+                    FROM appointments a
+                    WHERE a.organization_id = p_organization_id
+                        AND a.resource_id = wanted.resource_id
+                        AND a.state IN ('ACTIVE', 'HELD')
+                        AND a.start_time >= w.start_time
+                        AND a.start_time < w.end_time
+                    ORDER BY a.start_time
+                )
+            ) AS candidate
+            WHERE candidate.resource_id = wanted.resource_id
+                AND candidate.end_time > w.start_time
+                AND candidate.hold_until <= v_now
+                AND candidate.appointment_id <> ALL (v_ids)
+        ) AS held;
+        IF v_due IS NOT NULL THEN
+            PERFORM apply_writes(p_organization_id, v_due);
+        END IF;
 
         -- The exclusion constraint. It is the only deferrable one.
         SET CONSTRAINTS ALL DEFERRED;
@@ -1278,19 +1315,19 @@ BEGIN
         INTO v_outcomes, v_conflicts, v_appointments
         FROM apply_writes(p_organization_id, p_writes, false) WITH ORDINALITY AS r;
         -- A write that is stale has recorded nothing, but another one may take its place.
-        PERFORM apply_writes(p_organization_id, due.writes)
-        FROM (
-            SELECT json_agg(json_build_object(
-                'kind', 'EXPIRE', 'id', a.appointment_id, 'actor', '', 'validate_only', false
-            ) ORDER BY a.appointment_id) AS writes
-            FROM unnest(v_ids) AS item (id)
-            JOIN appointments a
-                ON a.organization_id = p_organization_id
-                    AND a.appointment_id = item.id
-                    AND a.ordinal = 0
-            WHERE a.state = 'HELD' AND a.hold_until <= v_now
-        ) AS due
-        WHERE due.writes IS NOT NULL;
+        SELECT json_agg(json_build_object(
+            'kind', 'EXPIRE', 'id', a.appointment_id, 'actor', '', 'validate_only', false
+        ) ORDER BY a.appointment_id)
+        INTO v_due
+        FROM unnest(v_ids) AS item (id)
+        JOIN appointments a
+            ON a.organization_id = p_organization_id
+                AND a.appointment_id = item.id
+                AND a.ordinal = 0
+        WHERE a.state = 'HELD' AND a.hold_until <= v_now;
+        IF v_due IS NOT NULL THEN
+            PERFORM apply_writes(p_organization_id, v_due);
+        END IF;
         SELECT coalesce(max(o.revision), 0) INTO v_revision
         FROM organizations o
         WHERE o.organization_id = p_organization_id;
@@ -1303,17 +1340,25 @@ BEGIN
         IF v_overlap THEN
             -- The rows that the batch would occupy. A condition on the state would let the planner
             -- read all rows of the organization for each item.
-            SELECT array_agg(taken.a) INTO v_taken
-            FROM unnest(v_ids, v_outcomes) AS item (id, outcome)
+            SELECT json_agg(json_build_object(
+                'place', item.place, 'appointment_id', taken.appointment_id,
+                'ordinal', taken.ordinal, 'resource_id', taken.resource_id,
+                'start_time', taken.start_time, 'end_time', taken.end_time,
+                'version', taken.version, 'revision', taken.revision
+            ))
+            INTO v_taken
+            FROM unnest(v_ids, v_outcomes) WITH ORDINALITY AS item (id, outcome, place)
             CROSS JOIN LATERAL (
-                SELECT a
+                SELECT
+                    a.appointment_id, a.ordinal, a.resource_id, a.start_time, a.end_time,
+                    a.version, a.revision, a.state
                 FROM appointments a
                 WHERE a.organization_id = p_organization_id
                     AND a.appointment_id BETWEEN item.id AND item.id
                 ORDER BY a.appointment_id, a.ordinal
                 OFFSET 0
             ) AS taken
-            WHERE item.outcome = ANY (c_not_refused) AND (taken.a).state IN ('ACTIVE', 'HELD');
+            WHERE item.outcome = ANY (c_not_refused) AND taken.state IN ('ACTIVE', 'HELD');
         END IF;
 
         v_refused := v_overlap OR NOT v_outcomes <@ c_not_refused;
@@ -1328,8 +1373,11 @@ BEGIN
         -- The batch is undone, so ranges of a resource do not overlap.
         FOR found_conflicts IN
         WITH taken AS MATERIALIZED (
-            SELECT array_position(v_ids, a.appointment_id) AS place, a.*
-            FROM unnest(v_taken) AS a
+            SELECT *
+            FROM json_to_recordset(v_taken) AS a (
+                place integer, appointment_id text, ordinal smallint, resource_id text,
+                start_time timestamptz, end_time timestamptz, version integer, revision bigint
+            )
         ),
         -- The items that the batch has moved, and whether others of the batch overlap them.
         -- Writes that changed nothing are in their place rightly.
@@ -1503,6 +1551,7 @@ DECLARE
     low bigint := 0;
     high bigint;
     middle bigint;
+    v_recorded boolean;
 BEGIN
     SELECT o.revision INTO high
     FROM organizations o
@@ -1511,12 +1560,11 @@ BEGIN
     WHILE low < high LOOP
         middle := (low + high + 1) / 2;
         -- The order makes the planner use the primary key, as in apply_writes.
-        IF (
-            SELECT h.recorded_at <= p_time
-            FROM appointment_history h
-            WHERE h.organization_id = p_organization_id AND h.revision BETWEEN middle AND middle
-            ORDER BY h.revision
-        ) THEN
+        SELECT h.recorded_at <= p_time INTO v_recorded
+        FROM appointment_history h
+        WHERE h.organization_id = p_organization_id AND h.revision BETWEEN middle AND middle
+        ORDER BY h.revision;
+        IF v_recorded THEN
             low := middle;
         ELSE
             high := middle - 1;
@@ -1709,7 +1757,7 @@ GRANT EXECUTE ON FUNCTION finished_operations TO appointments_service, appointme
 -- Return the number of queued operations, at most p_most.
 CREATE FUNCTION count_queued_operations(p_most integer)
 RETURNS bigint
-LANGUAGE sql
+LANGUAGE plpgsql
 STABLE
 SECURITY DEFINER
 SET search_path = public, pg_temp
@@ -1717,13 +1765,20 @@ SET enable_sort = off
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
-    SELECT count(*)
+DECLARE
+    c_first constant bigint := first_queued_sequence();
+    v_count bigint;
+BEGIN
+    SELECT count(*) INTO v_count
     FROM (
-        SELECT FROM queued_operations q
-        WHERE q.sequence + 0 >= first_queued_sequence()
+        SELECT 1
+        FROM queued_operations q
+        WHERE q.sequence + 0 >= c_first
         ORDER BY q.sequence + 0
         LIMIT p_most
-    ) AS counted
+    ) AS counted;
+    RETURN v_count;
+END
 $$;
 
 REVOKE ALL ON FUNCTION count_queued_operations FROM PUBLIC;
@@ -1804,17 +1859,19 @@ CREATE FUNCTION is_redacted_since(
     p_organization_id text, p_write json, p_accepted_at timestamptz
 )
 RETURNS boolean
-LANGUAGE sql
+LANGUAGE plpgsql
 STABLE
 SET search_path = own, public, pg_temp
 AS $$
-    SELECT EXISTS (
-        SELECT FROM appointments a
-        WHERE a.organization_id = p_organization_id
-            AND a.appointment_id = p_write ->> 'id'
-            AND a.ordinal = 0
-            AND a.redacted_at > p_accepted_at
-    )
+BEGIN
+    PERFORM 1
+    FROM appointments a
+    WHERE a.organization_id = p_organization_id
+        AND a.appointment_id = p_write ->> 'id'
+        AND a.ordinal = 0
+        AND a.redacted_at > p_accepted_at;
+    RETURN FOUND;
+END
 $$;
 
 REVOKE ALL ON FUNCTION is_redacted_since FROM PUBLIC;
@@ -1822,14 +1879,16 @@ REVOKE ALL ON FUNCTION is_redacted_since FROM PUBLIC;
 -- Return whether an organization was purged after a write was accepted.
 CREATE FUNCTION is_purged_since(p_organization_id text, p_accepted_at timestamptz)
 RETURNS boolean
-LANGUAGE sql
+LANGUAGE plpgsql
 STABLE
 SET search_path = own, public, pg_temp
 AS $$
-    SELECT EXISTS (
-        SELECT FROM purged_organizations p
-        WHERE p.organization_id = p_organization_id AND p.purged_at >= p_accepted_at
-    )
+BEGIN
+    PERFORM 1
+    FROM purged_organizations p
+    WHERE p.organization_id = p_organization_id AND p.purged_at >= p_accepted_at;
+    RETURN FOUND;
+END
 $$;
 
 REVOKE ALL ON FUNCTION is_purged_since FROM PUBLIC;
@@ -1852,30 +1911,34 @@ SET search_path = own, public, pg_temp
 AS $$
 DECLARE
     v_entered constant boolean := enter_organization(p_organization_id);
+    v_revision bigint;
+    v_conflicts json;
+    v_failure text := p_failure;
+    v_write json;
 BEGIN
-    INSERT INTO operations (
-        organization_id, operation_id, accepted_at, finished_at, appointment_id,
-        outcome, organization_revision, conflicts, failure, write
-    )
-    SELECT
-        p_organization_id, p_operation_id, p_accepted_at, clock_timestamp(),
-        coalesce(p_write ->> 'id', ''),
-        CASE WHEN p_failure IS NULL THEN 'TIME_RANGE_CONFLICT' ELSE 'FAILED' END,
-        coalesce(
-            (SELECT o.revision FROM organizations o WHERE o.organization_id = p_organization_id), 0
-        ),
-        CASE WHEN p_failure IS NULL THEN conflicts_of_write(p_organization_id, p_write) END,
-        CASE WHEN p_failure IS NOT NULL AND redacted.since
-            THEN 'the appointment was redacted since' ELSE p_failure END,
-        CASE WHEN p_failure IS NOT NULL AND redacted.since
-            THEN redacted_write(p_write)
-            WHEN p_failure IS NOT NULL
-            THEN p_write END
-    FROM (
-        SELECT is_redacted_since(p_organization_id, p_write, p_accepted_at) AS since
-    ) AS redacted
-    WHERE NOT is_purged_since(p_organization_id, p_accepted_at)
-    ON CONFLICT DO NOTHING;
+    IF NOT is_purged_since(p_organization_id, p_accepted_at) THEN
+        SELECT coalesce(max(o.revision), 0) INTO v_revision
+        FROM organizations o
+        WHERE o.organization_id = p_organization_id;
+        IF p_failure IS NULL THEN
+            v_conflicts := conflicts_of_write(p_organization_id, p_write);
+        ELSIF is_redacted_since(p_organization_id, p_write, p_accepted_at) THEN
+            v_failure := 'the appointment was redacted since';
+            v_write := redacted_write(p_write);
+        ELSE
+            v_write := p_write;
+        END IF;
+        INSERT INTO operations (
+            organization_id, operation_id, accepted_at, finished_at, appointment_id,
+            outcome, organization_revision, conflicts, failure, write
+        ) VALUES (
+            p_organization_id, p_operation_id, p_accepted_at, clock_timestamp(),
+            coalesce(p_write ->> 'id', ''),
+            CASE WHEN p_failure IS NULL THEN 'TIME_RANGE_CONFLICT' ELSE 'FAILED' END,
+            v_revision, v_conflicts, v_failure, v_write
+        )
+        ON CONFLICT DO NOTHING;
+    END IF;
     PERFORM leave_organization(v_entered);
 END
 $$;
@@ -1911,11 +1974,19 @@ DECLARE
     v_accepted timestamptz[];
     v_writes json[];
     v_appointment_ids text[];
+    v_done uuid[];
     v_constraint text;
     n integer;
 BEGIN
     -- Before the query for finished operations: another session may be applying the same ones.
     PERFORM pg_advisory_xact_lock(organization_lock_key(p_organization_id));
+
+    v_ids := ARRAY(
+        SELECT (o.value ->> 'operation_id')::uuid FROM json_array_elements(p_operations) AS o (value)
+    );
+    SELECT coalesce(array_agg(done.operation_id), '{}') INTO v_done
+    FROM operations done
+    WHERE done.organization_id = p_organization_id AND done.operation_id = ANY (v_ids);
 
     SELECT
         array_agg(o.operation_id ORDER BY o.number),
@@ -1941,13 +2012,7 @@ BEGIN
         ) WITH ORDINALITY AS given (operation_id, accepted_at, write, number)
         ORDER BY given.operation_id, given.number
     ) AS o
-    WHERE NOT EXISTS (
-        SELECT FROM operations done
-        WHERE done.organization_id = p_organization_id AND done.operation_id = o.operation_id
-        -- Keeps it a look at the primary key for each operation. A join could read all of them.
-        OFFSET 0
-    )
-    AND NOT is_purged_since(p_organization_id, o.accepted_at);
+    WHERE o.operation_id <> ALL (v_done) AND NOT is_purged_since(p_organization_id, o.accepted_at);
     IF v_ids IS NULL THEN
         PERFORM leave_organization(v_entered);
         RETURN;
@@ -2109,22 +2174,24 @@ SET search_path = public, pg_temp
 SET enable_sort = off
 AS $$
 DECLARE
+    c_start constant bigint := first_queued_sequence();
     first record;
 BEGIN
+    PERFORM check_organization(p_organization_id);
     UPDATE operation_leases l
     SET attempts = 0
     WHERE l.organization_id = p_organization_id AND l.fence = p_fence;
     IF FOUND THEN
-        DELETE FROM queued_operations q
-        WHERE q.ctid = (
-            SELECT f.ctid FROM queued_operations f
-            WHERE f.organization_id = p_organization_id
-                AND f.sequence >= first_queued_sequence()
-            ORDER BY f.sequence
-            LIMIT 1
-        )
-        RETURNING q.* INTO first;
+        SELECT q.* INTO first
+        FROM queued_operations q
+        WHERE q.organization_id = p_organization_id AND q.sequence >= c_start
+        ORDER BY q.sequence
+        LIMIT 1;
+        -- Nobody else deletes it, as the lease is held.
         IF FOUND THEN
+            DELETE FROM queued_operations q
+            WHERE q.organization_id = p_organization_id
+                AND q.sequence BETWEEN first.sequence AND first.sequence;
             PERFORM refuse_operation(
                 p_organization_id, first.operation_id, first.accepted_at, first.write, p_failure
             );
@@ -2137,6 +2204,39 @@ $$;
 
 REVOKE ALL ON FUNCTION give_up_operation FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION give_up_operation TO appointments_service;
+
+-- Release leases that are still held: the organizations can be leased again after a delay (seconds).
+--
+-- leases: a JSON array of {"organization_id", "fence", "attempts", "delay"}.
+CREATE FUNCTION release_operations(p_leases json)
+RETURNS void
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = public, pg_temp
+AS $$
+DECLARE
+    v_now constant timestamptz := clock_timestamp();
+    v_until timestamptz;
+    lease record;
+BEGIN
+    PERFORM require_no_organization();
+    FOR lease IN
+        SELECT *
+        FROM json_to_recordset(p_leases)
+            AS r (organization_id text, fence bigint, attempts integer, delay double precision)
+        ORDER BY r.organization_id
+    LOOP
+        v_until := v_now + make_interval(secs => lease.delay);
+        UPDATE operation_leases l
+        SET leased_until = v_until, attempts = lease.attempts
+        WHERE l.organization_id = lease.organization_id AND l.fence = lease.fence;
+    END LOOP;
+END
+$$;
+
+REVOKE ALL ON FUNCTION release_operations FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION release_operations TO appointments_service;
 
 -- Webhooks
 
@@ -2169,6 +2269,7 @@ AS $$
 DECLARE
     v_entered constant boolean := enter_organization(p_organization_id);
     v_revision bigint;
+    v_webhooks bigint;
 BEGIN
     -- With another seed than the lock of the writes.
     PERFORM pg_advisory_xact_lock(hashtextextended(p_organization_id, 7236006));
@@ -2176,10 +2277,11 @@ BEGIN
     SELECT coalesce(max(o.revision), 0) INTO v_revision
     FROM organizations o
     WHERE o.organization_id = p_organization_id;
+    SELECT count(*) INTO v_webhooks FROM webhooks w WHERE w.organization_id = p_organization_id;
 
     IF p_after_revision > v_revision THEN
         RETURN QUERY SELECT 'BEYOND', v_revision;
-    ELSIF p_most <= (SELECT count(*) FROM webhooks w WHERE w.organization_id = p_organization_id) THEN
+    ELSIF p_most <= v_webhooks THEN
         RETURN QUERY SELECT 'LIMIT_REACHED', v_revision;
     ELSE
         INSERT INTO webhooks (
@@ -2225,18 +2327,11 @@ SET search_path = own, public, pg_temp
 AS $$
 DECLARE
     v_entered constant boolean := enter_organization(p_organization_id);
+    v_names text [];
     v_values text [];
     v_missing integer;
 BEGIN
-    SELECT ARRAY(
-        SELECT coalesce(given.value, stored.value)
-        FROM unnest(p_header_names, p_header_values)
-            WITH ORDINALITY AS given (name, value, place)
-        LEFT JOIN unnest(w.header_names, w.header_values) AS stored (name, value)
-            ON lower(stored.name) = lower(given.name)
-        ORDER BY given.place
-    )
-    INTO v_values
+    SELECT w.header_names, w.header_values INTO v_names, v_values
     FROM webhooks w
     WHERE w.organization_id = p_organization_id AND w.webhook_id = p_webhook_id
     FOR UPDATE;
@@ -2245,6 +2340,14 @@ BEGIN
         RETURN;
     END IF;
 
+    v_values := ARRAY(
+        SELECT coalesce(given.value, stored.value)
+        FROM unnest(p_header_names, p_header_values)
+            WITH ORDINALITY AS given (name, value, place)
+        LEFT JOIN unnest(v_names, v_values) AS stored (name, value)
+            ON lower(stored.name) = lower(given.name)
+        ORDER BY given.place
+    );
     v_missing := array_position(v_values, NULL);
     IF v_missing IS NULL THEN
         UPDATE webhooks w
@@ -2338,8 +2441,12 @@ SET search_path = own, public, pg_temp
 AS $$
 DECLARE
     v_entered constant boolean := enter_organization(p_organization_id);
+    v_revision bigint;
     v_done boolean;
 BEGIN
+    SELECT coalesce(max(o.revision), 0) INTO v_revision
+    FROM organizations o
+    WHERE o.organization_id = p_organization_id;
     UPDATE webhooks w
     SET cursor_revision = p_after,
         disabled = false,
@@ -2350,10 +2457,7 @@ BEGIN
         updated_at = now()
     WHERE w.organization_id = p_organization_id
         AND w.webhook_id = p_webhook_id
-        AND p_after <= coalesce(
-            (SELECT o.revision FROM organizations o WHERE o.organization_id = p_organization_id),
-            0
-        );
+        AND p_after <= v_revision;
     v_done := found;
     PERFORM leave_organization(v_entered);
     RETURN v_done;
@@ -2375,15 +2479,31 @@ AS $$
 BEGIN
     PERFORM require_no_organization();
     RETURN QUERY
+    WITH webhook AS MATERIALIZED (
+        SELECT w.secret || w.old_secrets || w.header_values AS stored FROM webhooks w
+    )
     SELECT DISTINCT
         CASE WHEN stored.value LIKE 'encrypted§%' THEN split_part(stored.value, '§', 2) ELSE '' END
-    FROM webhooks w
-    CROSS JOIN LATERAL unnest(w.secret || w.old_secrets || w.header_values) AS stored (value);
+    FROM webhook
+    CROSS JOIN LATERAL unnest(webhook.stored) AS stored (value);
 END
 $$;
 
 REVOKE ALL ON FUNCTION webhook_key_ids FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION webhook_key_ids TO appointments_service, appointments_caller;
+
+-- Return whether a value is not encrypted by a key.
+CREATE FUNCTION lacks_key(p_values text [], p_key_id text)
+RETURNS boolean
+LANGUAGE sql
+IMMUTABLE
+SET search_path = public, pg_temp
+AS $$
+    SELECT NOT coalesce(bool_and(starts_with(stored.value, 'encrypted§' || p_key_id || '§')), true)
+    FROM unnest(p_values) AS stored (value)
+$$;
+
+REVOKE ALL ON FUNCTION lacks_key FROM PUBLIC;
 
 -- Return the next webhooks, by organization and id, that have a value not encrypted by a key:
 -- their secrets, the current one first, and header values.
@@ -2403,10 +2523,7 @@ BEGIN
     SELECT w.organization_id, w.webhook_id, w.secret || w.old_secrets, w.header_values
     FROM webhooks w
     WHERE (w.organization_id, w.webhook_id) > (p_after_organization_id, p_after_webhook_id)
-        AND EXISTS (
-            SELECT FROM unnest(w.secret || w.old_secrets || w.header_values) AS stored (value)
-            WHERE NOT starts_with(stored.value, 'encrypted§' || p_key_id || '§')
-        )
+        AND lacks_key(w.secret || w.old_secrets || w.header_values, p_key_id)
     ORDER BY w.organization_id, w.webhook_id
     LIMIT p_most;
 END
@@ -2458,24 +2575,384 @@ GRANT EXECUTE ON FUNCTION reencrypt_webhook TO appointments_service;
 -- that it sees the row as changed by the calling statement.
 CREATE FUNCTION webhook_secrets(p_organization_id text, p_webhook_id text)
 RETURNS TABLE (live_secrets text [], header_values text [])
-LANGUAGE sql
+LANGUAGE plpgsql
 VOLATILE
 SECURITY DEFINER
 SET search_path = public, pg_temp
 AS $$
-    SELECT
-        array_prepend(w.secret, ARRAY(
+DECLARE
+    w record;
+BEGIN
+    SELECT x.secret, x.old_secrets, x.old_secrets_until, x.header_values INTO w
+    FROM webhooks x
+    WHERE x.organization_id = p_organization_id AND x.webhook_id = p_webhook_id;
+    IF FOUND THEN
+        live_secrets := array_prepend(w.secret, ARRAY(
             SELECT old.secret
             FROM unnest(w.old_secrets, w.old_secrets_until) AS old (secret, until)
             WHERE old.until > now()
-        )),
-        w.header_values
-    FROM webhooks w
-    WHERE w.organization_id = p_organization_id AND w.webhook_id = p_webhook_id
+        ));
+        header_values := w.header_values;
+        RETURN NEXT;
+    END IF;
+END
 $$;
 
 REVOKE ALL ON FUNCTION webhook_secrets FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION webhook_secrets TO appointments_service;
+
+-- Lease webhooks that are due, for p_lease seconds: at most p_slots, and p_failing_slots whose last
+-- attempt failed. service/webhooks/claims.py describes leases.
+--
+-- The index returns webhooks in the order in which they became due. The organization's row is
+-- looked up for each, so the cost does not depend on the number of organizations. The secrets are read
+-- for rows that are locked, so that they belong to the URL and header names returned with them.
+CREATE FUNCTION claim_webhooks(
+    p_slots integer, p_failing_slots integer, p_lease double precision
+)
+RETURNS TABLE (
+    organization_id text,
+    webhook_id text,
+    fence bigint,
+    url text,
+    changes text [],
+    resource_id text,
+    live_secrets text [],
+    header_names text [],
+    header_values text [],
+    disabled boolean,
+    cursor_revision bigint,
+    attempts integer,
+    updated_at timestamptz
+)
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = public, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM require_no_organization();
+    RETURN QUERY
+    WITH due AS MATERIALIZED (
+        SELECT w.organization_id, w.webhook_id
+        FROM webhooks w
+        WHERE NOT w.disabled
+            AND w.attempts = 0
+            AND w.next_attempt_at <= now()
+            AND w.leased_until <= now()
+            AND w.cursor_revision < (
+                SELECT o.revision FROM organizations o WHERE o.organization_id = w.organization_id
+            )
+        ORDER BY w.next_attempt_at
+        LIMIT p_slots
+        FOR UPDATE OF w SKIP LOCKED
+    ),
+    failing AS MATERIALIZED (
+        SELECT w.organization_id, w.webhook_id
+        FROM webhooks w
+        WHERE NOT w.disabled
+            AND w.attempts > 0
+            AND w.next_attempt_at <= now()
+            AND w.leased_until <= now()
+            AND w.cursor_revision < (
+                SELECT o.revision FROM organizations o WHERE o.organization_id = w.organization_id
+            )
+        ORDER BY w.next_attempt_at
+        LIMIT p_failing_slots
+        FOR UPDATE OF w SKIP LOCKED
+    ),
+    claimed AS (
+        UPDATE webhooks w
+        SET leased_until = now() + make_interval(secs => p_lease), fence = w.fence + 1
+        FROM (
+            SELECT due.organization_id, due.webhook_id FROM due
+            UNION ALL
+            SELECT failing.organization_id, failing.webhook_id FROM failing
+        ) AS chosen
+        WHERE w.organization_id = chosen.organization_id AND w.webhook_id = chosen.webhook_id
+        RETURNING w.*
+    )
+    SELECT
+        w.organization_id, w.webhook_id, w.fence, w.url, w.changes, w.resource_id,
+        found.live_secrets, w.header_names, found.header_values, w.disabled, w.cursor_revision,
+        w.attempts, w.updated_at
+    FROM claimed AS w
+    CROSS JOIN LATERAL webhook_secrets(w.organization_id, w.webhook_id) AS found;
+END
+$$;
+
+REVOKE ALL ON FUNCTION claim_webhooks FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION claim_webhooks TO appointments_service;
+
+-- Add requests of a webhook to the log of deliveries.
+--
+-- sent: a JSON array of {"revision", "attempt", "seconds_ago", "duration_ms", "http_status", "error"}.
+CREATE FUNCTION log_deliveries(p_organization_id text, p_webhook_id text, p_sent json)
+RETURNS void
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = own, public, pg_temp
+AS $$
+DECLARE
+    v_attempted_at timestamptz;
+    sent record;
+BEGIN
+    FOR sent IN
+        SELECT *
+        FROM json_to_recordset(p_sent) AS r (
+            revision bigint, attempt integer, seconds_ago double precision,
+            duration_ms integer, http_status integer, error text
+        )
+    LOOP
+        v_attempted_at := now() - make_interval(secs => sent.seconds_ago);
+        INSERT INTO webhook_deliveries (
+            organization_id, webhook_id, revision, attempt, attempted_at, duration_ms,
+            http_status, error
+        ) VALUES (
+            p_organization_id, p_webhook_id, sent.revision, sent.attempt, v_attempted_at,
+            sent.duration_ms, sent.http_status, sent.error
+        );
+    END LOOP;
+END
+$$;
+
+REVOKE ALL ON FUNCTION log_deliveries FROM PUBLIC;
+
+-- Record that every change up to p_reached was delivered or skipped. The lease is renewed, for p_lease
+-- seconds, or ended (p_release). Returns the webhook as it is now, as claim_webhooks does. Returns no
+-- row, and records nothing, if the claim is over: the lease was lost, or the webhook was replayed.
+CREATE FUNCTION advance_webhook(
+    p_organization_id text,
+    p_webhook_id text,
+    p_fence bigint,
+    p_cursor bigint,
+    p_reached bigint,
+    p_release boolean,
+    p_lease double precision,
+    p_sent json
+)
+RETURNS TABLE (
+    organization_id text,
+    webhook_id text,
+    fence bigint,
+    url text,
+    changes text [],
+    resource_id text,
+    live_secrets text [],
+    header_names text [],
+    header_values text [],
+    disabled boolean,
+    cursor_revision bigint,
+    attempts integer,
+    updated_at timestamptz
+)
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = own, public, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_entered constant boolean := enter_organization(p_organization_id);
+    v_leased_until timestamptz := '-infinity';
+    v_next_attempt_at timestamptz := now();
+BEGIN
+    IF NOT p_release THEN
+        v_leased_until := now() + make_interval(secs => p_lease);
+        v_next_attempt_at := NULL;
+    END IF;
+    UPDATE webhooks w
+    SET cursor_revision = p_reached,
+        attempts = 0,
+        failing_since = NULL,
+        leased_until = v_leased_until,
+        next_attempt_at = coalesce(v_next_attempt_at, w.next_attempt_at)
+    WHERE w.organization_id = p_organization_id
+        AND w.webhook_id = p_webhook_id
+        AND w.fence = p_fence
+        AND w.cursor_revision = p_cursor
+    RETURNING
+        w.organization_id, w.webhook_id, w.fence, w.url, w.changes, w.resource_id,
+        w.header_names, w.disabled, w.cursor_revision, w.attempts, w.updated_at
+    INTO
+        organization_id, webhook_id, fence, url, changes, resource_id,
+        header_names, disabled, cursor_revision, attempts, updated_at;
+    IF FOUND THEN
+        PERFORM log_deliveries(p_organization_id, p_webhook_id, p_sent);
+        SELECT s.live_secrets, s.header_values INTO live_secrets, header_values
+        FROM webhook_secrets(p_organization_id, p_webhook_id) AS s;
+        RETURN NEXT;
+    END IF;
+    PERFORM leave_organization(v_entered);
+END
+$$;
+
+REVOKE ALL ON FUNCTION advance_webhook FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION advance_webhook TO appointments_service;
+
+-- Record that sending a change failed, and end the lease. The next attempt is after p_wait seconds.
+-- The webhook is disabled if it is gone (p_gone) or has failed for p_give_up_after seconds. A webhook
+-- that was updated since it was claimed (p_updated_at) is due at once instead. p_sent has the failed
+-- request alone. Returns the same as advance_webhook.
+CREATE FUNCTION fail_webhook(
+    p_organization_id text,
+    p_webhook_id text,
+    p_fence bigint,
+    p_cursor bigint,
+    p_updated_at timestamptz,
+    p_wait double precision,
+    p_gone boolean,
+    p_give_up_after double precision,
+    p_sent json
+)
+RETURNS TABLE (
+    organization_id text,
+    webhook_id text,
+    fence bigint,
+    url text,
+    changes text [],
+    resource_id text,
+    live_secrets text [],
+    header_names text [],
+    header_values text [],
+    disabled boolean,
+    cursor_revision bigint,
+    attempts integer,
+    updated_at timestamptz
+)
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = own, public, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_entered constant boolean := enter_organization(p_organization_id);
+    v_given_up boolean;
+    v_failing_since timestamptz;
+    v_next_attempt_at timestamptz;
+    v_reason text;
+BEGIN
+    SELECT
+        w.fence, w.url, w.changes, w.resource_id, w.header_names, w.disabled, w.cursor_revision,
+        w.attempts, w.updated_at, w.failing_since, w.next_attempt_at, w.disabled_reason
+    INTO
+        fence, url, changes, resource_id, header_names, disabled, cursor_revision,
+        attempts, updated_at, v_failing_since, v_next_attempt_at, v_reason
+    FROM webhooks w
+    WHERE w.organization_id = p_organization_id
+        AND w.webhook_id = p_webhook_id
+        AND w.fence = p_fence
+        AND w.cursor_revision = p_cursor
+    FOR UPDATE;
+    IF FOUND THEN
+        IF updated_at = p_updated_at THEN
+            v_given_up := coalesce(
+                v_failing_since <= now() - make_interval(secs => p_give_up_after),
+                p_give_up_after <= 0
+            );
+            IF NOT disabled AND (p_gone OR v_given_up) THEN
+                disabled := true;
+                v_reason := CASE WHEN p_gone THEN 'the receiver answered 410 Gone'
+                    WHEN v_failing_since IS NULL THEN ''
+                    ELSE 'revision ' || (p_sent -> 0 ->> 'revision')
+                        || ' could not be delivered since '
+                        || to_char(v_failing_since, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+                        || '; at last: ' || (p_sent -> 0 ->> 'error')
+                    END;
+            END IF;
+            attempts := attempts + 1;
+            v_failing_since := coalesce(v_failing_since, now());
+            v_next_attempt_at := now() + make_interval(secs => p_wait);
+        END IF;
+        UPDATE webhooks w
+        SET leased_until = '-infinity',
+            attempts = fail_webhook.attempts,
+            failing_since = v_failing_since,
+            next_attempt_at = v_next_attempt_at,
+            disabled = fail_webhook.disabled,
+            disabled_reason = v_reason
+        WHERE w.organization_id = p_organization_id AND w.webhook_id = p_webhook_id;
+        PERFORM log_deliveries(p_organization_id, p_webhook_id, p_sent);
+        SELECT s.live_secrets, s.header_values INTO live_secrets, header_values
+        FROM webhook_secrets(p_organization_id, p_webhook_id) AS s;
+        organization_id := p_organization_id;
+        webhook_id := p_webhook_id;
+        RETURN NEXT;
+    END IF;
+    PERFORM leave_organization(v_entered);
+END
+$$;
+
+REVOKE ALL ON FUNCTION fail_webhook FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION fail_webhook TO appointments_service;
+
+-- End a lease that is still held. The webhook is due after p_wait seconds.
+CREATE FUNCTION release_webhook(
+    p_organization_id text, p_webhook_id text, p_fence bigint, p_wait double precision
+)
+RETURNS void
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = own, public, pg_temp
+AS $$
+DECLARE
+    v_entered constant boolean := enter_organization(p_organization_id);
+    v_earliest constant timestamptz := now() + make_interval(secs => p_wait);
+BEGIN
+    UPDATE webhooks w
+    SET leased_until = '-infinity', next_attempt_at = greatest(w.next_attempt_at, v_earliest)
+    WHERE w.organization_id = p_organization_id
+        AND w.webhook_id = p_webhook_id
+        AND w.fence = p_fence;
+    PERFORM leave_organization(v_entered);
+END
+$$;
+
+REVOKE ALL ON FUNCTION release_webhook FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION release_webhook TO appointments_service;
+
+-- Events
+
+-- Move the cursors of a publisher forward and renew its lease, for p_lease seconds. Returns false, with
+-- nothing moved, if the lease was lost. Renewing it locks the publisher's row until the end of the
+-- transaction: if another worker took over before that, nothing is done; otherwise the takeover waits.
+CREATE FUNCTION advance_cursors(
+    p_consumer text,
+    p_fence bigint,
+    p_lease double precision,
+    p_organization_ids text [],
+    p_revisions bigint []
+)
+RETURNS boolean
+LANGUAGE plpgsql
+VOLATILE
+SECURITY DEFINER
+SET search_path = public, pg_temp
+AS $$
+BEGIN
+    PERFORM require_no_organization();
+    UPDATE event_publishers p
+    SET leased_until = clock_timestamp() + p_lease * interval '1 second'
+    WHERE p.consumer = p_consumer AND p.fence = p_fence;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO event_cursors AS stored (organization_id, consumer, revision)
+    SELECT given.organization_id, p_consumer, given.revision
+    FROM unnest(p_organization_ids, p_revisions) AS given (organization_id, revision)
+    ON CONFLICT (organization_id, consumer) DO UPDATE
+    SET revision = excluded.revision
+    WHERE stored.revision < excluded.revision;
+    RETURN true;
+END
+$$;
+
+REVOKE ALL ON FUNCTION advance_cursors FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION advance_cursors TO appointments_service;
 
 -- Access
 

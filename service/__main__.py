@@ -108,7 +108,7 @@ def _verify(arguments: Sequence[str]) -> int:
 
 
 async def _rotate_secrets(settings: Settings) -> None:
-    await check_primary(settings.database_url, settings.timeouts, role=WORKER_ROLE)
+    primary = await check_primary(settings.database_url, settings.timeouts, role=WORKER_ROLE)
     database = Database(
         settings.database_url,
         name="rotate secrets",
@@ -118,6 +118,7 @@ async def _rotate_secrets(settings: Settings) -> None:
         role=WORKER_ROLE,
         replica=False,
         metrics=Metrics(),
+        distributed=primary.distributed,
     )
     async with database:
         done = await rotate_secrets(database, SecretKeys(settings.secrets_keys))

@@ -95,7 +95,8 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
     async with AsyncExitStack() as stack:
         tracer = await stack.enter_async_context(tracing("service"))
         certificates = watched_certificates(settings, metrics, stack)
-        epoch = await check_primary(settings.database_url, settings.timeouts, role=CALLER_ROLE)
+        primary = await check_primary(settings.database_url, settings.timeouts, role=CALLER_ROLE)
+        settings = settings.for_database(distributed=primary.distributed)
         metrics_port = await stack.enter_async_context(
             serving_metrics(
                 metrics.registry,
@@ -122,7 +123,8 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             role=CALLER_ROLE,
             replica=False,
             metrics=metrics,
-            epoch=epoch,
+            epoch=primary.epoch,
+            distributed=primary.distributed,
         )
         reads = Database(
             settings.database_url,
@@ -133,7 +135,8 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             role=CALLER_ROLE,
             replica=False,
             metrics=metrics,
-            epoch=epoch,
+            epoch=primary.epoch,
+            distributed=primary.distributed,
         )
         replicas = Replicas(
             settings.database_read_url or "",
@@ -141,6 +144,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             max_waiting=settings.max_queued_reads,
             timeout=settings.replica_timeout,
             metrics=metrics,
+            distributed=primary.distributed,
         )
         await replicas.check()
         changes, operations = _notifiers(settings, writes)

@@ -107,7 +107,7 @@ class Settings(ProgramSettings):
     # Of one connection. A gateway needs one for each of its event streams.
     max_connection_calls: Count = 1_100
     max_batch_writes: Annotated[int, Field(ge=1, le=1000)] = 256
-    # 1 turns shared calls off, as needed by a database that is sharded by organization.
+    # 1 turns shared calls off, as in every database that is distributed by organization.
     max_call_organizations: Count = 256
     # Room for at least one batch of 1,000.
     max_queued_writes: Annotated[int, Field(ge=1000)] = 4096
@@ -282,6 +282,13 @@ class Settings(ProgramSettings):
     def change_poll_interval(self) -> float:
         """The shortest interval at which workers poll for changes."""
         return min(self.webhook_poll_interval, self.event_poll_interval)
+
+    def for_database(self, *, distributed: bool) -> Self:
+        """Return the settings that suit the database.
+
+        A distributed one runs a call on the node of its organization, so organizations share none.
+        """
+        return self.model_copy(update={"max_call_organizations": 1}) if distributed else self
 
     @property
     def timeouts(self) -> Timeouts:

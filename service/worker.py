@@ -54,7 +54,8 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(tracing("worker"))
-        epoch = await check_primary(settings.database_url, settings.timeouts, role=WORKER_ROLE)
+        primary = await check_primary(settings.database_url, settings.timeouts, role=WORKER_ROLE)
+        settings = settings.for_database(distributed=primary.distributed)
         port = await stack.enter_async_context(
             serving_metrics(
                 metrics.registry,
@@ -74,7 +75,8 @@ async def working(settings: Settings) -> AsyncIterator[int | None]:
                     role=WORKER_ROLE,
                     replica=False,
                     metrics=metrics,
-                    epoch=epoch,
+                    epoch=primary.epoch,
+                    distributed=primary.distributed,
                 )
             )
             for name, connections in (
@@ -138,10 +140,12 @@ def _postgres_tasks(
         lease=max(settings.operation_lease, 2 * settings.statement_timeout),
         poll_interval=settings.operation_poll_interval,
     )
-    return {
+    tasks: dict[str, BackgroundTask] = {}
+    if not database.distributed:  # its files are on the nodes
+        tasks["measure the history"] = HistorySize(database, metrics).run
+    return tasks | {
         POSTGRES_LOOP: operations.run,
         "count operations": operations.count,
-        "measure the history": HistorySize(database, metrics).run,
         "purge operations": Purge(
             database,
             table="operations",

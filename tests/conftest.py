@@ -30,6 +30,8 @@ from tests.api import Organization
 from tests.databases import (
     Clusters,
     Databases,
+    DistributedDatabase,
+    apply_variants,
     data_directory,
     new_database,
     temporary_data_directory,
@@ -76,11 +78,15 @@ def pytest_configure_node(node: Any) -> None:
 
 def pytest_report_header() -> str:
     """Report which server is used, without its password."""
-    url = os.environ.get("TEST_DATABASE_URL")
-    if not url:
-        return "PostgreSQL: embedded"
-    host = urlsplit(url).hostname or "a Unix socket"
-    return f"PostgreSQL: new databases on {host} (TEST_DATABASE_URL)"
+    form = " in the form for Citus" if os.environ.get("TEST_DISTRIBUTED") else ""
+    for variable, what in (
+        ("TEST_CITUS_URL", "one database"),
+        ("TEST_DATABASE_URL", "new databases"),
+    ):
+        if url := os.environ.get(variable):
+            host = urlsplit(url).hostname or "a Unix socket"
+            return f"PostgreSQL: {what} on {host} ({variable}){form}"
+    return f"PostgreSQL: embedded{form}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -200,9 +206,20 @@ def clusters(pytestconfig: pytest.Config) -> Clusters:
 
 
 @pytest.fixture(scope="session")
-def databases(temporary_directory: Path, clusters: Clusters) -> Iterator[Databases]:
-    """Databases on a server of this suite, or on that of TEST_DATABASE_URL."""
+def databases(
+    temporary_directory: Path, clusters: Clusters
+) -> Iterator[Databases | DistributedDatabase]:
+    """Databases on a server of this suite, or on that of TEST_DATABASE_URL.
+
+    With TEST_DISTRIBUTED they have the functions of migrations/citus.sql, so that the service works
+    with them as with a distributed database. With TEST_CITUS_URL there is only that one, which is
+    distributed.
+    """
     with ExitStack() as stack:
+        if citus := os.environ.get("TEST_CITUS_URL"):
+            migrate(citus)
+            yield DistributedDatabase(citus)
+            return
         server = os.environ.get("TEST_DATABASE_URL")
         if server:
             template, url = stack.enter_context(new_database(server))
@@ -212,18 +229,21 @@ def databases(temporary_directory: Path, clusters: Clusters) -> Iterator[Databas
             clusters.copy_to(postgres.directory, migrated=True)
             server = stack.enter_context(postgres).url()
             template = DATABASE
+            url = postgres.url(DATABASE)
+        if os.environ.get("TEST_DISTRIBUTED"):
+            apply_variants(url)
         yield Databases(server, template)
 
 
 @pytest.fixture(scope="session")
-def database_url(databases: Databases) -> Iterator[str]:
+def database_url(databases: Databases | DistributedDatabase) -> Iterator[str]:
     """The URL of a migrated database that is shared by tests that need no separate one."""
     with databases.copied() as url:
         yield url
 
 
 @pytest.fixture(scope="module")
-def create_database(databases: Databases) -> Iterator[CreateDatabase]:
+def create_database(databases: Databases | DistributedDatabase) -> Iterator[CreateDatabase]:
     """Create migrated databases for one test on the suite's server."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(databases.copied())

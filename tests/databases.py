@@ -17,9 +17,11 @@ import psycopg
 from psycopg import sql
 
 from local.postgres import NOT_DURABLE, EmbeddedPostgres, migrate
+from local.programs import ROOT
 from local.stack import DATABASE
 from service.metrics import Metrics
 from service.postgres.database import Database
+from service.postgres.distribution import VARIANTS
 from service.postgres.session import CALLER_ROLE, Timeouts
 
 AnyDatabase = TypeVar("AnyDatabase", bound=Database)
@@ -106,6 +108,18 @@ class Databases:
             yield url
 
 
+class DistributedDatabase:
+    """The only database of a cluster: its nodes do not get those that tests make."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @contextmanager
+    def copied(self) -> Iterator[str]:
+        """Yield the URL of the database, whose organizations keep tests apart."""
+        yield self._url
+
+
 @contextmanager
 def new_database(server: str, *, template: str = "template1") -> Iterator[tuple[str, str]]:
     """Yield name and URL of a new database, which is dropped afterwards."""
@@ -120,6 +134,12 @@ def new_database(server: str, *, template: str = "template1") -> Iterator[tuple[
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
 
 
+def apply_variants(url: str) -> None:
+    """Bring the functions of a migrated database to their form for Citus, which is not needed."""
+    with psycopg.connect(url) as connection:
+        connection.execute((ROOT / VARIANTS).read_bytes())
+
+
 def database_of(
     kind: type[AnyDatabase],
     url: str,
@@ -128,8 +148,14 @@ def database_of(
     role: str = CALLER_ROLE,
     connections: int = 1,
     max_waiting: int = 1,
+    distributed: bool | None = None,
 ) -> AnyDatabase:
-    """Return the service's connections to a primary, not opened yet."""
+    """Return the service's connections to a primary, not opened yet.
+
+    `distributed` None: as the databases of this run are.
+    """
+    if distributed is None:
+        distributed = bool({"TEST_DISTRIBUTED", "TEST_CITUS_URL"} & os.environ.keys())
     return kind(
         url,
         name="test",
@@ -139,6 +165,7 @@ def database_of(
         role=role,
         replica=False,
         metrics=metrics,
+        distributed=distributed,
     )
 
 

@@ -14,7 +14,13 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from service.postgres.schema import SchemaOutdated, connect, lacking_migrations
-from service.postgres.session import DatabaseUnfit, Session, Timeouts, check_encoding
+from service.postgres.session import (
+    IS_DISTRIBUTED,
+    DatabaseUnfit,
+    Session,
+    Timeouts,
+    check_encoding,
+)
 
 # Rows that one transaction removes.
 BATCH = 2000
@@ -139,6 +145,8 @@ async def purge_organization(
         )
         if not is_meant(stored):
             return None
+        if await connection.fetch(IS_DISTRIBUTED) == [(True,)]:
+            return await _remove_on_node(connection, organization_id)
         try:
             await connection.execute(
                 "SELECT pg_advisory_lock(organization_lock_key(%s))", (organization_id,)
@@ -163,6 +171,26 @@ async def purge_organization(
                     ) from error
         removed.update(rest)
         return removed
+
+
+async def _remove_on_node(connection: Session, organization_id: str) -> Mapping[str, int]:
+    """Remove an organization of a distributed database: in one transaction, on its node."""
+    await connection.execute("SET statement_timeout = 0")
+    try:
+        removed = await connection.fetch(
+            "SELECT removed_from, removed FROM purge_organization(%s::text)", (organization_id,)
+        )
+    except psycopg.errors.LockNotAvailable as error:
+        raise Locked(
+            "another session holds the lock of the organization; nothing was removed, try again"
+        ) from error
+    # The publisher's row is on the coordinator. A position that it has stored since is removed too.
+    async with connection.transaction():
+        await connection.execute(_STOP_PUBLISHER)
+        await connection.execute(
+            "DELETE FROM public.event_cursors WHERE organization_id = %s", (organization_id,)
+        )
+    return dict(removed)
 
 
 async def _check_rights(connection: Session) -> None:

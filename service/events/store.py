@@ -57,35 +57,34 @@ _BEHIND: LiteralString = f"""
         ON cursor.organization_id = part.organization_id AND cursor.consumer = %(consumer)s
 """
 
+_ENTRIES_OF: LiteralString = f"""
+    SELECT {rows.HISTORY_ENTRY}{{organization}}
+    FROM public.appointment_history
+    WHERE organization_id = {{wanted}} AND revision > {{after}}
+    ORDER BY revision
+    LIMIT %(each)s
+"""
+
 _ENTRIES: LiteralString = f"""
     SELECT entry.*, wanted.organization_id
     FROM unnest(%(organizations)s::text[], %(cursors)s::bigint[])
         AS wanted (organization_id, after)
     CROSS JOIN LATERAL (
-        SELECT {rows.HISTORY_ENTRY}
-        FROM public.appointment_history
-        WHERE organization_id = wanted.organization_id AND revision > wanted.after
-        ORDER BY revision
-        LIMIT %(each)s
+        {_ENTRIES_OF.format(organization="", wanted="wanted.organization_id", after="wanted.after")}
     ) AS entry
     ORDER BY wanted.organization_id, entry.revision
 """
 
-# Renewing the lease locks the publisher's row until the end of the statement. If another
-# worker took over before that, the statement does nothing; otherwise the takeover waits.
-_ADVANCE: LiteralString = f"""
-    WITH held AS ({_RENEW}),
-    moved AS (
-        INSERT INTO public.event_cursors AS cursor (organization_id, consumer, revision)
-        SELECT given.organization_id, %(consumer)s, given.revision
-        FROM held
-        CROSS JOIN unnest(%(organizations)s::text[], %(revisions)s::bigint[])
-            AS given (organization_id, revision)
-        ON CONFLICT (organization_id, consumer) DO UPDATE
-        SET revision = EXCLUDED.revision
-        WHERE cursor.revision < EXCLUDED.revision
+# In a distributed database, one statement for each organization: its node runs it.
+_ENTRIES_OF_ONE: LiteralString = _ENTRIES_OF.format(
+    organization=", organization_id", wanted="%(organization)s::text", after="%(after)s"
+)
+
+_ADVANCE: LiteralString = """
+    SELECT advance_cursors(
+        %(consumer)s::text, %(fence)s::bigint, %(lease)s::double precision,
+        %(organizations)s::text[], %(revisions)s::bigint[]
     )
-    SELECT fence FROM held
 """
 
 
@@ -143,14 +142,28 @@ class EventStore:
 
     async def entries(self, cursors: Mapping[str, int], *, each: int) -> list[HistoryEntry]:
         """Return up to `each` changes after each cursor, by organization and revision."""
-        found = await self._database.fetch_across(
-            _ENTRIES,
-            {
-                "organizations": list(cursors),
-                "cursors": list(cursors.values()),
-                "each": each,
-            },
-        )
+        if self._database.distributed:
+            found = [
+                row
+                for organization_id in sorted(cursors)
+                for row in await self._database.fetch_across(
+                    _ENTRIES_OF_ONE,
+                    {
+                        "organization": organization_id,
+                        "after": cursors[organization_id],
+                        "each": each,
+                    },
+                )
+            ]
+        else:
+            found = await self._database.fetch_across(
+                _ENTRIES,
+                {
+                    "organizations": list(cursors),
+                    "cursors": list(cursors.values()),
+                    "each": each,
+                },
+            )
         epoch = self._database.epoch
         return [rows.history_entry(row[-1], row, epoch=epoch) for row in found]
 
@@ -167,7 +180,7 @@ class EventStore:
     async def advance(self, cursors: Mapping[str, int], fence: int, lease: float) -> bool:
         """Move cursors forward and renew the lease; False, with nothing moved, if the lease
         was lost."""
-        found = await self._database.fetch_across(
+        [(moved,)] = await self._database.fetch_across(
             _ADVANCE,
             {
                 "consumer": self._consumer,
@@ -177,4 +190,4 @@ class EventStore:
                 "revisions": list(cursors.values()),
             },
         )
-        return bool(found)
+        return bool(moved)

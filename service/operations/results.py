@@ -49,7 +49,7 @@ _OPERATIONS: LiteralString = f"""
     LEFT JOIN LATERAL (
         SELECT {rows.APPOINTMENT}
         FROM appointment_history h
-        WHERE h.organization_id = o.organization_id AND h.revision >= abs(o.left_revision)
+        WHERE h.organization_id = %(organization_id)s AND h.revision >= abs(o.left_revision)
         ORDER BY h.organization_id, h.revision
         LIMIT 1
     ) AS h ON h.revision = abs(o.left_revision)

@@ -18,7 +18,13 @@ from service.errors import DatabaseUnavailable, LockTimeout, Overloaded, Service
 from service.metrics import Metrics
 from service.postgres.epochs import FIRST, current_epoch
 from service.postgres.rows import Row
-from service.postgres.session import Session, Timeouts, plain_conninfo, session_settings
+from service.postgres.session import (
+    DatabaseUnfit,
+    Session,
+    Timeouts,
+    plain_conninfo,
+    session_settings,
+)
 
 _NOTHING_WRITTEN = "nothing was written, try again"
 
@@ -67,6 +73,7 @@ class Database:
     """A pool of connections that use a role of the service.
 
     What a statement can reach is decided by PostgreSQL, whatever it says: see `fetch`.
+    `distributed` is whether the database is distributed by organization (docs/scaling.md).
 
     Before a connection is used, its socket is checked for a close by the server, so that a
     restart of the server fails no later request.
@@ -84,6 +91,7 @@ class Database:
         replica: bool,
         metrics: Metrics,
         epoch: str = FIRST,
+        distributed: bool = False,
     ) -> None:
         self._pool = AsyncConnectionPool(
             plain_conninfo(url, replica=replica),
@@ -101,6 +109,7 @@ class Database:
         )
         self._timeouts = timeouts
         self._epoch = epoch
+        self.distributed = distributed
         self._total_timeout = timeouts.connection + timeouts.statement + 1.0
         self._connections = connections
         self._max_running = connections + max_waiting
@@ -142,7 +151,12 @@ class Database:
         Its unqualified tables have the rows of this organization only, and functions refuse
         another one: a statement that forgets or confuses the organization finds nothing and
         changes nothing. Raises what `fetch_across` raises.
+
+        A distributed database gets the statement as it is, because only a plain call of a function
+        runs on the organization's node. There the statement itself has to name the organization.
         """
+        if self.distributed:
+            return await self.fetch_across(statement, parameters)
         if isinstance(parameters, Mapping):
             wrapped = _for_one(statement, "%(organization_of_statement)s::text")
             parameters = {**parameters, "organization_of_statement": organization_id}
@@ -210,6 +224,11 @@ class Database:
 
     async def _prepare(self, connection: _Connection) -> None:
         await connection.check()
+        if connection.distributed != self.distributed:
+            raise DatabaseUnfit(
+                f"the database is {'' if connection.distributed else 'not '}distributed, unlike"
+                " when this program started: start it again"
+            )
         self._epoch = await current_epoch(connection)
 
         def store_warning(diagnostic: Diagnostic) -> None:

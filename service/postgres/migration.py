@@ -2,7 +2,8 @@
 
 Commands:
 
-- `migrate`, the default: apply those that the database lacks, in the order of their versions;
+- `migrate`, the default: apply those that the database lacks, in the order of their versions, then
+  make the tables distributed if the database has the extension citus;
 - `rollback`: take the last applied one back;
 - `status`: list all.
 
@@ -28,6 +29,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from runtime.secrets import secret_of
+from service.postgres.distribution import distribute
 from service.postgres.schema import refusing_read_only
 from service.postgres.session import (
     CALLER_ROLE,
@@ -157,6 +159,7 @@ async def _migrate(connection: Session) -> None:
                     "INSERT INTO schema_migrations (version) VALUES (%s)", [version]
                 )
             click.echo(f"Applied: {path.name}")
+    await distribute(connection)
 
 
 async def _rollback(connection: Session) -> None:

@@ -13,18 +13,23 @@ BATCH = 1000
 # Seconds.
 INTERVAL = 10.0
 
-# An index by time finds the oldest rows. Rows are never updated, so their ctid is stable. The
-# scan starts at the time of the last deleted row, so that it does not pass dead rows again.
+# An index by time finds the oldest rows. The scan starts at the time of the last deleted row, so
+# that it does not pass dead rows again.
+_LAST: LiteralString = """
+    SELECT max({time})
+    FROM (
+        SELECT {time}
+        FROM public.{table}
+        WHERE {time} < now() - %(keep)s::interval AND {time} >= %(since)s::timestamptz
+        ORDER BY {time}
+        LIMIT %(limit)s
+    ) AS old
+"""
+
 _PURGE: LiteralString = """
     DELETE FROM public.{table}
-    WHERE ctid = ANY (ARRAY(
-        SELECT old.ctid
-        FROM public.{table} old
-        WHERE old.{time} < now() - %(keep)s::interval AND old.{time} >= %(since)s::timestamptz
-        ORDER BY old.{time}
-        LIMIT %(limit)s
-    ))
-    RETURNING {time}
+    WHERE {time} BETWEEN %(since)s::timestamptz AND %(last)s::timestamptz
+    RETURNING 1
 """
 
 log = structlog.get_logger()
@@ -42,7 +47,8 @@ class Purge:
     ) -> None:
         self._database = database
         self._table = table
-        self._statement = _PURGE.format(table=table, time=time)
+        self._last = _LAST.format(table=table, time=time)
+        self._purge = _PURGE.format(table=table, time=time)
         self._keep = keep
         self._since = datetime.min.replace(tzinfo=UTC)
 
@@ -62,8 +68,16 @@ class Purge:
                 await asyncio.sleep(INTERVAL)
 
     async def purge(self) -> int:
-        """Delete up to BATCH rows and return how many. Raises ServiceError."""
-        parameters = {"keep": self._keep, "limit": BATCH, "since": self._since}
-        purged = await self._database.fetch_across(self._statement, parameters)
-        self._since = max((time for (time,) in purged), default=self._since)
-        return len(purged)
+        """Delete BATCH rows, or the rest, and return how many. Raises ServiceError.
+
+        All that have the time of the last one are deleted too.
+        """
+        since = self._since
+        [(last,)] = await self._database.fetch_across(
+            self._last, {"keep": self._keep, "limit": BATCH, "since": since}
+        )
+        if last is None:
+            return 0
+        deleted = await self._database.fetch_across(self._purge, {"since": since, "last": last})
+        self._since = last
+        return len(deleted)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import LiteralString
 
 import psycopg
@@ -42,6 +43,7 @@ NEEDED_MIGRATIONS = (
     "20261126000115",
     "20261126000116",
     "20261126000117",
+    "20261126000118",
 )
 # Returns those that a database lacks, in an array.
 LACKING: LiteralString = """
@@ -68,8 +70,17 @@ class SchemaOutdated(Exception):
         )
 
 
-async def check_primary(url: str, timeouts: Timeouts, *, role: str) -> str:
-    """Return the epoch, or raise an error if the program of a role cannot work with the primary.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Primary:
+    """What a program has to know of the database before its first statement."""
+
+    epoch: str
+    # Whether it is distributed by organization (docs/scaling.md).
+    distributed: bool
+
+
+async def check_primary(url: str, timeouts: Timeouts, *, role: str) -> Primary:
+    """Describe the primary, or raise an error if the program of a role cannot work with it.
 
     Raises DatabaseUnfit because of its encoding, a read-only state, the user's rights or a
     setting; SchemaOutdated if a migration that this code needs is not applied;
@@ -86,7 +97,9 @@ async def check_primary(url: str, timeouts: Timeouts, *, role: str) -> str:
             raise SchemaOutdated(lacking)
         if session.pooled:
             log.info("the database is behind a pooler", role=role)
-        return await current_epoch(session)
+        if session.distributed:
+            log.info("the database is distributed by organization", role=role)
+        return Primary(epoch=await current_epoch(session), distributed=session.distributed)
 
 
 async def check_replica(url: str, timeouts: Timeouts, *, role: str) -> None:

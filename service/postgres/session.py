@@ -44,10 +44,25 @@ _ORGANIZATION = "appointments.organization"
 # How psycopg names the statements that it prepares.
 _PREPARED = "_pg3_"
 
+# The function that exists only where the migrations have made the tables distributed.
+_DISTRIBUTED: LiteralString = "public.purge_organization(text)"
+
+# Returns whether they have.
+IS_DISTRIBUTED: LiteralString = f"SELECT to_regprocedure('{_DISTRIBUTED}') IS NOT NULL"
+
+# Other settings in a database that is distributed by organization (docs/scaling.md). A plan has to
+# know the organization to find its node. There the tables themselves are used, with no views.
+DISTRIBUTED_SETTINGS = {"plan_cache_mode": "auto", "search_path": "public"}
+
 # Settings that a transaction cannot have of its own. A pooler keeps the connections of the server,
 # idle ones too, and no transaction of a single statement is idle.
 _IDLE = {"idle_in_transaction_session_timeout", "idle_session_timeout"}
 _OF_SESSIONS = {"default_transaction_isolation", *_IDLE}
+
+_SET: LiteralString = """
+    SELECT name, set_config(name, value, false)
+    FROM unnest(%s::text[], %s::text[]) AS setting (name, value)
+"""
 
 _SET_LOCAL: LiteralString = """
     SELECT set_config(name, value, true)
@@ -163,6 +178,8 @@ class Session(AsyncConnection[TupleRow]):
 
     # Whether a pooler is in between.
     pooled = False
+    # Whether the database is distributed by organization. `check` finds it out.
+    distributed = False
     settings: Mapping[str, str]
     mark: str
 
@@ -227,8 +244,8 @@ class Session(AsyncConnection[TupleRow]):
     async def check(self) -> None:
         """Raise DatabaseUnfit, naming every setting that is wrong.
 
-        Takes one round trip, or two through a pooler. Closes a connection that is unsuitable or
-        does not respond.
+        Takes one round trip, or two through a pooler or to a distributed database. Closes a
+        connection that is unsuitable or does not respond.
         """
         try:
             check_encoding(self)
@@ -237,12 +254,31 @@ class Session(AsyncConnection[TupleRow]):
                 if not self.pooled and found[_MARK] != self.mark:
                     self.pooled = True
                     found = await self._found()
+                self.distributed = found[_DISTRIBUTED] == "true"
+                if self.distributed:
+                    found |= await self._set_distributed()
                 self._compare(found)
                 if self.pooled and not await self._may_prepare():
                     self.prepare_threshold = None
         except BaseException:
             await self.close()
             raise
+
+    async def _set_distributed(self) -> dict[str, str]:
+        """Set what is different in a distributed database, and return it.
+
+        Through a pooler, a statement shares its transaction with its settings. A function that is
+        called in such a transaction runs on the coordinator, and takes the organization's lock
+        there, while others hold it on the organization's node.
+        """
+        if self.pooled:
+            raise DatabaseUnfit(
+                "a pooler is between this program and a database that is distributed by"
+                " organization: give the DATABASE_URL of the server itself"
+            )
+        self.settings = {**self.settings, **DISTRIBUTED_SETTINGS}
+        names, values = list(DISTRIBUTED_SETTINGS), list(DISTRIBUTED_SETTINGS.values())
+        return dict(await self.fetch(_SET, (names, values)))
 
     async def _may_prepare(self) -> bool:
         """Return whether the pooler keeps the prepared statements of its clients apart.
@@ -284,8 +320,13 @@ class Session(AsyncConnection[TupleRow]):
                 "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)"
                 " UNION ALL SELECT 'user', session_user::text"
                 " UNION ALL SELECT 'role', current_user"
-                " UNION ALL SELECT %s, current_setting(%s, true)",
-                ([*self.settings, "transaction_timeout"], _MARK, _MARK),
+                " UNION ALL SELECT %s, current_setting(%s, true)"
+                " UNION ALL SELECT %s, (to_regprocedure(%s) IS NOT NULL)::text",
+                (
+                    [*self.settings, "transaction_timeout"],
+                    *(_MARK, _MARK),
+                    *(_DISTRIBUTED, _DISTRIBUTED),
+                ),
             )
         )
 

@@ -24,6 +24,16 @@ _CONTEXTS: LiteralString = """
     WHERE stored.trace_context IS NOT NULL
 """
 
+# In a distributed database, one statement for each organization: its node runs it.
+_CONTEXTS_OF_ONE: LiteralString = """
+    SELECT organization_id, revision, trace_context
+    FROM public.appointment_history
+    WHERE organization_id = %(organization)s
+        AND revision > %(after)s
+        AND revision <= %(through)s
+        AND trace_context IS NOT NULL
+"""
+
 
 async def trace_contexts(
     database: Database, ranges: Mapping[str, tuple[int, int]]
@@ -33,12 +43,22 @@ async def trace_contexts(
     A range begins after its first revision and ends with its second. Raises what
     Database.fetch_across raises.
     """
-    found = await database.fetch_across(
-        _CONTEXTS,
-        {
-            "organizations": list(ranges),
-            "after": [after for after, _ in ranges.values()],
-            "through": [through for _, through in ranges.values()],
-        },
-    )
+    if database.distributed:
+        found = [
+            row
+            for organization_id, (after, through) in ranges.items()
+            for row in await database.fetch_across(
+                _CONTEXTS_OF_ONE,
+                {"organization": organization_id, "after": after, "through": through},
+            )
+        ]
+    else:
+        found = await database.fetch_across(
+            _CONTEXTS,
+            {
+                "organizations": list(ranges),
+                "after": [after for after, _ in ranges.values()],
+                "through": [through for _, through in ranges.values()],
+            },
+        )
     return {(organization_id, revision): context for organization_id, revision, context in found}

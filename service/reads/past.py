@@ -111,7 +111,7 @@ _BY_APPOINTMENT: LiteralString = f"""
 COUNT: LiteralString = """
     SELECT count(*)
     FROM (
-        SELECT
+        SELECT 1
         FROM appointments
         WHERE organization_id = %(organization_id)s AND ordinal = 0
         LIMIT %(most)s

@@ -46,7 +46,14 @@ class Replicas:
     """
 
     def __init__(
-        self, url: str, *, connections: int, max_waiting: int, timeout: float, metrics: Metrics
+        self,
+        url: str,
+        *,
+        connections: int,
+        max_waiting: int,
+        timeout: float,
+        metrics: Metrics,
+        distributed: bool = False,
     ) -> None:
         self._timeout = timeout
         self._reads = metrics.replica_reads
@@ -66,6 +73,7 @@ class Replicas:
                     role=CALLER_ROLE,
                     replica=True,
                     metrics=metrics,
+                    distributed=distributed,
                 ),
             )
             for name, conninfo in self._urls.items()

@@ -17,10 +17,7 @@ from service.postgres.rows import Row
 PATIENCE = 1.0
 INTERVAL = 0.02
 
-# Waits for no write, and keeps none waiting for longer than this statement takes.
-_NO_WRITE_IN_PROGRESS: LiteralString = (
-    "SELECT pg_try_advisory_xact_lock_shared(organization_lock_key(%(organization_id)s))"
-)
+_NO_WRITE_IN_PROGRESS: LiteralString = "SELECT no_write_in_progress(%(organization_id)s::text)"
 
 
 async def fetch_confirmed(

@@ -13,7 +13,7 @@ from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
 from service.postgres.schema import LACKING, NEEDED_MIGRATIONS, SchemaOutdated
-from service.postgres.session import ENCODING, DatabaseUnfit
+from service.postgres.session import ENCODING, IS_DISTRIBUTED, DatabaseUnfit
 
 Row = tuple[Any, ...]
 
@@ -173,6 +173,10 @@ def snapshot_of(url: str) -> Iterator[Snapshot]:
         for name, value in settings.items():
             connection.execute("SELECT set_config(%s, %s, true)", (name, value))
         _check_schema(connection)
+        if connection.execute(IS_DISTRIBUTED).fetchone() == (True,):
+            raise DatabaseUnfit(
+                "the database is distributed by organization: one snapshot does not see all nodes"
+            )
         _check_privileges(connection)
         yield Snapshot(connection)
 

@@ -15,151 +15,40 @@ from service.postgres.database import Database
 from service.postgres.trace_contexts import trace_contexts
 from service.webhooks.webhook import Attempt, Claim
 
+# In the order of `Claim`.
 _COLUMNS: LiteralString = """
-    w.organization_id, w.webhook_id, w.fence, w.url, w.changes, w.resource_id,
-    w.header_names, w.disabled, w.cursor_revision, w.attempts, w.updated_at
-"""
-
-# No other statement reads secrets and header values. They are read for a row that this
-# statement has locked, so that they belong to the URL and header names returned with them.
-_WITH_SECRETS: LiteralString = """
-    SELECT
-        w.organization_id, w.webhook_id, w.fence, w.url, w.changes, w.resource_id,
-        own.live_secrets, w.header_names, own.header_values, w.disabled, w.cursor_revision,
-        w.attempts, w.updated_at
-    FROM {held} AS w
-    CROSS JOIN LATERAL webhook_secrets(w.organization_id, w.webhook_id) AS own
-"""
-
-# The index returns webhooks in the order in which they became due. The organization's row is
-# looked up for each, so the cost does not depend on the number of organizations.
-_DUE: LiteralString = """
-    SELECT w.organization_id, w.webhook_id
-    FROM public.webhooks w
-    WHERE NOT w.disabled
-        AND w.attempts {attempts}
-        AND w.next_attempt_at <= now()
-        AND w.leased_until <= now()
-        AND w.cursor_revision < (
-            SELECT o.revision
-            FROM public.organizations o
-            WHERE o.organization_id = w.organization_id
-        )
-    ORDER BY w.next_attempt_at
-    LIMIT {limit}
-    FOR UPDATE OF w SKIP LOCKED
+    organization_id, webhook_id, fence, url, changes, resource_id, live_secrets, header_names,
+    header_values, disabled, cursor_revision, attempts, updated_at
 """
 
 _CLAIM: LiteralString = f"""
-    WITH due AS MATERIALIZED ({_DUE.format(attempts="= 0", limit="%(slots)s")}),
-    failing AS MATERIALIZED ({_DUE.format(attempts="> 0", limit="%(failing_slots)s")}),
-    claimed AS (
-        UPDATE public.webhooks w
-        SET leased_until = now() + make_interval(secs => %(lease)s), fence = w.fence + 1
-        FROM (
-            SELECT organization_id, webhook_id FROM due
-            UNION ALL
-            SELECT organization_id, webhook_id FROM failing
-        ) AS chosen
-        WHERE w.organization_id = chosen.organization_id AND w.webhook_id = chosen.webhook_id
-        RETURNING {_COLUMNS}
+    SELECT {_COLUMNS}
+    FROM claim_webhooks(
+        %(slots)s::integer, %(failing_slots)s::integer, %(lease)s::double precision
     )
-    {_WITH_SECRETS.format(held="claimed")}
 """
 
-_OURS: LiteralString = """
-    w.organization_id = %(organization_id)s
-        AND w.webhook_id = %(id)s
-        AND w.fence = %(fence)s
-        AND w.cursor_revision = %(cursor)s
-"""
-
-# Updates the webhook and inserts the log entries in one statement: both or neither.
-_RECORD: LiteralString = """
-    WITH recorded AS (
-        UPDATE public.webhooks w
-        SET {changes}
-        WHERE {ours}
-        RETURNING {columns}
-    ),
-    logged AS (
-        INSERT INTO public.webhook_deliveries (
-            organization_id, webhook_id, revision, attempt, attempted_at, duration_ms,
-            http_status, error
-        )
-        SELECT
-            recorded.organization_id, recorded.webhook_id, sent.revision, sent.attempt,
-            now() - make_interval(secs => sent.seconds_ago), sent.duration_ms,
-            sent.http_status, sent.error
-        FROM recorded, json_to_recordset(%(sent)s::json) AS sent (
-            revision bigint, attempt integer, seconds_ago double precision,
-            duration_ms integer, http_status integer, error text
-        )
+_ADVANCE: LiteralString = f"""
+    SELECT {_COLUMNS}
+    FROM advance_webhook(
+        %(organization_id)s::text, %(id)s::text, %(fence)s::bigint, %(cursor)s::bigint,
+        %(reached)s::bigint, %(release)s::boolean, %(lease)s::double precision, %(sent)s::json
     )
-    {result}
 """
 
-_ADVANCE: LiteralString = _RECORD.format(
-    changes="""
-            cursor_revision = %(reached)s,
-            attempts = 0,
-            failing_since = NULL,
-            leased_until = CASE
-                WHEN %(release)s THEN '-infinity'
-                ELSE now() + make_interval(secs => %(lease)s)
-            END,
-            next_attempt_at = CASE WHEN %(release)s THEN now() ELSE next_attempt_at END
-    """,
-    ours=_OURS,
-    columns=_COLUMNS,
-    result=_WITH_SECRETS.format(held="recorded"),
-)
-
-# A failure does not count against a webhook that was updated or replayed since it was
-# claimed. The failure is logged, and the webhook is due at once.
-_AS_CLAIMED: LiteralString = "w.updated_at = %(updated_at)s"
-
-_FAIL: LiteralString = _RECORD.format(
-    changes=f"""
-            leased_until = '-infinity',
-            attempts = w.attempts + CASE WHEN {_AS_CLAIMED} THEN 1 ELSE 0 END,
-            failing_since = CASE
-                WHEN {_AS_CLAIMED} THEN coalesce(w.failing_since, now())
-                ELSE w.failing_since
-            END,
-            next_attempt_at = CASE
-                WHEN {_AS_CLAIMED} THEN now() + make_interval(secs => %(wait)s)
-                ELSE w.next_attempt_at
-            END,
-            disabled = w.disabled OR {_AS_CLAIMED} AND (
-                %(gone)s
-                OR coalesce(w.failing_since, now())
-                    <= now() - make_interval(secs => %(give_up_after)s)
-            ),
-            disabled_reason = CASE
-                WHEN w.disabled THEN w.disabled_reason
-                WHEN NOT {_AS_CLAIMED} THEN ''
-                WHEN %(gone)s THEN 'the receiver answered 410 Gone'
-                WHEN w.failing_since <= now() - make_interval(secs => %(give_up_after)s) THEN
-                    'revision ' || %(revision)s || ' could not be delivered since '
-                    || to_char(w.failing_since, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
-                    || '; at last: ' || %(error)s
-                ELSE ''
-            END
-    """,
-    ours=_OURS,
-    columns=_COLUMNS,
-    result=_WITH_SECRETS.format(held="recorded"),
-)
+_FAIL: LiteralString = f"""
+    SELECT {_COLUMNS}
+    FROM fail_webhook(
+        %(organization_id)s::text, %(id)s::text, %(fence)s::bigint, %(cursor)s::bigint,
+        %(updated_at)s::timestamptz, %(wait)s::double precision, %(gone)s::boolean,
+        %(give_up_after)s::double precision, %(sent)s::json
+    )
+"""
 
 _RELEASE: LiteralString = """
-    UPDATE public.webhooks w
-    SET leased_until = '-infinity',
-        next_attempt_at = greatest(w.next_attempt_at, now() + make_interval(secs => %(wait)s))
-    WHERE w.organization_id = %(organization_id)s
-        AND w.webhook_id = %(id)s
-        AND w.fence = %(fence)s
-    RETURNING 1
+    SELECT release_webhook(
+        %(organization_id)s::text, %(id)s::text, %(fence)s::bigint, %(wait)s::double precision
+    )
 """
 
 
@@ -212,8 +101,6 @@ class ClaimStore:
             gone=gone,
             give_up_after=self._give_up_after,
             updated_at=claim.updated_at,
-            revision=str(sent.revision),
-            error=sent.outcome.error,
         )
 
     async def release(self, claim: Claim, *, wait: float) -> None:

@@ -55,11 +55,10 @@ _APPLY_BATCHES: LiteralString = f"SELECT {APPLIED} FROM apply_batches(%s::json)"
 
 _APPLY_ATOMICALLY: LiteralString = f"SELECT {APPLIED} FROM apply_atomically(%s::text, %s::json, %s)"
 
-_CONFLICTS: LiteralString = """
-    SELECT
-        conflicts_of_write(%(organization_id)s, %(write)s::json),
-        (SELECT coalesce(max(revision), 0) FROM organizations
-         WHERE organization_id = %(organization_id)s)
+_CONFLICTS: LiteralString = "SELECT conflicts_of_write(%s::text, %s::json)"
+
+_REVISION: LiteralString = """
+    SELECT coalesce(max(revision), 0) FROM organizations WHERE organization_id = %s
 """
 
 # The exclusion constraint, which also refuses overlaps of rows written without apply_writes.
@@ -243,11 +242,10 @@ class WriteStore:
         """
         if refusal.diag.constraint_name != _NO_OVERLAP:
             return refusal
-        [(conflicts, revision)] = await self._database.fetch(
-            organization_id,
-            _CONFLICTS,
-            {"organization_id": organization_id, "write": _json(write_parameter(write))},
+        [(conflicts,)] = await self._database.fetch(
+            organization_id, _CONFLICTS, (organization_id, _json(write_parameter(write)))
         )
+        [(revision,)] = await self._database.fetch(organization_id, _REVISION, (organization_id,))
         return TimeRangeConflict(_conflicts(conflicts), organization_revision=revision)
 
 

@@ -350,8 +350,8 @@ async def test_what_cannot_be_recorded_is_not_sent_again_before_the_lease_ends(
     answers = {"/a": status(code, CLOSED)}
     async with raw_receiver(answers) as receiver, sending.hooks(receiver, ["/a"]) as ids:
         broken(
-            "REVOKE INSERT ON webhook_deliveries FROM appointments_service",
-            "GRANT INSERT ON webhook_deliveries TO appointments_service",
+            "REVOKE EXECUTE ON FUNCTION advance_webhook, fail_webhook FROM appointments_service",
+            "GRANT EXECUTE ON FUNCTION advance_webhook, fail_webhook TO appointments_service",
         )
         before = faults(sending)
         with capture_logs() as logged:

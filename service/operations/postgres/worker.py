@@ -18,6 +18,7 @@ from service.metrics import Metrics
 from service.operations.operation import MAX_ATTEMPTS
 from service.postgres.database import Database
 from service.postgres.notifications import Wakeup
+from service.postgres.rows import Row
 
 _LEASE = """
     SELECT organization_id, fence, attempts
@@ -37,13 +38,15 @@ _APPLY = """
     ) AS applied
 """
 
-_RELEASE = """
-    UPDATE public.operation_leases l
-    SET leased_until = clock_timestamp() + make_interval(secs => r.delay), attempts = r.attempts
-    FROM json_to_recordset(%s::json)
-    AS r (organization_id text, fence bigint, attempts integer, delay float8)
-    WHERE l.organization_id = r.organization_id AND l.fence = r.fence
+# In a distributed database: a plain call for one organization, which its node runs.
+_APPLY_ONE = """
+    SELECT status, applied, delay, traces
+    FROM apply_queued(
+        %s::text, %s::bigint, %s::boolean, %s::integer, make_interval(secs => %s::float8)
+    )
 """
+
+_RELEASE = "SELECT release_operations(%s::json)"
 
 _GIVE_UP = "SELECT give_up_operation(%s::text, %s::bigint, %s::text)"
 
@@ -166,8 +169,12 @@ class PostgresQueueWorker:
 
     async def _lease_more(self, leases: list[_Lease]) -> list[_Lease]:
         """Lease further organizations. Without any lease, wait until there are some."""
-        room = self._max_organizations - len(leases)
         recently = monotonic() < self._polled_at + self._poll_interval
+        if self._database.distributed and not recently:
+            # One organization has all the room: after a while it is another one's turn.
+            await self._release(leases)
+            leases.clear()
+        room = self._max_organizations - len(leases)
         if leases and (not room or recently or self._leasing.locked()):
             return []
         async with self._leasing:
@@ -227,19 +234,9 @@ class PostgresQueueWorker:
         Returns the leases with further operations, and those of locked organizations. After an
         error all are released.
         """
-        parameter = [
-            {
-                "organization_id": lease.organization_id,
-                "fence": lease.fence,
-                "only_one": lease.attempts > 0,
-            }
-            for lease in leases
-        ]
         began = time_ns()
         try:
-            found = await self._database.fetch_across(
-                _APPLY, (orjson.dumps(parameter).decode(), self._max_batch, self._lease)
-            )
+            found = await self._apply_in_database(leases)
         except (ServiceError, psycopg.Error) as error:
             await self._release_after(leases, error)
             return [], []
@@ -264,6 +261,30 @@ class PostgresQueueWorker:
         if (tracer := current_tracer.get()) is not None:
             tracer.record_shared("apply operation", "apply operations", traces, began=began)
         return kept, busy
+
+    async def _apply_in_database(self, leases: list[_Lease]) -> list[Row]:
+        """Call apply_queued_operations. A distributed database has one lease at a time."""
+        if self._database.distributed:
+            [lease] = leases
+            found = await self._database.fetch_across(
+                _APPLY_ONE,
+                (
+                    *(lease.organization_id, lease.fence, lease.attempts > 0),
+                    *(self._max_batch, self._lease),
+                ),
+            )
+            return [(lease.organization_id, *row) for row in found]
+        parameter = [
+            {
+                "organization_id": lease.organization_id,
+                "fence": lease.fence,
+                "only_one": lease.attempts > 0,
+            }
+            for lease in leases
+        ]
+        return await self._database.fetch_across(
+            _APPLY, (orjson.dumps(parameter).decode(), self._max_batch, self._lease)
+        )
 
     async def _release_after(self, leases: list[_Lease], error: Exception) -> None:
         """Release leases after a failed call. Whether it applied operations is not known."""

@@ -34,11 +34,10 @@ _APPLY = """
     FROM json_to_recordset(%s::json) AS r (organization_id text, operations json)
 """
 
-_REFUSE = """
-    SELECT refuse_operation(r.organization_id, r.operation_id, r.accepted_at, r.write, %s::text)
-    FROM json_to_recordset(%s::json)
-    AS r (organization_id text, operation_id uuid, accepted_at timestamptz, write json)
-"""
+# In a distributed database: a call for one organization, which its node runs. Waits for the lock.
+_APPLY_ONE = "SELECT apply_operations(%s::text, %s::json)"
+
+_REFUSE = "SELECT refuse_operation(%s::text, %s::uuid, %s::timestamptz, %s::json, %s::text)"
 
 # Seconds before the next attempt after an error, and for a locked organization.
 RETRY_DELAY = 1.0
@@ -82,7 +81,7 @@ class OperationApplier:
         for operation in operations:
             by_organization[operation["organization_id"]].append(operation)
         remaining = list(by_organization)
-        if len(remaining) > 1:
+        if len(remaining) > 1 and not self._database.distributed:
             try:
                 found = await self._call(by_organization, wait=False)
                 remaining = [organization_id for organization_id, done in found if not done]
@@ -108,7 +107,12 @@ class OperationApplier:
             while True:
                 try:
                     await self._database.fetch_across(
-                        _REFUSE, (failure, orjson.dumps([operation]).decode())
+                        _REFUSE,
+                        (
+                            *(operation["organization_id"], operation["operation_id"]),
+                            *(operation["accepted_at"], orjson.dumps(operation["write"]).decode()),
+                            failure,
+                        ),
                     )
                 except (psycopg.DataError, psycopg.IntegrityError):
                     unstorable.append(operation)
@@ -166,12 +170,8 @@ class OperationApplier:
     async def _call(
         self, by_organization: Mapping[str, Sequence[QueuedOperation]], *, wait: bool
     ) -> Sequence[tuple[Any, ...]]:
-        parameter = [
-            {"organization_id": organization_id, "operations": operations}
-            for organization_id, operations in by_organization.items()
-        ]
         began = time_ns()
-        found = await self._database.fetch_across(_APPLY, (wait, orjson.dumps(parameter).decode()))
+        found = await self._apply_in_database(by_organization, wait=wait)
         self._changed()
         if (tracer := current_tracer.get()) is not None:
             traces = [
@@ -183,3 +183,18 @@ class OperationApplier:
             ]
             tracer.record_shared("apply operation", "apply operations", traces, began=began)
         return found
+
+    async def _apply_in_database(
+        self, by_organization: Mapping[str, Sequence[QueuedOperation]], *, wait: bool
+    ) -> Sequence[tuple[Any, ...]]:
+        """Return for each organization whether its operations were applied."""
+        if self._database.distributed:
+            for organization_id, operations in by_organization.items():
+                parameters = (organization_id, orjson.dumps(operations).decode())
+                await self._database.fetch_across(_APPLY_ONE, parameters)
+            return [(organization_id, True) for organization_id in by_organization]
+        parameter = [
+            {"organization_id": organization_id, "operations": operations}
+            for organization_id, operations in by_organization.items()
+        ]
+        return await self._database.fetch_across(_APPLY, (wait, orjson.dumps(parameter).decode()))
