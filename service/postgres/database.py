@@ -45,6 +45,9 @@ _FOR_ONE: LiteralString = """
 # execution. Nothing was done then, and the next attempt makes another plan.
 _REPLACED = "cache lookup failed for function"
 
+# A connection goes to the pool after this many statements, also if others wait.
+_MOST_TURNS = 100
+
 _NOT_KNOWN = "whether a write was stored is not known, the same request may be sent again"
 
 
@@ -56,6 +59,8 @@ class _Connection(Session):
     """
 
     warning: str | None = None
+    # The number of statements so far.
+    turns = 0
     # Reused, because creating a cursor costs as much as executing a statement.
     statements: AsyncCursor[TupleRow]
 
@@ -112,10 +117,15 @@ class Database:
         self.distributed = distributed
         self._total_timeout = timeouts.connection + timeouts.statement + 1.0
         self._connections = connections
-        self._max_running = connections + max_waiting
+        self.max_waiting = max_waiting
         # Statements that run or wait for a connection, also for callers that have gone.
         self._running: set[asyncio.Task[list[Row]]] = set()
         self._in_use = 0
+        # Statements that wait for their turn, of which there are as many as connections. What has
+        # been handed over to them is not in the pool.
+        self._turns = asyncio.Semaphore(connections)
+        self._waiting = 0
+        self._handed_over: list[_Connection] = []
         metrics.pool_connections.labels(name, "busy").set_function(lambda: self._in_use)
         metrics.pool_connections.labels(name, "idle").set_function(
             lambda: self._pool.get_stats()["pool_available"]
@@ -130,6 +140,8 @@ class Database:
     async def __aexit__(self, *_: object) -> None:
         if self._running:
             await asyncio.wait(self._running, timeout=self._timeouts.connection)
+        while self._handed_over:
+            await self._pool.putconn(self._handed_over.pop())
         await self._pool.close(timeout=5.0)
 
     @property
@@ -189,7 +201,7 @@ class Database:
     async def _run(
         self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any]
     ) -> list[Row]:
-        if len(self._running) >= self._max_running:
+        if len(self._running) >= self._connections + self.max_waiting:
             raise Overloaded(
                 f"{len(self._running)} requests use or await the database; {_NOTHING_WRITTEN} later"
             )
@@ -251,7 +263,8 @@ class Database:
                 if not str(error).startswith(_REPLACED):
                     raise
                 await connection.execute_with_settings(cursor, statement, parameters)
-            rows = await cursor.fetchall() if cursor.description else []
+            # None without a result. The description would be made for every statement.
+            rows = [] if cursor.rownumber is None else await cursor.fetchall()
             if connection.warning is not None:
                 raise DatabaseUnavailable(
                     f"the commit is not confirmed ({connection.warning}); {_NOT_KNOWN}"
@@ -269,28 +282,64 @@ class Database:
         finally:
             self._in_use -= 1
             connection.warning = None
-            await self._pool.putconn(connection)
+            await self._return_connection(connection)
 
     async def _get_connection(self) -> _Connection:
-        """Return a connection that the server has not closed.
-
-        The pool's own check is not used: it backs off for a second after the second closed
-        connection, although the next one may be open.
-        """
+        """Return a connection that the server has not closed, when it is the statement's turn."""
         deadline = monotonic() + self._timeouts.connection
-        while True:
-            try:
-                connection = await self._pool.getconn(timeout=deadline - monotonic())
-            except (PoolTimeout, psycopg.OperationalError) as error:
-                if self._in_use >= self._connections:
-                    raise Overloaded(f"the database is busy; {_NOTHING_WRITTEN} later") from error
-                raise DatabaseUnavailable(
-                    f"the database cannot be reached; {_NOTHING_WRITTEN} later"
-                ) from error
-            if _still_open(connection):
-                return connection
-            await connection.close()
+        await self._wait_for_turn()
+        try:
+            while True:
+                if self._handed_over:
+                    connection = self._handed_over.pop()
+                else:
+                    connection = await self._connection_of_pool(deadline)
+                # The pool's own check is not used: it backs off for a second after the second
+                # closed connection, although the next one may be open.
+                if _still_open(connection):
+                    return connection
+                await connection.close()
+                await self._pool.putconn(connection)
+        except BaseException:
+            self._turns.release()
+            raise
+
+    async def _wait_for_turn(self) -> None:
+        """Wait while there are as many statements as connections.
+
+        Waiting in the pool would cost as much as a third of a short statement.
+        """
+        if not self._turns.locked():
+            await self._turns.acquire()  # returns at once
+            return
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._timeouts.connection):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise self._without_connection() from error
+        finally:
+            self._waiting -= 1
+
+    async def _connection_of_pool(self, deadline: float) -> _Connection:
+        try:
+            return await self._pool.getconn(timeout=deadline - monotonic())
+        except (PoolTimeout, psycopg.OperationalError) as error:
+            raise self._without_connection() from error
+
+    def _without_connection(self) -> ServiceError:
+        if self._in_use >= self._connections:
+            return Overloaded(f"the database is busy; {_NOTHING_WRITTEN} later")
+        return DatabaseUnavailable(f"the database cannot be reached; {_NOTHING_WRITTEN} later")
+
+    async def _return_connection(self, connection: _Connection) -> None:
+        """Give a connection to the next statement, or to the pool, which replaces old ones."""
+        connection.turns += 1
+        if self._waiting and connection.turns % _MOST_TURNS:
+            self._handed_over.append(connection)
+        else:
             await self._pool.putconn(connection)
+        self._turns.release()
 
 
 @lru_cache(maxsize=512)
