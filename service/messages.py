@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import orjson
 from appointments.v1 import appointment_pb2 as pb
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from public_json.rendering import MessageRenderer
@@ -32,7 +33,7 @@ ItemMessage = TypeVar("ItemMessage", bound=Message)
 OUTCOMES: dict[Outcome, pb.Outcome.ValueType] = {
     outcome: pb.Outcome.Value(outcome) for outcome in Outcome if outcome is not Outcome.EXPIRED
 }
-_STATES = {state: pb.Appointment.State.Value(state) for state in State}
+STATES = {state: pb.Appointment.State.Value(state) for state in State}
 CHANGES = {change: pb.HistoryEntry.Change.Value(change) for change in Change}
 _CHANGES_BY_NUMBER = {number: change for change, number in CHANGES.items()}
 _ENTRIES = MessageRenderer(pb.HistoryEntry.DESCRIPTOR)
@@ -88,7 +89,7 @@ def appointment(stored: Appointment) -> pb.Appointment:
         resource_id=stored.resource_id,
         id=stored.id,
         title=stored.title,
-        state=_STATES[stored.state],
+        state=STATES[stored.state],
         version=stored.version,
         revision=stored.revision,
         etag=stored.etag,
@@ -101,9 +102,15 @@ def appointment(stored: Appointment) -> pb.Appointment:
         message.additional_resource_ids.extend(stored.additional_resource_ids)
     if stored.hold_until is not None:
         _set_time(message.hold_until, stored.hold_until)
-    message.attributes.SetInParent()
-    if stored.attributes != "{}":
-        message.attributes.update(orjson.loads(stored.attributes))
+    message.attributes.CopyFrom(attributes(stored.attributes))
+    return message
+
+
+def attributes(text: str) -> Struct:
+    """Convert stored attributes, which are JSON."""
+    message = Struct()
+    if text != "{}":
+        message.update(orjson.loads(text))
     return message
 
 

@@ -24,14 +24,18 @@ from service.operations.accepter import Accepter
 from service.reads.store import Page, ReadStore
 from service.reads.watch import Watch
 from service.rpc import page_tokens
-from service.rpc.availability import AvailabilityReader, EncodedResponse
+from service.rpc.appointment_encoding import encoded
+from service.rpc.availability import AvailabilityReader
 from service.rpc.handler import Call
 from service.rpc.lists import DEFAULT_PAGE_SIZE, MAX_PAGE_BYTES, AppointmentLists
 from service.rpc.moments import as_of_revision, min_revision
 from service.rpc.operations import submit
 from service.rpc.status import status_of
+from service.rpc.wire import EncodedResponse, tag, with_length
 from service.rpc.write_requests import WriteReader, WriteRequest, organization_of
 from service.writes.committer import Committer
+
+_OF_GET = tag(rpc.GetAppointmentResponse.APPOINTMENT_FIELD_NUMBER)
 
 # Keeps the response to a batch whose items are all refused below 4 MiB too.
 MAX_ITEM_DETAILS = 1024
@@ -146,7 +150,7 @@ class AppointmentServicer:
 
     async def GetAppointment(
         self, request: rpc.GetAppointmentRequest, call: Call
-    ) -> rpc.GetAppointmentResponse:
+    ) -> EncodedResponse:
         organization_id = call.organization_id = messages.organization_of(request)
         [time] = messages.check(request, "as_of_time")
         found, call.organization_revision = await self._reads.get(
@@ -156,11 +160,11 @@ class AppointmentServicer:
             at=time,
             min_revision=min_revision(request),
         )
-        return rpc.GetAppointmentResponse(appointment=messages.appointment(found))
+        return EncodedResponse(_OF_GET + with_length(encoded(found)))
 
     async def ListAppointments(
         self, request: rpc.ListAppointmentsRequest, call: Call
-    ) -> rpc.ListAppointmentsResponse:
+    ) -> rpc.ListAppointmentsResponse | EncodedResponse:
         return await self._lists.answer(request, call)
 
     async def QueryAvailability(

@@ -23,6 +23,7 @@ from service.reads.store import Page, ReadStore
 from service.rpc.availability_helper import Question
 from service.rpc.availability_requests import read_query
 from service.rpc.handler import Call
+from service.rpc.wire import EncodedResponse
 from service.rpc.moments import min_revision
 
 # What a gRPC client accepts by default.
@@ -42,16 +43,6 @@ MAX_RANGES_IN_LOOP = 4_000
 TOO_LARGE = (
     "makes a response of more than 4 MiB; ask for a shorter range of time or for fewer resources"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedResponse:
-    """A serialized QueryAvailabilityResponse, which may consist of 600,000 messages."""
-
-    content: bytes
-
-    def SerializeToString(self) -> bytes:
-        return self.content
 
 
 class AvailabilityReader:

@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from service.availability.query import Availability
 from service.availability.ranges import Ranges
+from service.rpc.wire import tag, with_length
 
 _SECOND = 1_000_000
 # Seconds between these two are five bytes long as a varint: from 1978 to 3058.
@@ -49,7 +50,7 @@ def encoded(found: Availability) -> bytes:
         )
     )
     field = rpc.QueryAvailabilityResponse.RESOURCES_FIELD_NUMBER
-    return bytes((_tag(field),)) + _varint(len(content)) + content
+    return tag(field) + with_length(content)
 
 
 def _ranges(field: int, ranges: Ranges) -> bytes:
@@ -81,7 +82,7 @@ def _whole_seconds(field: int, seconds: Sequence[int]) -> bytes:
     size = -(-count // _BATCH) * _BATCH
     places = _places(size)
     numbers = int.from_bytes(places.pack(*seconds, *[0] * (2 * (size - count))), "little")
-    every = int.from_bytes((bytes((_tag(field), len(_RANGE))) + _RANGE) * size, "little")
+    every = int.from_bytes((tag(field) + with_length(_RANGE)) * size, "little")
     for step, mask in enumerate(_masks(size)):
         every |= (numbers & mask) << step
     return every.to_bytes(size * _RANGE_BYTES, "little")[: count * _RANGE_BYTES]
@@ -103,19 +104,6 @@ def _masks(size: int) -> Sequence[int]:
         of_range = (one << (8 * _START)) | (one << (8 * _STOP))
         masks.append(int.from_bytes(of_range.to_bytes(_RANGE_BYTES, "little") * size, "little"))
     return masks
-
-
-def _tag(field: int) -> int:
-    return field << 3 | 2  # a value with a length
-
-
-def _varint(number: int) -> bytes:
-    found = bytearray()
-    while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    found.append(number)
-    return bytes(found)
 
 
 def _set_time(timestamp: Timestamp, time: int) -> None:

@@ -1,5 +1,6 @@
 """Lists of appointments: the request, the cache of pages, and the page tokens of each order."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from appointments.v1 import appointment_service_pb2 as rpc
@@ -12,15 +13,18 @@ from service.reads.page_cache import PageCache
 from service.reads.store import Page, PageByRevision, ReadStore
 from service.reads.window import Window
 from service.rpc import page_tokens
+from service.rpc.appointment_encoding import encoded
 from service.rpc.handler import Call
 from service.rpc.list_etags import current_etag, list_etag
 from service.rpc.moments import as_of_revision, min_revision
+from service.rpc.wire import EncodedResponse, tag, with_length
 
 DEFAULT_PAGE_SIZE = 100
 # Below the 4 MiB that a gRPC client accepts by default. A page of large appointments has fewer
 # items than requested, instead of being refused by the client.
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 
+_ELEMENT = tag(rpc.ListAppointmentsResponse.APPOINTMENTS_FIELD_NUMBER)
 _DEFAULT_ORDER = "start"
 # What a page token says of the last appointment, in each order.
 _BY_START = (page_tokens.time, page_tokens.appointment_id)
@@ -31,7 +35,7 @@ class AppointmentLists:
     def __init__(
         self,
         reads: ReadStore,
-        pages: PageCache[rpc.ListAppointmentsResponse],
+        pages: PageCache[EncodedResponse],
         moments: Moments,
     ) -> None:
         self._reads = reads
@@ -40,7 +44,7 @@ class AppointmentLists:
 
     async def answer(
         self, request: rpc.ListAppointmentsRequest, call: Call
-    ) -> rpc.ListAppointmentsResponse:
+    ) -> rpc.ListAppointmentsResponse | EncodedResponse:
         """Return a page, from memory if it is unchanged. Raises ServiceError."""
         organization_id = call.organization_id = messages.organization_of(request)
         start, end, time = messages.check(request, "from", "to", "as_of_time")
@@ -79,9 +83,8 @@ class AppointmentLists:
         etag = list_etag(request, page.moment, first_expiry) if time is None else ""
         if etag in known:  # the page of a replica that is behind
             return rpc.ListAppointmentsResponse(etag=etag, not_modified=True)
-        shown = messages.fitting(page.items, limit, messages.appointment, max_bytes=MAX_PAGE_BYTES)
+        shown = _fitting(page.items[:limit])
         response = rpc.ListAppointmentsResponse(
-            appointments=shown,
             revision=page.revision if as_of is None else as_of,
             etag=etag,
         )
@@ -89,11 +92,13 @@ class AppointmentLists:
             response.next_page_token = page_tokens.encode(
                 request, [*position, as_of], self._reads.epoch
             )
+        # Serialized messages that are joined are one message, with the fields of both.
+        answer = EncodedResponse(b"".join((*shown, response.SerializeToString())))
         if cacheable:
-            # In memory a message takes several times its serialized size.
-            size = 4 * response.ByteSize()
-            self._pages.put(cache_key, page.moment, first_expiry, response, size=size)
-        return response
+            self._pages.put(
+                cache_key, page.moment, first_expiry, answer, size=len(answer.content)
+            )
+        return answer
 
     async def _read(
         self,
@@ -143,6 +148,19 @@ class AppointmentLists:
             if found is not None:
                 return found
         return await self._moments.of(organization_id)
+
+
+def _fitting(appointments: Sequence[Appointment]) -> list[bytes]:
+    """Encode appointments as elements of the response, up to MAX_PAGE_BYTES, but at least one."""
+    shown: list[bytes] = []
+    size = 0
+    for appointment in appointments:
+        content = encoded(appointment)
+        size += len(content)
+        if shown and size > MAX_PAGE_BYTES:
+            break
+        shown.append(_ELEMENT + with_length(content))
+    return shown
 
 
 def _next_position(page: Page[Appointment], shown: int) -> list[str | int] | None:
