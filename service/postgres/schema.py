@@ -44,6 +44,7 @@ NEEDED_MIGRATIONS = (
     "20261126000116",
     "20261126000117",
     "20261126000118",
+    "20261126000120",
 )
 # Returns those that a database lacks, in an array.
 LACKING: LiteralString = """

@@ -11,6 +11,7 @@ from service.postgres import rows
 from service.postgres.database import Database
 from service.postgres.rows import Row
 from service.reads import by_revision, entries, occupied, past, present
+from service.reads.current import CurrentAppointments
 from service.reads.moments import Moment, Now
 from service.reads.occupied import Occupied
 from service.reads.replicas import Replicas
@@ -108,6 +109,7 @@ class ReadStore:
 
     def __init__(self, primary: Database, replicas: Replicas | None) -> None:
         self._primary = primary
+        self._current = CurrentAppointments(primary)
         self._replicas = replicas
 
     @property
@@ -151,21 +153,24 @@ class ReadStore:
 
         Raises AppointmentNotFound.
         """
-        page = await self._read(
-            _GET if as_of is None else _GET_AS_OF,
-            "1",
-            {"organization_id": organization_id, "id": id, "as_of": as_of, "at": at},
-            min_revision=min_revision,
-        )
-        if not page.items:
+        if as_of is None and min_revision is None and not self._primary.distributed:
+            revision, clock, row = await self._current.get(organization_id, id)
+        else:
+            page = await self._read(
+                _GET if as_of is None else _GET_AS_OF,
+                "1",
+                {"organization_id": organization_id, "id": id, "as_of": as_of, "at": at},
+                min_revision=min_revision,
+            )
+            revision, clock, row = page.revision, page.clock, next(iter(page.items), None)
+        if row is None:
             raise AppointmentNotFound(
                 "the organization has no appointment with this id"
                 if as_of is None
                 else f"the organization had no appointment with this id then (revision {as_of})",
-                organization_revision=page.revision,
+                organization_revision=revision,
             )
-        found = rows.appointment(organization_id, page.items[0], page.clock, epoch=self.epoch)
-        return found, page.revision
+        return rows.appointment(organization_id, row, clock, epoch=self.epoch), revision
 
     async def list(
         self,

@@ -50,6 +50,7 @@ ON_COORDINATOR = {
 # Not in a distributed database.
 ON_ONE_SERVER = {
     ("service/postgres/history_size.py", "run"),
+    ("service/reads/current.py", "_fetch"),
     ("service/writes/store.py", "apply_batches"),
 }
 
