@@ -7,7 +7,8 @@ import os
 import select
 import sys
 from contextlib import suppress
-from typing import Any, TextIO, cast
+from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 import structlog
@@ -27,16 +28,15 @@ def configure_logs(program: str, *, level: str, format: str) -> None:
         structlog.processors.add_log_level,
         structlog.processors.format_exc_info,
     ]
-    if format == "json":
-        shared.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
-        renderer: Processor = structlog.processors.JSONRenderer(serializer=_json)
-    else:
-        coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        renderer = TextRenderer(program, coloured=coloured)
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    renderer: Processor = (
+        json_line if format == "json" else TextRenderer(program, coloured=coloured)
+    )
+    output = _Output()
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Output())),
+        logger_factory=lambda *_: output,
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stdout)
@@ -82,6 +82,15 @@ def lifecycle_logger() -> structlog.BoundLogger:
     return logger
 
 
+def json_line(_: object, __: str, event: EventDict) -> str:
+    """Make a line of an event, with its time; the last processor of structlog's chain.
+
+    What structlog has for this takes three times as long.
+    """
+    event["timestamp"] = datetime.now(UTC)
+    return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z).decode()
+
+
 class _Output:
     """Buffers the lines of one iteration of the event loop and writes them together.
 
@@ -96,17 +105,20 @@ class _Output:
         self._scheduled = False
         atexit.register(self._write)
 
-    def write(self, line: str) -> None:
-        data = line.encode()
+    def msg(self, line: str) -> None:
+        """Write at the end of this iteration of the event loop, or at once without a loop."""
+        data = f"{line}\n".encode()
         if self._size + len(data) > select.PIPE_BUF:
             self._write()
         self._lines.append(data)
         self._size += len(data)
+        if not self._scheduled:
+            self._schedule()
 
-    def flush(self) -> None:
-        """Write at the end of this iteration of the event loop, or at once without a loop."""
-        if self._scheduled:
-            return
+    # The names of structlog's levels, by which it calls.
+    debug = info = warning = error = critical = exception = msg
+
+    def _schedule(self) -> None:
         try:
             asyncio.get_running_loop().call_soon(self._write)
             self._scheduled = True
@@ -121,7 +133,3 @@ class _Output:
         with suppress(OSError):
             while data:
                 data = data[os.write(self._descriptor, data) :]
-
-
-def _json(event: EventDict, **_: object) -> str:
-    return orjson.dumps(event, default=repr).decode()

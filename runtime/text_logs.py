@@ -1,6 +1,7 @@
 """Log lines for people: program, time, event, and its fields as name=value."""
 
 import time
+from functools import cache
 
 from structlog.typing import EventDict
 
@@ -20,6 +21,7 @@ class TextRenderer:
     def __init__(self, program: str, *, coloured: bool) -> None:
         self._coloured = coloured
         self._program = self._styled(program, PROGRAMS.get(program, BOLD))
+        self._name = cache(lambda name: f" {self._styled(f'{name}=', DIM)}")
         self._second = 0
         self._time = ""
 
@@ -29,9 +31,7 @@ class TextRenderer:
         if level not in QUIET_LEVELS:
             what = f"{level}: {what}"
         exception = event.pop("exception", None)
-        fields = [
-            f" {self._styled(f'{name}=', DIM)}{_printable(value)}" for name, value in event.items()
-        ]
+        fields = [self._name(name) + _printable(value) for name, value in event.items()]
         what = self._styled(what, LEVELS.get(level, BOLD))
         line = f"{self._program} {self._now()} {what}{''.join(fields)}"
         return f"{line}\n{_printable_lines(str(exception))}" if exception else line

@@ -1,5 +1,6 @@
 """Handles requests: endpoint, errors as problems, headers, log line and metrics."""
 
+import logging
 import os
 import re
 import time
@@ -77,7 +78,8 @@ class HttpHandler:
         self._metrics = metrics
         self._cross_origin = cross_origin
         self._compression = Compression()
-        self._log = structlog.get_logger()
+        self._log = structlog.get_logger().bind()
+        self._logs_requests = self._log.is_enabled_for(logging.INFO)
 
     async def __call__(self, request: BaseRequest) -> StreamResponse:
         started = time.perf_counter()
@@ -163,18 +165,6 @@ class HttpHandler:
     def _record(self, context: RequestContext, status: int, seconds: float) -> None:
         span = context.span
         self._metrics.observe(context.method, status, seconds, span.exemplar if span else None)
-        fields = {
-            "request_id": context.request_id,
-            "organization": context.organization,
-            "method": context.method,
-            "http_method": context.request.method,
-            "status": status,
-            "code": context.code,
-            "outcome": context.outcome,
-            "events": context.events,
-            "duration_ms": round(seconds * 1000, 3),
-            "trace_id": span.trace_id if span else None,
-        }
         if span is not None:
             span.rename(context.method)
             span.end(
@@ -187,9 +177,24 @@ class HttpHandler:
                 outcome=context.outcome,
                 events=context.events,
             )
-        self._log.info(
-            "request", **{name: value for name, value in fields.items() if value is not None}
-        )
+        if not self._logs_requests:
+            return
+        fields: dict[str, object] = {"request_id": context.request_id}
+        if context.organization is not None:
+            fields["organization"] = context.organization
+        fields["method"] = context.method
+        fields["http_method"] = context.request.method
+        fields["status"] = status
+        if context.code is not None:
+            fields["code"] = context.code
+        if context.outcome is not None:
+            fields["outcome"] = context.outcome
+        if context.events is not None:
+            fields["events"] = context.events
+        fields["duration_ms"] = round(seconds * 1000, 3)
+        if span is not None:
+            fields["trace_id"] = span.trace_id
+        self._log.info("request", **fields)
 
 
 def request_id_of(request: BaseRequest) -> str:

@@ -1,6 +1,7 @@
 """Handles every call, plain or relayed: deadline, errors, log line and metrics."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from runtime.spans import Span, Tracer
 
 T = TypeVar("T")
-
-log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -219,6 +218,8 @@ class CallHandler:
         self._tracer = tracer
         self._timeout = timeout
         self._send_timeout = send_timeout
+        self._log = structlog.get_logger().bind()
+        self._logs_requests = self._log.is_enabled_for(logging.INFO)
 
     async def handle(self, method: str, receive: Receive, call: Call) -> bytes | Status:
         """Return the serialized response, or the error's status. Logs and counts the call."""
@@ -409,6 +410,20 @@ class CallHandler:
     ) -> None:
         span = call.span
         self._seconds_of(label, code).observe(seconds, span.exemplar if span else None)
+        reason = failure.reason if isinstance(failure, ServiceError) else None
+        if span is not None:
+            span.end(
+                error=code.name if code in _FAULTS else None,
+                grpc_code=code.name,
+                request_id=call.context.request_id,
+                organization=call.organization_id,
+                outcome=call.outcome,
+                entries=call.entries,
+                reason=reason,
+            )
+        is_error = code is grpc.StatusCode.INTERNAL
+        if not is_error and not self._logs_requests:
+            return
         fields: dict[str, Any] = {
             "request_id": call.context.request_id,
             "method": label,
@@ -423,20 +438,11 @@ class CallHandler:
             fields["outcome"] = call.outcome
         if call.entries is not None:
             fields["entries"] = call.entries
-        if isinstance(failure, ServiceError):
-            fields["reason"] = failure.reason
+        if reason is not None:
+            fields["reason"] = reason
         if span is not None:
             fields["trace_id"] = span.trace_id
-            span.end(
-                error=code.name if code in _FAULTS else None,
-                grpc_code=code.name,
-                request_id=call.context.request_id,
-                organization=call.organization_id,
-                outcome=call.outcome,
-                entries=call.entries,
-                reason=fields.get("reason"),
-            )
-        if code is grpc.StatusCode.INTERNAL:
-            log.error("request", exc_info=failure, **fields)
+        if is_error:
+            self._log.error("request", exc_info=failure, **fields)
         else:
-            log.info("request", **fields)
+            self._log.info("request", **fields)
