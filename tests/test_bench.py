@@ -382,6 +382,10 @@ def test_what_logging_costs_is_measured(to: str) -> None:
         ratio = re.search(rf"(?m)^{what} to a {to}: ([\d.]+) of the rate$", said)
         assert ratio is not None
         assert float(ratio[1]) == pytest.approx(rates[1] / rates[0], abs=0.02)
+    for form in ("text", "json"):
+        cost = re.search(rf"(?m)^a line as {form}: ([\d.]+) µs$", said)
+        assert cost is not None
+        assert 0 < float(cost[1]) < 100
 
 
 COSTS = {
