@@ -86,11 +86,11 @@ class AvailabilityQuery:
         if self.granularity is None:
             return False
         every = [self._starts(each.free, clock, self.granularity) for each in found]
-        in_order = sorted(chain.from_iterable(every))
-        if len(in_order) <= MAX_STARTS:
+        if sum(map(len, every)) <= MAX_STARTS:
             for each, starts in zip(found, every, strict=True):
                 each.starts.extend(starts)
             return False
+        in_order = sorted(chain.from_iterable(every))
         # The first that does not fit. Of starts at the same time, those of the first resources fit.
         end = in_order[MAX_STARTS]
         left = MAX_STARTS - bisect_left(in_order, end)

@@ -29,7 +29,7 @@ class Question:
             {each.resource_id: each.ranges for each in self.occupied}
         )
         rest = rpc.QueryAvailabilityResponse(more_starts=more_starts, revision=self.revision)
-        return b"".join([*map(encoded, found), rest.SerializeToString()])
+        return encoded(found) + rest.SerializeToString()
 
 
 def answer(request: bytes) -> bytes:

@@ -18,9 +18,14 @@ times = st.integers(FIRST, LAST)
 
 
 @st.composite
-def ranges(draw: st.DrawFn) -> Ranges:
+def in_order(draw: st.DrawFn) -> list[int]:
     kind = draw(st.sampled_from([whole, usual, times]))
-    found = sorted(draw(st.sets(kind, max_size=600)))
+    return sorted(draw(st.sets(kind, max_size=600)))
+
+
+@st.composite
+def ranges(draw: st.DrawFn) -> Ranges:
+    found = draw(in_order())
     even = len(found) // 2 * 2
     return Ranges(found[0:even:2], found[1:even:2])
 
@@ -32,18 +37,20 @@ def edges(*seconds: int) -> Ranges:
 @given(
     busy=ranges(),
     free=ranges(),
-    starts=st.lists(times, max_size=3),
+    starts=in_order(),
     resource_id=st.none() | st.text(),
 )
 @example(busy=edges(2**28 - 1, 2**28), free=edges(2**28, 2**35 - 1), starts=[], resource_id="")
-@example(busy=edges(-1, 0), free=edges(2**35 - 1, 2**35), starts=[0, -1], resource_id=None)
+@example(busy=edges(-1, 0), free=edges(2**35 - 1, 2**35), starts=[-1, 0], resource_id=None)
+@example(busy=edges(), free=edges(), starts=[2**28 * SECOND, (2**35 - 1) * SECOND], resource_id="")
+@example(busy=edges(), free=edges(*range(2**31, 2**31 + 10_000)), starts=[], resource_id="long")
 @example(busy=Ranges([0], [1]), free=edges(*range(2**31, 2**31 + 1024)), starts=[], resource_id="x")
 def test_it_is_what_protobuf_reads(
     busy: Ranges, free: Ranges, starts: list[int], resource_id: str | None
 ) -> None:
     found = Availability(resource_id=resource_id, busy=busy, free=free, starts=starts)
 
-    read = rpc.QueryAvailabilityResponse.FromString(encoded(found) + encoded(found))
+    read = rpc.QueryAvailabilityResponse.FromString(encoded([found, found]))
 
     one = rpc.QueryAvailabilityResponse.Resource(
         resource_id=resource_id,
