@@ -4,7 +4,6 @@ from uuid import UUID
 
 from appointments.v1 import appointment_service_pb2 as rpc
 from google.longrunning import operations_pb2
-from google.protobuf.any_pb2 import Any
 
 from service import messages
 from service.domain import WriteResult
@@ -131,7 +130,5 @@ def operation_message(state: OperationState) -> operations_pb2.Operation:
         message.response.Pack(messages.appointment(state.result.appointment))
     elif state.result is not None:
         message.error.CopyFrom(status_of(state.result))
-    packed = Any()
-    packed.Pack(metadata)
-    message.metadata.CopyFrom(packed)
+    message.metadata.Pack(metadata)
     return message
