@@ -7,7 +7,7 @@ from appointments.v1 import appointment_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from service import messages
-from service.domain import Appointment, State
+from service.domain import Appointment
 from service.rpc.wire import number_tag, tag, varint, with_length
 from service.times import EPOCH
 
@@ -39,14 +39,14 @@ _NO_ATTRIBUTES = _ATTRIBUTES + with_length(b"")
 def encoded(stored: Appointment) -> bytes:
     """Return what `messages.appointment` returns, serialized."""
     organization_id = stored.organization_id.encode()
-    id = stored.id.encode()
+    appointment_id = stored.id.encode()
     parts = [
         _ORGANIZATION_ID,
         varint(len(organization_id)),
         organization_id,
         _ID,
-        varint(len(id)),
-        id,
+        varint(len(appointment_id)),
+        appointment_id,
         _START,
         _time(stored.start),
         _END,

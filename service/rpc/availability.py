@@ -4,7 +4,6 @@ import asyncio
 import pickle
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -23,8 +22,8 @@ from service.reads.store import Page, ReadStore
 from service.rpc.availability_helper import Question
 from service.rpc.availability_requests import read_query
 from service.rpc.handler import Call
-from service.rpc.wire import EncodedResponse
 from service.rpc.moments import min_revision
+from service.rpc.wire import EncodedResponse
 
 # What a gRPC client accepts by default.
 MAX_RESPONSE_BYTES = 4 * 1024 * 1024

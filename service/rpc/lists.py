@@ -95,9 +95,7 @@ class AppointmentLists:
         # Serialized messages that are joined are one message, with the fields of both.
         answer = EncodedResponse(b"".join((*shown, response.SerializeToString())))
         if cacheable:
-            self._pages.put(
-                cache_key, page.moment, first_expiry, answer, size=len(answer.content)
-            )
+            self._pages.put(cache_key, page.moment, first_expiry, answer, size=len(answer.content))
         return answer
 
     async def _read(

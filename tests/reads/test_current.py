@@ -21,13 +21,18 @@ LATEST: dict[str, Any] = {"as_of": None, "at": None, "min_revision": None}
 class Counting(Database):
     """Counts statements. While `held`, they wait."""
 
-    statements = 0
     held: asyncio.Event | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.statements = 0
+        self.started = asyncio.Event()
 
     async def fetch_across(
         self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> list[Row]:
         self.statements += 1
+        self.started.set()
         if self.held is not None:
             await self.held.wait()
         return await super().fetch_across(statement, parameters)
@@ -39,9 +44,7 @@ async def database(database_url: str) -> AsyncIterator[Counting]:
         yield database
 
 
-async def test_reads_that_wait_share_a_statement(
-    database: Counting, org: Organization
-) -> None:
+async def test_reads_that_wait_share_a_statement(database: Counting, org: Organization) -> None:
     first, second = org, Organization(org.stub, f"{org.id}-second")
     first.upsert("a", 0, 1)
     first.upsert("b", 1, 2)
@@ -72,8 +75,7 @@ async def test_a_read_shows_what_was_written_while_others_were_read(
     org.upsert("a", 0, 1)
     reads = ReadStore(database, None)
     earlier = asyncio.create_task(reads.get(org.id, "a", **LATEST))
-    while database.statements == 0:
-        await asyncio.sleep(0)
+    await database.started.wait()
     await asyncio.to_thread(org.upsert, "a", 3, 4)
 
     found, revision = await reads.get(org.id, "a", **LATEST)
@@ -115,8 +117,7 @@ async def test_too_many_that_wait_are_refused(database: Counting, org: Organizat
     database.held = asyncio.Event()
     # The first one is alone in its statement.
     callers = [asyncio.create_task(reads.get(org.id, "a", **LATEST))]
-    while database.statements == 0:
-        await asyncio.sleep(0)
+    await database.started.wait()
     callers += [
         asyncio.create_task(reads.get(org.id, "a", **LATEST)) for _ in range(database.max_waiting)
     ]
