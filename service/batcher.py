@@ -1,15 +1,23 @@
 """One call for everything that arrived while the previous call was under way.
 
-There is no timer: a single item is handled immediately; under load, batches grow by
-themselves. The group commit of writes (`service/writes/committer.py`) has a queue for each
-organization and several calls under way, so it does not use this.
+A single item is handled immediately; under load, batches grow by themselves. The group commit of
+writes (`service/writes/committer.py`) has a queue for each organization and several calls under
+way, so it does not use this.
 """
 
 import asyncio
 import contextvars
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import Generic, TypeVar
+
+# A batch that gathers begins after so many seconds without a further item: while it has fewer than
+# the previous batch, and afterwards.
+EXPECTED_WITHIN = 0.001
+MORE_WITHIN = 0.00025
+# Seconds. The longest wait while items keep arriving.
+MAX_WAIT = 0.004
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,6 +28,10 @@ class Batcher(Generic[Item, Result]):
 
     `handle` returns a result or an error for each item, in order. If it raises an error,
     every item of the batch gets that error.
+
+    With `gather`, a batch that follows one with several items waits for those that have arrived but
+    are not read yet. gRPC opens one call after another, so a busy service reads few calls while a
+    short statement runs, and the others wait in gRPC.
     """
 
     def __init__(
@@ -27,9 +39,12 @@ class Batcher(Generic[Item, Result]):
         handle: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
         *,
         most: int = sys.maxsize,
+        gather: bool = False,
     ) -> None:
         self._handle = handle
         self._most = most
+        self._gather = gather
+        self._previous = 0  # the number of items in the batch before
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -60,13 +75,31 @@ class Batcher(Generic[Item, Result]):
     async def _run(self) -> None:
         try:
             while self._waiting:
+                if self._gather and self._previous > 1:
+                    await self._arrived()
                 taken = self._waiting[: self._most]
                 self._waiting = self._waiting[self._most :]
                 batch = [(item, result) for item, result in taken if not result.done()]
+                self._previous = len(batch)
                 if batch:
                     await self._run_batch(batch)
         finally:
             self._task = None
+
+    async def _arrived(self) -> None:
+        """Wait while items keep arriving, at most MAX_WAIT."""
+        began = changed = monotonic()
+        count = len(self._waiting)
+        while count < self._most:
+            await asyncio.sleep(0)
+            now = monotonic()
+            quiet = MORE_WITHIN if count >= self._previous else EXPECTED_WITHIN
+            if len(self._waiting) != count:
+                count, changed = len(self._waiting), now
+            elif now - changed > quiet:
+                break
+            if now - began > MAX_WAIT:
+                break
 
     async def _run_batch(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
         answers: list[tuple[asyncio.Future[Result], Result | Exception]]

@@ -33,7 +33,7 @@ class Accepter:
         self._queue = queue
         self._metrics = metrics
         self._max_waiting = max_waiting
-        self._batcher = Batcher(self._append, most=MAX_APPENDED)
+        self._batcher = Batcher(self._append, most=MAX_APPENDED, gather=True)
 
     async def accept(self, operation: Operation) -> None:
         """Wait until the operation is stored durably.

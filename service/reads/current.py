@@ -40,7 +40,7 @@ class CurrentAppointments:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._batcher = Batcher(self._fetch, most=MOST)
+        self._batcher = Batcher(self._fetch, most=MOST, gather=True)
 
     async def get(self, organization_id: str, id: str) -> Current:
         """Return the current state of an appointment.

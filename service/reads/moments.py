@@ -45,7 +45,7 @@ class Moments:
     def __init__(self, database: Database, *, max_waiting: int) -> None:
         self._database = database
         self._max_waiting = max_waiting
-        self._batcher = Batcher(self._fetch)
+        self._batcher = Batcher(self._fetch, gather=True)
 
     async def of(self, organization_id: str) -> Now:
         """Return the current moment of an organization.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from service import batcher as batching
 from service.batcher import Batcher
 
 
@@ -90,3 +91,77 @@ async def test_draining_waits_for_all(handler: Handler) -> None:
     handler.may_go.release()
     await draining
     assert await second == 20
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is expected is waited for as long as the test takes, and nothing else."""
+    monkeypatch.setattr(batching, "EXPECTED_WITHIN", 60.0)
+    monkeypatch.setattr(batching, "MORE_WITHIN", 0.0)
+    monkeypatch.setattr(batching, "MAX_WAIT", 60.0)
+
+
+async def after_two_items(handler: Handler) -> Batcher[int, int]:
+    """Return a gathering batcher whose last batch had two items."""
+    batcher = Batcher(handler, gather=True)
+    for _ in range(100):
+        handler.may_go.release()
+    await asyncio.gather(*(batcher.submit(item) for item in (0, 2)))
+    assert handler.batches == [[0, 2]]
+    return batcher
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_batch_after_a_larger_one_waits_for_what_has_arrived(handler: Handler) -> None:
+    batcher = await after_two_items(handler)
+
+    async def read_late(item: int) -> int:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return await batcher.submit(item)
+
+    await asyncio.gather(batcher.submit(4), read_late(6))
+    assert handler.batches[1:] == [[4, 6]]
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_single_caller_does_not_wait(handler: Handler) -> None:
+    batcher = Batcher(handler, gather=True)
+    for item in (0, 2, 4):
+        handler.may_go.release()
+        async with asyncio.timeout(10):
+            await batcher.submit(item)
+    assert handler.batches == [[0], [2], [4]]
+
+
+async def test_fewer_items_than_before_wait_for_a_moment(handler: Handler) -> None:
+    batcher = await after_two_items(handler)
+    async with asyncio.timeout(10):
+        await batcher.submit(4)
+    assert handler.batches[1:] == [[4]]
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_batch_does_not_wait_longer_while_items_keep_arriving(
+    handler: Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "MORE_WITHIN", 60.0)
+    monkeypatch.setattr(batching, "MAX_WAIT", 0.01)
+    batcher = await after_two_items(handler)
+    answers: list[asyncio.Task[int]] = []
+    async with asyncio.timeout(10):
+        while len(handler.batches) < 2:
+            answers.append(asyncio.create_task(batcher.submit(4)))
+            await asyncio.sleep(0)
+        await asyncio.gather(*answers)
+    assert sum(map(len, handler.batches)) == 2 + len(answers)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_full_batch_does_not_wait(handler: Handler) -> None:
+    batcher = Batcher(handler, most=2, gather=True)
+    for _ in range(100):
+        handler.may_go.release()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(batcher.submit(item) for item in range(0, 8, 2)))
+    assert handler.batches == [[0, 2], [4, 6]]
