@@ -8,6 +8,7 @@ import json
 import math
 import resource
 import sys
+from base64 import b64encode
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -21,7 +22,8 @@ from bench.workload import Workload, grpc_messages, http_messages, method_of
 
 RESPONSE_TIMEOUT = 15.0  # seconds for outstanding responses after the time
 CALLERS_PER_CONNECTION = 1_000
-BYTES_AS_TEXT = "latin-1"  # how the JSON has a response
+# Bytes of a response that is kept. A longer one is not compared with an empty server.
+MAX_KEPT = 64 * 1024
 
 
 async def drive(
@@ -75,8 +77,8 @@ async def drive(
 
 
 def _first_response(connection: GrpcConnection | HttpConnection) -> bytes:
-    """Return the message of a first response by gRPC."""
-    if isinstance(connection, HttpConnection):
+    """Return the message of a first response by gRPC, if it is to be kept."""
+    if isinstance(connection, HttpConnection) or len(connection.first_data) > MAX_KEPT:
         return b""
     return bytes(connection.first_data[MESSAGE.size :])
 
@@ -95,5 +97,5 @@ if __name__ == "__main__":
     json.dump(
         asdict(uvloop.run(drive(**json.loads(sys.argv[1])))),
         sys.stdout,
-        default=lambda response: response.decode(BYTES_AS_TEXT),
+        default=lambda response: b64encode(response).decode(),
     )

@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.driver import BYTES_AS_TEXT
 from bench.limits import SCRIPTS
 from bench.measured import Latency, Measured
 from bench.workload import Workload
@@ -83,7 +83,7 @@ def driver(
     fields = json.loads(output)
     fields["latency"] = Latency(**fields["latency"])
     fields["refusals"] = fields["refusals"] and Latency(**fields["refusals"])
-    fields["response"] = fields["response"].encode(BYTES_AS_TEXT)
+    fields["response"] = b64decode(fields["response"])
     return Measured(**fields)
 
 

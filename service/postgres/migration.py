@@ -38,6 +38,8 @@ from service.postgres.session import (
     DatabaseUnfit,
     Session,
     check_encoding,
+    pooler_between,
+    refuses_options,
     with_settings,
 )
 
@@ -55,6 +57,7 @@ FIXED = {"search_path": "public"}
 
 # The advisory lock of the process that migrates: any number that nothing else uses.
 _LOCK_KEY = 7236002
+_WHY_NO_POOLER = "migrations keep a lock over several transactions"
 # Seconds between two attempts to get it, or to connect.
 _INTERVAL = 0.2
 # Seconds that `--wait` waits.
@@ -86,7 +89,7 @@ def main() -> None:
 async def _run(url: str, command: str, *, waiting: bool) -> None:
     async with await _connect(url, time.monotonic() + _MAX_WAIT if waiting else 0) as connection:
         check_encoding(connection)
-        await connection.require_server("migrations keep a lock over several transactions")
+        await connection.require_server(_WHY_NO_POOLER)
         await _check_roles(connection)
         # A process that waited in the server would keep a snapshot, for whose end CREATE INDEX
         # CONCURRENTLY waits: a deadlock.
@@ -100,7 +103,10 @@ async def _run(url: str, command: str, *, waiting: bool) -> None:
 
 
 async def _connect(url: str, until: float) -> Session:
-    """Connect, repeatedly until a time of the monotonic clock. Raises psycopg.OperationalError."""
+    """Connect, repeatedly until a time of the monotonic clock.
+
+    Raises DatabaseUnfit, psycopg.OperationalError.
+    """
     given = str(conninfo_to_dict(url).get("options", os.environ.get("PGOPTIONS", "")))
     defaults = conninfo_to_dict(with_settings("", DEFAULTS))["options"]
     conninfo = make_conninfo(
@@ -115,7 +121,9 @@ async def _connect(url: str, until: float) -> Session:
         try:
             with refusing_read_only():
                 return await Session.connect(conninfo, settings=FIXED, autocommit=True)
-        except psycopg.OperationalError:
+        except psycopg.OperationalError as error:
+            if refuses_options(error):
+                raise pooler_between(_WHY_NO_POOLER) from error
             if time.monotonic() >= until:
                 raise
         if not told:

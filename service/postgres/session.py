@@ -194,8 +194,7 @@ class Session(AsyncConnection[TupleRow]):
                 with_settings(conninfo, {**settings, _MARK: mark}), **kwargs
             )
         except psycopg.OperationalError as error:
-            # So say PgBouncer, Neon and RDS Proxy, each in words of its own.
-            if "options" not in str(error):
+            if not refuses_options(error):
                 raise
             # Even if there are none, which keeps libpq from sending those of PGOPTIONS.
             session = await super().connect(make_conninfo(conninfo, options=options), **kwargs)
@@ -308,10 +307,7 @@ class Session(AsyncConnection[TupleRow]):
             [(mark,)] = await self.fetch("SELECT current_setting(%s, true)", (_MARK,))
             self.pooled = mark != self.mark
         if self.pooled:
-            raise DatabaseUnfit(
-                f"a pooler is between this program and the server: {why}, so give the DATABASE_URL"
-                " of the server itself"
-            )
+            raise pooler_between(why)
 
     async def _found(self) -> dict[str, str]:
         """Return the settings that a statement finds, with `user` and the mark."""
@@ -365,6 +361,18 @@ class Session(AsyncConnection[TupleRow]):
         raise DatabaseUnfit(
             f"the connection has {has}: set for its user what cannot be sent: {statements}"
         )
+
+
+def pooler_between(why: str) -> DatabaseUnfit:
+    return DatabaseUnfit(
+        f"a pooler is between this program and the server: {why}, so give the DATABASE_URL of the"
+        " server itself"
+    )
+
+
+def refuses_options(error: psycopg.OperationalError) -> bool:
+    """Return whether PgBouncer, Neon or RDS Proxy refused startup options, each in its words."""
+    return "options" in str(error)
 
 
 def check_encoding(connection: AsyncConnection[Any]) -> None:

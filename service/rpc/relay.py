@@ -28,8 +28,9 @@ from service.rpc.handler import Call, Handle
 from service.rpc.request_reader import OpenCalls, refuse
 from service.rpc.status import status_of
 
-# The answers of a message have at most this size, unless it has only one.
-MAX_MESSAGE_BYTES = 1024 * 1024
+# The answers of a message have at most this size, unless it has only one. If a client stops reading
+# in a longer message, gRPC does not show it the end of the stream afterwards.
+MAX_MESSAGE_BYTES = 64 * 1024
 # A message has at most so many calls, and cancels as many. Gateways send a tenth of it.
 MAX_MESSAGE_CALLS = 10_000
 # While more bytes of answers are unwritten, no further message is read and no call is started.

@@ -49,6 +49,7 @@ class Broken:
     """A database in which every statement fails with an unexpected error."""
 
     epoch = FIRST
+    distributed = False
 
     def __init__(self) -> None:
         self.times: list[float] = []
