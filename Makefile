@@ -48,7 +48,7 @@ demo: .venv/running ## Send colliding appointments concurrently and check the re
 demo-fosdem: .venv/running ## Load the programme of FOSDEM 2023 and find its double booking
 	@$(BIN)/python -m demo fosdem
 
-bench: .venv/installed ## Run the benchmark and compare with the database alone and with empty servers (seventeen minutes; JSON=file)
+bench: .venv/installed ## Run the benchmark and compare with the database alone and with empty servers (twenty minutes; JSON=file)
 	@$(BIN)/python -m bench $(if $(JSON),--json $(JSON))
 
 bench-quick: .venv/installed ## Run a short version of the benchmark (two minutes)
