@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import LiteralString, NamedTuple
 
+from runtime.tracing import current_span
 from service.batcher import Batcher
 from service.errors import Overloaded
 from service.postgres import rows
@@ -50,7 +51,12 @@ class CurrentAppointments:
         waiting = self._batcher.waiting
         if waiting >= self._database.max_waiting:
             raise Overloaded(f"{waiting} requests wait for the database; try later")
-        return await self._batcher.submit((organization_id, id))
+        span = current_span.get()
+        if span is None:
+            return await self._batcher.submit((organization_id, id))
+        # The statement is for several, and may wait for the one before: each has a span of its own.
+        with span.child("SQL", kind="client", database="postgresql", statement=_STATEMENT):
+            return await self._batcher.submit((organization_id, id))
 
     async def _fetch(self, wanted: Sequence[tuple[str, str]]) -> Sequence[Current]:
         organization_ids, ids = zip(*wanted, strict=True)
