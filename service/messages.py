@@ -6,8 +6,6 @@ from typing import Any, TypeVar
 
 import orjson
 from appointments.v1 import appointment_pb2 as pb
-from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from public_json.rendering import MessageRenderer
@@ -27,7 +25,7 @@ from service.errors import InvalidFields
 from service.times import EPOCH
 
 Item = TypeVar("Item")
-ItemMessage = TypeVar("ItemMessage", bound=Message)
+Converted = TypeVar("Converted")
 
 # The service expires holds itself, so no caller gets the outcome EXPIRED.
 OUTCOMES: dict[Outcome, pb.Outcome.ValueType] = {
@@ -102,15 +100,9 @@ def appointment(stored: Appointment) -> pb.Appointment:
         message.additional_resource_ids.extend(stored.additional_resource_ids)
     if stored.hold_until is not None:
         _set_time(message.hold_until, stored.hold_until)
-    message.attributes.CopyFrom(attributes(stored.attributes))
-    return message
-
-
-def attributes(text: str) -> Struct:
-    """Convert stored attributes, which are JSON."""
-    message = Struct()
-    if text != "{}":
-        message.update(orjson.loads(text))
+    message.attributes.SetInParent()
+    if stored.attributes != "{}":
+        message.attributes.update(orjson.loads(stored.attributes))
     return message
 
 
@@ -136,17 +128,22 @@ def history_json(entry: HistoryEntry) -> dict[str, Any]:
 
 
 def fitting(
-    items: Sequence[Item], limit: int, convert: Callable[[Item], ItemMessage], *, max_bytes: int
-) -> list[ItemMessage]:
+    items: Sequence[Item],
+    limit: int,
+    convert: Callable[[Item], Converted],
+    *,
+    size_of: Callable[[Converted], int],
+    max_bytes: int,
+) -> list[Converted]:
     """Convert items up to a number and a size in bytes. The first item always fits."""
-    converted: list[ItemMessage] = []
+    converted: list[Converted] = []
     size = 0
     for item in items[:limit]:
-        message = convert(item)
-        size += message.ByteSize()
+        one = convert(item)
+        size += size_of(one)
         if converted and size > max_bytes:
             break
-        converted.append(message)
+        converted.append(one)
     return converted
 
 

@@ -312,7 +312,11 @@ class Watch:
         latest = page.revision if min_revision is None else min(page.revision, min_revision)
         items = [item for item in page.items if item.revision <= latest]
         entries = messages.fitting(
-            items, limit, messages.history_entry, max_bytes=MAX_MESSAGE_BYTES
+            items,
+            limit,
+            messages.history_entry,
+            size_of=pb.HistoryEntry.ByteSize,
+            max_bytes=MAX_MESSAGE_BYTES,
         )
         whole = len(entries) == len(items)
         response = message(

@@ -3,7 +3,9 @@
 from datetime import datetime
 from functools import lru_cache
 
+import orjson
 from appointments.v1 import appointment_pb2 as pb
+from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from service import messages
@@ -78,7 +80,9 @@ def encoded(stored: Appointment) -> bytes:
 
 
 def _attributes(text: str) -> bytes:
-    return _ATTRIBUTES + with_length(messages.attributes(text).SerializeToString())
+    message = Struct()
+    message.update(orjson.loads(text))
+    return _ATTRIBUTES + with_length(message.SerializeToString())
 
 
 @lru_cache(maxsize=4096)

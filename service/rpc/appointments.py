@@ -325,4 +325,10 @@ def _after_page(
 
 
 def _entries(page: Page[HistoryEntry], limit: int) -> list[pb.HistoryEntry]:
-    return messages.fitting(page.items, limit, messages.history_entry, max_bytes=MAX_PAGE_BYTES)
+    return messages.fitting(
+        page.items,
+        limit,
+        messages.history_entry,
+        size_of=pb.HistoryEntry.ByteSize,
+        max_bytes=MAX_PAGE_BYTES,
+    )

@@ -1,6 +1,5 @@
 """Lists of appointments: the request, the cache of pages, and the page tokens of each order."""
 
-from collections.abc import Sequence
 from datetime import datetime
 
 from appointments.v1 import appointment_service_pb2 as rpc
@@ -83,7 +82,7 @@ class AppointmentLists:
         etag = list_etag(request, page.moment, first_expiry) if time is None else ""
         if etag in known:  # the page of a replica that is behind
             return rpc.ListAppointmentsResponse(etag=etag, not_modified=True)
-        shown = _fitting(page.items[:limit])
+        shown = messages.fitting(page.items, limit, encoded, size_of=len, max_bytes=MAX_PAGE_BYTES)
         response = rpc.ListAppointmentsResponse(
             revision=page.revision if as_of is None else as_of,
             etag=etag,
@@ -93,7 +92,8 @@ class AppointmentLists:
                 request, [*position, as_of], self._reads.epoch
             )
         # Serialized messages that are joined are one message, with the fields of both.
-        answer = EncodedResponse(b"".join((*shown, response.SerializeToString())))
+        elements = [_ELEMENT + with_length(appointment) for appointment in shown]
+        answer = EncodedResponse(b"".join([*elements, response.SerializeToString()]))
         if cacheable:
             self._pages.put(cache_key, page.moment, first_expiry, answer, size=len(answer.content))
         return answer
@@ -146,19 +146,6 @@ class AppointmentLists:
             if found is not None:
                 return found
         return await self._moments.of(organization_id)
-
-
-def _fitting(appointments: Sequence[Appointment]) -> list[bytes]:
-    """Encode appointments as elements of the response, up to MAX_PAGE_BYTES, but at least one."""
-    shown: list[bytes] = []
-    size = 0
-    for appointment in appointments:
-        content = encoded(appointment)
-        size += len(content)
-        if shown and size > MAX_PAGE_BYTES:
-            break
-        shown.append(_ELEMENT + with_length(content))
-    return shown
 
 
 def _next_position(page: Page[Appointment], shown: int) -> list[str | int] | None:
