@@ -70,6 +70,11 @@ class Webhooks:
             (call for call in calls if call.request.kind in ("delivery", "webhook")),
             key=lambda call: call.begin,
         )
+        # When the history was read. It does not have later changes: a hold expires, or a write that
+        # was not answered happens.
+        self._read = max(
+            (call.begin for call in calls if call.request.kind == "replay"), default=0.0
+        )
 
     def judge(self) -> Iterator[tuple[Call, str]]:
         """Yield what is wrong with deliveries: a change may come again, but not too early."""
@@ -101,6 +106,10 @@ class Webhooks:
                 continue
             [entry] = call.answer["entries"]
             made = int(entry["revision"])
+            if made > self._past.latest:
+                if call.begin < self._read:
+                    yield call, f"revision {made} is lost: the history ends at {self._past.latest}"
+                continue
             if made > due:
                 yield call, f"the webhook sent revision {made} before {due} was accepted"
             elif made not in wanted:

@@ -90,6 +90,18 @@ def test_a_webhook(script: Script, filters: dict[str, Any]) -> None:
     assert not script.found()
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_a_webhook_that_sends_what_the_history_does_not_have(script: Script, late: bool) -> None:
+    script.upsert("a", 0, 10, resource_id="r")
+    sent, *_ = script.deliver(resource_id="r")
+    assert not script.found()
+    begin = script.now + 2 if late else sent.end
+    answer = {**sent.answer, "entries": [{**script.entries[0], "revision": "2"}]}
+    script.calls.append(replace(sent, number=100, begin=begin, end=begin, answer=answer))
+    found = script.found()
+    assert not found if late else "revision 2 is lost: the history ends at 1" in found
+
+
 def test_a_webhook_that_leaves_something_out(script: Script) -> None:
     change(script)
     sent = script.deliver(resource_id="r")
