@@ -75,17 +75,23 @@ class FormDatabase(Database):
         organization_id: str,
         statement: LiteralString,
         parameters: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        raw: bool = False,
     ) -> list[Row]:
         if self.scoped:
-            return await super().fetch(organization_id, statement, parameters)
-        return await self.fetch_across(statement, parameters)
+            return await super().fetch(organization_id, statement, parameters, raw=raw)
+        return await self.fetch_across(statement, parameters, raw=raw)
 
     async def fetch_across(
-        self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
+        self,
+        statement: LiteralString,
+        parameters: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        raw: bool = False,
     ) -> list[Row]:
         for old, new in self.replaced.items():
             statement = statement.replace(old, new)
-        return await super().fetch_across(statement, parameters)
+        return await super().fetch_across(statement, parameters, raw=raw)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

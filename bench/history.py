@@ -53,11 +53,15 @@ class TimedDatabase(Database):
     spent = 0.0
 
     async def fetch_across(
-        self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
+        self,
+        statement: LiteralString,
+        parameters: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        raw: bool = False,
     ) -> list[Row]:
         begun = time.perf_counter()
         try:
-            return await super().fetch_across(statement, parameters)
+            return await super().fetch_across(statement, parameters, raw=raw)
         finally:
             self.spent += time.perf_counter() - begun
 

@@ -9,7 +9,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -79,27 +79,19 @@ class Appointment(NamedTuple):
 
     @property
     def etag(self) -> str:
-        """The opaque tag of this version, made from its revision and the epoch.
-
-        A hold that has expired has another one than before, also if no change of its own
-        records it yet. Empty for the result of `validate_only`, which has no revision.
-        """
-        if not self.revision:
-            return ""
-        etag = f"{self.revision:x}{_EXPIRED if self.state is State.EXPIRED else ''}"
-        return f"{etag}{_EPOCH}{self.epoch}" if self.epoch else etag
+        return etag_of(self.revision, self.state, self.epoch)
 
 
-def first_expiry_of(appointments: Iterable[Appointment]) -> datetime | None:
-    """Return when the first of the held appointments expires, None if none is held."""
-    return min(
-        (
-            appointment.hold_until
-            for appointment in appointments
-            if appointment.state is State.HELD and appointment.hold_until is not None
-        ),
-        default=None,
-    )
+def etag_of(revision: int, state: State, epoch: str) -> str:
+    """Return the opaque tag of a version of an appointment.
+
+    A hold that has expired has another one than before, also if no change of its own records it
+    yet. Empty for the result of `validate_only`, which has no revision.
+    """
+    if not revision:
+        return ""
+    etag = f"{revision:x}{_EXPIRED if state is State.EXPIRED else ''}"
+    return f"{etag}{_EPOCH}{epoch}" if epoch else etag
 
 
 _EXPIRED = "x"

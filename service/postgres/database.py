@@ -11,6 +11,8 @@ import psycopg
 from psycopg import AsyncCursor
 from psycopg.errors import Diagnostic
 from psycopg.rows import TupleRow
+from psycopg.types.numeric import Int8BinaryLoader
+from psycopg.types.string import ByteaBinaryLoader
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from runtime.tracing import current_span
@@ -63,6 +65,7 @@ class _Connection(Session):
     turns = 0
     # Reused, because creating a cursor costs as much as executing a statement.
     statements: AsyncCursor[TupleRow]
+    raw_statements: AsyncCursor[TupleRow]
 
     async def cancel_safe(self, *, timeout: float = 0.0) -> None:  # noqa: ARG002, ASYNC109
         """Close the connection instead of cancelling its statement, which psycopg would do.
@@ -157,6 +160,8 @@ class Database:
         organization_id: str,
         statement: LiteralString,
         parameters: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        raw: bool = False,
     ) -> list[Row]:
         """Run one query for an organization in a transaction of its own and return its rows.
 
@@ -168,23 +173,30 @@ class Database:
         runs on the organization's node. There the statement itself has to name the organization.
         """
         if self.distributed:
-            return await self.fetch_across(statement, parameters)
+            return await self.fetch_across(statement, parameters, raw=raw)
         if isinstance(parameters, Mapping):
             wrapped = _for_one(statement, "%(organization_of_statement)s::text")
             parameters = {**parameters, "organization_of_statement": organization_id}
         else:
             wrapped = _for_one(statement, "%s::text")
             parameters = (organization_id, *parameters)
-        return await self.fetch_across(wrapped, parameters)
+        return await self.fetch_across(wrapped, parameters, raw=raw)
 
     async def fetch_across(
-        self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
+        self,
+        statement: LiteralString,
+        parameters: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        raw: bool = False,
     ) -> list[Row]:
         """Run one statement for several organizations, or none, and return its rows.
 
         It runs in a transaction of its own, and sees no rows in unqualified tables. For callers
         it can only call the functions for several organizations. In the background it names the
         tables of all organizations: `public.appointments`.
+
+        `raw` rows have texts and times as PostgreSQL sends them: texts as bytes of UTF-8, times as
+        microseconds since 2000. That takes a fraction of the time.
 
         The statement runs in a task of its own. A caller that is cancelled returns at once,
         while the statement completes and its connection returns to the pool.
@@ -194,12 +206,16 @@ class Database:
         """
         span = current_span.get()
         if span is None:
-            return await self._run(statement, parameters)
+            return await self._run(statement, parameters, raw=raw)
         with span.child("SQL", kind="client", database="postgresql", statement=statement):
-            return await self._run(statement, parameters)
+            return await self._run(statement, parameters, raw=raw)
 
     async def _run(
-        self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any]
+        self,
+        statement: LiteralString,
+        parameters: Sequence[Any] | Mapping[str, Any],
+        *,
+        raw: bool,
     ) -> list[Row]:
         if len(self._running) >= self._connections + self.max_waiting:
             raise Overloaded(
@@ -207,7 +223,7 @@ class Database:
             )
         loop = asyncio.get_running_loop()
         result: asyncio.Future[list[Row]] = loop.create_future()
-        task = loop.create_task(self._fetch(statement, parameters))
+        task = loop.create_task(self._fetch(statement, parameters, raw=raw))
         self._running.add(task)
 
         def time_out() -> None:
@@ -249,14 +265,22 @@ class Database:
 
         connection.add_notice_handler(store_warning)
         connection.statements = connection.cursor(binary=True)
+        connection.raw_statements = connection.cursor(binary=True)
+        adapters = connection.raw_statements.adapters
+        adapters.register_loader("text", ByteaBinaryLoader)
+        adapters.register_loader("timestamptz", Int8BinaryLoader)
 
     async def _fetch(
-        self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any]
+        self,
+        statement: LiteralString,
+        parameters: Sequence[Any] | Mapping[str, Any],
+        *,
+        raw: bool,
     ) -> list[Row]:
         connection = await self._get_connection()
         self._in_use += 1
         try:
-            cursor = connection.statements
+            cursor = connection.raw_statements if raw else connection.statements
             try:
                 await connection.execute_with_settings(cursor, statement, parameters)
             except psycopg.errors.InternalError_ as error:

@@ -4,14 +4,19 @@ A new column of an appointment is added to `_COLUMNS` and `appointment`, to `dom
 and in SQL to the two tables and to `apply_writes`, whose result has the table's row type.
 """
 
-from datetime import datetime
-from typing import Any, LiteralString
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, LiteralString, NamedTuple, overload
 
-from service.domain import Appointment, Change, HistoryEntry, State
+from service.domain import Appointment, Change, HistoryEntry, State, etag_of
+from service.times import MICROSECOND
 
 Row = tuple[Any, ...]
 
 _STATES = {state.value: state for state in State}
+_RAW_STATES = {state.value.encode(): state for state in State}
+# From which the times of raw rows are counted.
+RAW_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 _COLUMNS: tuple[LiteralString, ...] = (
     "appointment_id",
@@ -74,6 +79,70 @@ def appointment(
         revision=row[12],
         epoch=epoch,
     )
+
+
+class Stored(NamedTuple):
+    """A stored appointment as a raw row with the columns APPOINTMENT, and what that does not say.
+
+    It is sent on without becoming an Appointment (`service/rpc/appointment_encoding.py`).
+    """
+
+    organization_id: str
+    row: Row
+    state: State
+    epoch: str
+
+    @property
+    def etag(self) -> str:
+        return etag_of(self.row[12], self.state, self.epoch)
+
+    @property
+    def revision(self) -> int:
+        revision: int = self.row[12]
+        return revision
+
+    @property
+    def appointment(self) -> Appointment:
+        row = self.row
+        return Appointment(
+            organization_id=self.organization_id,
+            id=row[0].decode(),
+            resource_id=row[1].decode(),
+            additional_resource_ids=tuple(one.decode() for one in row[2] or ()),
+            start=time_of(row[3]),
+            end=time_of(row[4]),
+            title=row[5].decode(),
+            attributes=row[6].decode(),
+            created_at=time_of(row[7]),
+            updated_at=time_of(row[8]),
+            hold_until=time_of(row[9]),
+            state=self.state,
+            version=row[11],
+            revision=row[12],
+            epoch=self.epoch,
+        )
+
+
+def stored(organization_id: str, row: Row, clock: int | None, *, epoch: str) -> Stored:
+    """Take a raw row, read in an epoch of the database. `clock` is that of `appointment`, raw."""
+    state = _RAW_STATES[row[10]]
+    if state is State.HELD and clock is not None and row[9] <= clock:
+        state = State.EXPIRED
+    return Stored(organization_id, row, state, epoch)
+
+
+def first_expiry_of(found: Iterable[Stored]) -> datetime | None:
+    """Return when the first of the held appointments expires, None if none is held."""
+    return time_of(min((each.row[9] for each in found if each.state is State.HELD), default=None))
+
+
+@overload
+def time_of(raw: int) -> datetime: ...
+@overload
+def time_of(raw: None) -> None: ...
+def time_of(raw: int | None) -> datetime | None:
+    """Convert a raw time."""
+    return None if raw is None else RAW_EPOCH + raw * MICROSECOND
 
 
 def history_entry(organization_id: str, row: Row, *, epoch: str) -> HistoryEntry:

@@ -5,7 +5,6 @@ completed before.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import LiteralString, NamedTuple
 
 from runtime.tracing import current_span
@@ -25,14 +24,14 @@ _STATEMENT: LiteralString = f"""
 
 
 class Current(NamedTuple):
-    """The state of an appointment, None if it does not exist.
+    """The state of an appointment as a raw row, None if it does not exist.
 
-    `revision` is that of its organization, and `clock` the time of the state, None before the first
-    revision.
+    `revision` is that of its organization, and `clock` the time of the state, raw, None before the
+    first revision.
     """
 
     revision: int
-    clock: datetime | None
+    clock: int | None
     row: Row | None
 
 
@@ -60,7 +59,9 @@ class CurrentAppointments:
 
     async def _fetch(self, wanted: Sequence[tuple[str, str]]) -> Sequence[Current]:
         organization_ids, ids = zip(*wanted, strict=True)
-        found = await self._database.fetch_across(_STATEMENT, (list(organization_ids), list(ids)))
+        found = await self._database.fetch_across(
+            _STATEMENT, (list(organization_ids), list(ids)), raw=True
+        )
         states = {
             row[0]: Current(row[1], row[2], row[3:] if row[3] is not None else None)
             for row in found

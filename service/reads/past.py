@@ -12,7 +12,7 @@ from math import isqrt
 from typing import LiteralString
 
 from service.postgres import rows
-from service.postgres.rows import Row
+from service.postgres.rows import Stored
 from service.reads.window import Window
 
 # The order of the rows of all queries.
@@ -124,9 +124,9 @@ def budget(limit: int) -> int:
     return 10 * limit
 
 
-def is_spent(found: Sequence[Row], budget: int) -> bool:
+def is_spent(found: Sequence[Stored], budget: int) -> bool:
     """Return whether the page may lack rows, because the budget was spent before it was full."""
-    return any(row[-1] == budget for row in found)
+    return any(each.row[-1] == budget for each in found)
 
 
 def few(limit: int, as_of: int) -> int:

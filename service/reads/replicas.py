@@ -109,6 +109,7 @@ class Replicas:
         *,
         revision: int,
         epoch: str,
+        raw: bool = False,
     ) -> list[Row] | None:
         """Return rows from a replica that has a revision; None if the primary must be read.
 
@@ -123,7 +124,9 @@ class Replicas:
                 continue
             try:
                 async with asyncio.timeout_at(deadline):
-                    rows = await replica.database.fetch(organization_id, statement, parameters)
+                    rows = await replica.database.fetch(
+                        organization_id, statement, parameters, raw=raw
+                    )
             except Overloaded:
                 self._count(replica, "busy")
             except TimeoutError:

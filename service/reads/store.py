@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, LiteralString, TypeVar
 
-from service.domain import Appointment, ChangeFilter, HistoryEntry
+from service.domain import ChangeFilter, HistoryEntry
 from service.errors import AppointmentNotFound, InvalidFields
 from service.postgres import rows
 from service.postgres.database import Database
-from service.postgres.rows import Row
+from service.postgres.rows import Row, Stored
 from service.reads import by_revision, entries, occupied, past, present
 from service.reads.current import CurrentAppointments
 from service.reads.moments import Moment, Now
@@ -80,7 +80,7 @@ class Page(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PageByRevision(Page[Appointment]):
+class PageByRevision(Page[Stored]):
     """Every appointment whose latest change is up to `reached` is on the page, if it is selected.
 
     `last` is the revision of the state that the page shows.
@@ -148,29 +148,32 @@ class ReadStore:
         as_of: int | None,
         at: datetime | None,
         min_revision: int | None,
-    ) -> tuple[Appointment, int]:
+    ) -> tuple[Stored, int]:
         """Return an appointment and the organization's revision.
 
         Raises AppointmentNotFound.
         """
         if as_of is None and min_revision is None and not self._primary.distributed:
             revision, clock, row = await self._current.get(organization_id, id)
+            found = (
+                None if row is None else rows.stored(organization_id, row, clock, epoch=self.epoch)
+            )
         else:
-            page = await self._read(
+            page = await self._read_stored(
                 _GET if as_of is None else _GET_AS_OF,
                 "1",
                 {"organization_id": organization_id, "id": id, "as_of": as_of, "at": at},
                 min_revision=min_revision,
             )
-            revision, clock, row = page.revision, page.clock, next(iter(page.items), None)
-        if row is None:
+            revision, found = page.revision, next(iter(page.items), None)
+        if found is None:
             raise AppointmentNotFound(
                 "the organization has no appointment with this id"
                 if as_of is None
                 else f"the organization had no appointment with this id then (revision {as_of})",
                 organization_revision=revision,
             )
-        return rows.appointment(organization_id, row, clock, epoch=self.epoch), revision
+        return found, revision
 
     async def list(
         self,
@@ -182,7 +185,7 @@ class ReadStore:
         as_of: int | None,
         at: datetime | None,
         min_revision: int | None,
-    ) -> Page[Appointment]:
+    ) -> Page[Stored]:
         """Return appointments by start and id, following the start and id in `after`."""
         parameters = {
             **window.parameters,
@@ -195,15 +198,11 @@ class ReadStore:
         }
         if as_of is None:
             query = present.query(window, after=after is not None)
-            page = await self._read(query, present.ORDER, parameters, min_revision=min_revision)
-        else:
-            page = await self._list_past(
-                window, parameters, as_of=as_of, limit=limit, min_revision=min_revision
+            return await self._read_stored(
+                query, present.ORDER, parameters, min_revision=min_revision
             )
-        return Page(
-            items=self._appointments(organization_id, page),
-            moment=page.moment,
-            clock=page.clock,
+        return await self._list_past(
+            window, parameters, as_of=as_of, limit=limit, min_revision=min_revision
         )
 
     async def _list_past(
@@ -214,12 +213,12 @@ class ReadStore:
         as_of: int,
         limit: int,
         min_revision: int | None,
-    ) -> Page[Row]:
+    ) -> Page[Stored]:
         parameters = {**parameters, "unlimited": None}
         after = parameters["after_start"] is not None
         by_place = past.by_place(window)
         budget = past.budget(limit)
-        page = await self._read(
+        page = await self._read_stored(
             by_place, past.ORDER, {**parameters, "budget": budget}, min_revision=min_revision
         )
         if not past.is_spent(page.items, budget):
@@ -229,7 +228,7 @@ class ReadStore:
             past.COUNT, "1", {**parameters, "most": most}, min_revision=min_revision
         )
         few = counted.items[0][0] < most
-        return await self._read(
+        return await self._read_stored(
             past.by_appointment(window, after=after) if few else by_place,
             past.ORDER,
             {**parameters, "budget": None},
@@ -263,7 +262,7 @@ class ReadStore:
             "at": at,
             "limit": limit,
         }
-        page = await self._read(
+        page = await self._read_stored(
             by_revision.by_change(window, is_past=as_of is not None),
             by_revision.ORDER,
             parameters,
@@ -274,14 +273,14 @@ class ReadStore:
             most = {**parameters, "most": by_revision.LOOKED_AT}
             counted = await self._read(past.COUNT, "1", most, min_revision=min_revision)
             if counted.items[0][0] < by_revision.LOOKED_AT:
-                page = await self._read(
+                page = await self._read_stored(
                     by_revision.by_appointment(window, is_past=as_of is not None),
                     by_revision.ORDER,
                     parameters,
                     min_revision=min_revision,
                 )
                 last = through = page.revision if as_of is None else as_of
-        items = self._appointments(organization_id, page)
+        items = page.items
         return PageByRevision(
             items=items,
             moment=page.moment,
@@ -372,12 +371,6 @@ class ReadStore:
             clock=page.clock,
         )
 
-    def _appointments(self, organization_id: str, page: Page[Row]) -> Sequence[Appointment]:
-        epoch = self.epoch
-        return [
-            rows.appointment(organization_id, row, page.clock, epoch=epoch) for row in page.items
-        ]
-
     async def _read(
         self,
         query: LiteralString,
@@ -386,6 +379,41 @@ class ReadStore:
         *,
         min_revision: int | None,
     ) -> Page[Row]:
+        found = await self._fetch(query, order, parameters, min_revision=min_revision, raw=False)
+        revision, recorded_at, clock, *_ = found[0]
+        return Page(items=_without_moment(found), moment=(revision, recorded_at), clock=clock)
+
+    async def _read_stored(
+        self,
+        query: LiteralString,
+        order: LiteralString,
+        parameters: Mapping[str, Any],
+        *,
+        min_revision: int | None,
+    ) -> Page[Stored]:
+        """Read rows that begin with the columns of an appointment."""
+        found = await self._fetch(query, order, parameters, min_revision=min_revision, raw=True)
+        revision, recorded_at, clock, *_ = found[0]
+        organization_id: str = parameters["organization_id"]
+        epoch = self.epoch
+        return Page(
+            items=[
+                rows.stored(organization_id, row, clock, epoch=epoch)
+                for row in _without_moment(found)
+            ],
+            moment=(revision, rows.time_of(recorded_at)),
+            clock=rows.time_of(clock),
+        )
+
+    async def _fetch(
+        self,
+        query: LiteralString,
+        order: LiteralString,
+        parameters: Mapping[str, Any],
+        *,
+        min_revision: int | None,
+        raw: bool,
+    ) -> Sequence[Row]:
         organization_id: str = parameters["organization_id"]
         as_of = parameters.get("as_of")
         clock = _NOW
@@ -396,22 +424,20 @@ class ReadStore:
         needed = max(min_revision or 0, as_of or 0, parameters.get("after", 0))
         if self._replicas is not None and min_revision is not None:
             found = await self._replicas.fetch(
-                organization_id, statement, parameters, revision=needed, epoch=self.epoch
+                organization_id, statement, parameters, revision=needed, epoch=self.epoch, raw=raw
             )
             if found is not None:
-                return _page(found)
-        page = _page(
-            await fetch_confirmed(
-                self._primary, organization_id, statement, parameters, revision=needed
-            )
+                return found
+        found = await fetch_confirmed(
+            self._primary, organization_id, statement, parameters, revision=needed, raw=raw
         )
+        latest = found[0][0]
         for field, revision in (("min_revision", min_revision), ("as_of_revision", as_of)):
-            if revision is not None and revision > page.revision:
-                raise InvalidFields.beyond_latest(field, page.revision)
-        return page
+            if revision is not None and revision > latest:
+                raise InvalidFields.beyond_latest(field, latest)
+        return found
 
 
-def _page(found: list[Row]) -> Page[Row]:
+def _without_moment(found: Sequence[Row]) -> list[Row]:
     """Split off moment and clock. Without a match, there is one row with nothing else."""
-    items = [row[3:] for row in found if row[3] is not None]
-    return Page(items=items, moment=found[0][:2], clock=found[0][2])
+    return [row[3:] for row in found if row[3] is not None]

@@ -27,6 +27,7 @@ async def fetch_confirmed(
     parameters: Mapping[str, Any],
     *,
     revision: int,
+    raw: bool = False,
 ) -> list[Row]:
     """Return the rows of a statement, whose first column is the organization's revision.
 
@@ -36,7 +37,7 @@ async def fetch_confirmed(
     give_up = monotonic() + PATIENCE
     last = False
     while True:
-        rows = await primary.fetch(organization_id, statement, parameters)
+        rows = await primary.fetch(organization_id, statement, parameters, raw=raw)
         if last or rows[0][0] >= revision:
             return rows
         # The next look sees what was committed before.

@@ -1,6 +1,5 @@
 """Serializes appointments, which takes half as long as creating messages does."""
 
-from datetime import datetime
 from functools import lru_cache
 
 import orjson
@@ -9,9 +8,9 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from service import messages
-from service.domain import Appointment
+from service.postgres.rows import RAW_EPOCH, Stored
 from service.rpc.wire import number_tag, tag, varint, with_length
-from service.times import EPOCH
+from service.times import microseconds
 
 _FIELDS = {field.name: field.number for field in pb.Appointment.DESCRIPTOR.fields}
 _ORGANIZATION_ID = tag(_FIELDS["organization_id"])
@@ -35,64 +34,83 @@ _STATES = {
     state: number_tag(_FIELDS["state"]) + varint(number)
     for state, number in messages.STATES.items()
 }
+_SINCE_1970 = microseconds(RAW_EPOCH)
 _NO_ATTRIBUTES = _ATTRIBUTES + with_length(b"")
 
 
-def encoded(stored: Appointment) -> bytes:
-    """Return what `messages.appointment` returns, serialized."""
-    organization_id = stored.organization_id.encode()
-    appointment_id = stored.id.encode()
+def encoded(stored: Stored) -> bytes:
+    """Return what `messages.appointment` returns of a stored appointment, serialized."""
+    (
+        appointment_id,
+        resource_id,
+        others,
+        start,
+        end,
+        title,
+        attributes,
+        created_at,
+        updated_at,
+        hold_until,
+        _,
+        version,
+        revision,
+        *_,
+    ) = stored.row
+    etag = stored.etag.encode()
     parts = [
-        _ORGANIZATION_ID,
-        varint(len(organization_id)),
-        organization_id,
+        _organization(stored.organization_id),
         _ID,
         varint(len(appointment_id)),
         appointment_id,
         _START,
-        _time(stored.start),
+        _time(start),
         _END,
-        _time(stored.end),
-        _NO_ATTRIBUTES if stored.attributes == "{}" else _attributes(stored.attributes),
+        _time(end),
+        _NO_ATTRIBUTES if attributes == b"{}" else _attributes(attributes),
         _CREATED_AT,
-        _time(stored.created_at),
+        _time(created_at),
         _UPDATED_AT,
-        _time(stored.updated_at),
+        _time(updated_at),
         _STATES[stored.state],
+        _VERSION,
+        varint(version),
+        _REVISION,
+        varint(revision),
+        _ETAG,
+        varint(len(etag)),
+        etag,
     ]
     # Those without presence are left out if they have the default.
-    for before, text in (
-        (_RESOURCE_ID, stored.resource_id),
-        (_TITLE, stored.title),
-        (_ETAG, stored.etag),
-    ):
-        if text:
-            parts += (before, with_length(text.encode()))
-    if stored.version:
-        parts += (_VERSION, varint(stored.version))
-    if stored.revision:
-        parts += (_REVISION, varint(stored.revision))
-    for resource_id in stored.additional_resource_ids:
-        parts += (_ADDITIONAL_RESOURCE_ID, with_length(resource_id.encode()))
-    if stored.hold_until is not None:
-        parts += (_HOLD_UNTIL, _time(stored.hold_until))
+    if resource_id:
+        parts += (_RESOURCE_ID, varint(len(resource_id)), resource_id)
+    if title:
+        parts += (_TITLE, varint(len(title)), title)
+    if others:
+        for other in others:
+            parts += (_ADDITIONAL_RESOURCE_ID, varint(len(other)), other)
+    if hold_until is not None:
+        parts += (_HOLD_UNTIL, _time(hold_until))
     return b"".join(parts)
 
 
-def _attributes(text: str) -> bytes:
+@lru_cache(maxsize=1024)
+def _organization(organization_id: str) -> bytes:
+    return _ORGANIZATION_ID + with_length(organization_id.encode())
+
+
+def _attributes(text: bytes) -> bytes:
     message = Struct()
     message.update(orjson.loads(text))
     return _ATTRIBUTES + with_length(message.SerializeToString())
 
 
 @lru_cache(maxsize=4096)
-def _time(time: datetime) -> bytes:
+def _time(raw: int) -> bytes:
     """Return a serialized Timestamp with its length."""
-    difference = time - EPOCH
-    seconds = difference.days * 86_400 + difference.seconds
+    seconds, fraction = divmod(raw + _SINCE_1970, 1_000_000)
     content = b""
     if seconds:
         content += _SECONDS + varint(seconds)
-    if difference.microseconds:
-        content += _NANOS + varint(difference.microseconds * 1000)
+    if fraction:
+        content += _NANOS + varint(fraction * 1000)
     return with_length(content)

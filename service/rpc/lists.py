@@ -5,8 +5,8 @@ from datetime import datetime
 from appointments.v1 import appointment_service_pb2 as rpc
 
 from service import messages
-from service.domain import Appointment, first_expiry_of
 from service.errors import InvalidFields
+from service.postgres.rows import Stored, first_expiry_of
 from service.reads.moments import Moments, Now
 from service.reads.page_cache import PageCache
 from service.reads.store import Page, PageByRevision, ReadStore
@@ -105,7 +105,7 @@ class AppointmentLists:
         time: datetime | None,
         *,
         limit: int,
-    ) -> tuple[Page[Appointment], int | None]:
+    ) -> tuple[Page[Stored], int | None]:
         """Return a page, and the revision that it is as of. By start, it has one more row."""
         organization_id = messages.organization_of(request)
         by_revision = bool(request.order_by)
@@ -148,10 +148,13 @@ class AppointmentLists:
         return await self._moments.of(organization_id)
 
 
-def _next_position(page: Page[Appointment], shown: int) -> list[str | int] | None:
+def _next_position(page: Page[Stored], shown: int) -> list[str | int] | None:
     """Return where the next page begins, None if there is none."""
     last = page.items[shown - 1] if shown < len(page.items) else None
     if not isinstance(page, PageByRevision):
-        return [last.start.isoformat(), last.id] if last else None
+        if last is None:
+            return None
+        appointment = last.appointment
+        return [appointment.start.isoformat(), appointment.id]
     reached = last.revision if last else page.reached
     return [reached] if reached < page.last else None

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-_SHORT = tuple(bytes((number,)) for number in range(1 << 7))
 _NUMBERS = (1 << 64) - 1
+_FEW = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,12 @@ def number_tag(field: int) -> bytes:
 
 def varint(number: int) -> bytes:
     """Return an integer of 64 bits, or an unsigned one."""
-    if 0 <= number < 1 << 7:
+    if 0 <= number < _FEW:
         return _SHORT[number]
+    return _varint(number)
+
+
+def _varint(number: int) -> bytes:
     number &= _NUMBERS
     found = bytearray()
     while number > 0x7F:
@@ -37,6 +41,9 @@ def varint(number: int) -> bytes:
         number >>= 7
     found.append(number)
     return bytes(found)
+
+
+_SHORT = tuple(map(_varint, range(_FEW)))
 
 
 def with_length(content: bytes) -> bytes:

@@ -199,9 +199,11 @@ class Recording(Database):
         organization_id: str,
         statement: LiteralString,
         parameters: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        raw: bool = False,
     ) -> list[Row]:
         self.seen.append((statement, parameters))
-        return await super().fetch(organization_id, statement, parameters)
+        return await super().fetch(organization_id, statement, parameters, raw=raw)
 
 
 async def test_each_statement_for_one_organization_names_it_on_every_table(url: str) -> None:

@@ -322,7 +322,7 @@ async def test_what_moved_often_costs_a_list_of_the_past_no_look_at_each_move(
                 "moved", window, after=None, limit=2, as_of=MOVED**2, at=None, min_revision=None
             )
             await database.fetch_across("SELECT pg_stat_force_next_flush()")
-            assert [each.id for each in page.items] == ["0", "1"]
+            assert [each.appointment.id for each in page.items] == ["0", "1"]
             # The places that are tried, and each appointment.
             assert _rows_read(connection) - before <= 4 * (10 * 2 + MOVED)
 

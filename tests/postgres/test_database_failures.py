@@ -230,12 +230,16 @@ class FaultyDatabase(Database):
     calls = 0
 
     async def fetch_across(
-        self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
+        self,
+        statement: LiteralString,
+        parameters: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        raw: bool = False,
     ) -> list[Row]:
         self.calls += 1
         if self.calls in self.faults:
             raise self.faults[self.calls]
-        return await super().fetch_across(statement, parameters)
+        return await super().fetch_across(statement, parameters, raw=raw)
 
 
 async def test_what_was_written_one_by_one_keeps_its_result_when_a_later_one_fails(

@@ -370,12 +370,14 @@ class Confused(Database):
         organization_id: str,
         statement: LiteralString,
         parameters: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        raw: bool = False,
     ) -> list[Row]:
         caller = sys._getframe(1)
         self.places.add((caller.f_globals["__name__"], caller.f_code.co_name))
         if caller.f_code.co_name not in self.right:
             organization_id = A
-        return await super().fetch(organization_id, statement, parameters)
+        return await super().fetch(organization_id, statement, parameters, raw=raw)
 
 
 def upsert(id: str) -> Upsert:

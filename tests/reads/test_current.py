@@ -29,13 +29,17 @@ class Counting(Database):
         self.started = asyncio.Event()
 
     async def fetch_across(
-        self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
+        self,
+        statement: LiteralString,
+        parameters: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        raw: bool = False,
     ) -> list[Row]:
         self.statements += 1
         self.started.set()
         if self.held is not None:
             await self.held.wait()
-        return await super().fetch_across(statement, parameters)
+        return await super().fetch_across(statement, parameters, raw=raw)
 
 
 @pytest.fixture
@@ -58,7 +62,7 @@ async def test_reads_that_wait_share_a_statement(database: Counting, org: Organi
 
     assert database.statements == 1
     read = [answer for answer in found if not isinstance(answer, BaseException)]
-    assert [(each.organization_id, each.id, revision) for each, revision in read] == [
+    assert [(each.organization_id, each.appointment.id, revision) for each, revision in read] == [
         (first.id, "b", 2),
         (second.id, "a", 1),
         (first.id, "a", 2),
@@ -80,7 +84,7 @@ async def test_a_read_shows_what_was_written_while_others_were_read(
 
     found, revision = await reads.get(org.id, "a", **LATEST)
 
-    assert (found.version, revision) == (2, 2)
+    assert (found.appointment.version, revision) == (2, 2)
     await earlier
 
 
@@ -108,7 +112,7 @@ async def test_a_statement_has_a_limit(database: Counting, org: Organization) ->
     found = await asyncio.gather(*(reads.get(org.id, "a", **LATEST) for _ in range(MOST + 1)))
 
     assert database.statements == 2
-    assert {each.id for each, _ in found} == {"a"}
+    assert {each.appointment.id for each, _ in found} == {"a"}
 
 
 async def test_too_many_that_wait_are_refused(database: Counting, org: Organization) -> None:

@@ -69,7 +69,7 @@ async def _pages(reads: ReadStore, window: Any, as_of: int | None, limit: int) -
         )
         assert len(page.items) <= limit
         assert all(after < item.revision <= page.reached for item in page.items)
-        found += page.items
+        found += [each.appointment for each in page.items]
         more = page.reached < page.last
         assert not more or page.reached > after
         after = page.reached

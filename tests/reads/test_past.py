@@ -148,7 +148,7 @@ async def test_every_list_of_the_past_is_what_the_history_says(
                     at=None,
                     min_revision=None,
                 )
-                found += page.items
+                found += [each.appointment for each in page.items]
                 if len(page.items) < limit:
                     break
             assert found == expected, (window, as_of, limit)

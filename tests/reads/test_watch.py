@@ -367,10 +367,14 @@ class CountingDatabase(Database):
     asked: list[Any]
 
     async def fetch_across(
-        self, statement: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
+        self,
+        statement: LiteralString,
+        parameters: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        raw: bool = False,
     ) -> list[Row]:
         self.asked.append(parameters)
-        return await super().fetch_across(statement, parameters)
+        return await super().fetch_across(statement, parameters, raw=raw)
 
 
 async def test_one_question_for_all_and_none_when_nobody_watches(

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from service import messages
 from service.domain import Appointment, State
+from service.postgres.rows import RAW_EPOCH, Stored
 from service.rpc.appointment_encoding import encoded
+from service.times import MICROSECOND
 
 text = st.text() | st.text(min_size=120, max_size=140)
 times = st.datetimes(timezones=st.just(UTC))
@@ -32,8 +34,8 @@ NOW = datetime(2026, 11, 26, tzinfo=UTC)
         updated_at=times,
         hold_until=st.none() | times,
         state=st.sampled_from(State),
-        version=st.integers(0, 2**31 - 1),
-        revision=st.integers(0, 2**63 - 1),
+        version=st.integers(1, 2**31 - 1),
+        revision=st.integers(1, 2**63 - 1),
         epoch=st.text(alphabet="0123456789abcdef", max_size=8),
     )
 )
@@ -51,14 +53,41 @@ NOW = datetime(2026, 11, 26, tzinfo=UTC)
         updated_at=NOW,
         hold_until=None,
         state=State.ACTIVE,
-        version=0,
-        revision=0,
+        version=1,
+        revision=1,
         epoch="",
     )
 )
-def test_it_is_what_protobuf_reads(stored: Appointment) -> None:
-    read = pb.Appointment.FromString(encoded(stored))
+def test_it_is_what_protobuf_reads(appointment: Appointment) -> None:
+    found = stored(appointment)
 
+    read = pb.Appointment.FromString(encoded(found))
+
+    assert found.appointment == appointment
     # Equal messages may differ in which fields are present.
-    assert read.ListFields() == messages.appointment(stored).ListFields()
-    assert read == messages.appointment(stored)
+    assert read.ListFields() == messages.appointment(appointment).ListFields()
+    assert read == messages.appointment(appointment)
+
+
+def stored(appointment: Appointment) -> Stored:
+    """Return an appointment as it comes from PostgreSQL."""
+    row = (
+        appointment.id.encode(),
+        appointment.resource_id.encode(),
+        [one.encode() for one in appointment.additional_resource_ids] or None,
+        raw(appointment.start),
+        raw(appointment.end),
+        appointment.title.encode(),
+        appointment.attributes.encode(),
+        raw(appointment.created_at),
+        raw(appointment.updated_at),
+        None if appointment.hold_until is None else raw(appointment.hold_until),
+        appointment.state.value.encode(),
+        appointment.version,
+        appointment.revision,
+    )
+    return Stored(appointment.organization_id, row, appointment.state, appointment.epoch)
+
+
+def raw(time: datetime) -> int:
+    return (time - RAW_EPOCH) // MICROSECOND
