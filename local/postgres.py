@@ -101,9 +101,9 @@ class EmbeddedPostgres:
         """
         if self._process is not None:
             return
-        self.directory.parent.mkdir(parents=True, exist_ok=True)
-        self._acquire_lock()
         try:
+            self.directory.parent.mkdir(parents=True, exist_ok=True)
+            self._acquire_lock()
             if self._user:
                 _make_user(self._user)
                 _allow_traversal(programs_directory(), self.directory)
@@ -111,8 +111,10 @@ class EmbeddedPostgres:
             if self.new:
                 self._initialize()
             self._run()
-        except BaseException:
+        except BaseException as error:
             self.stop(immediate=True)
+            if isinstance(error, OSError):
+                raise StartError(f"{self.directory} cannot be used: {error}") from error
             raise
 
     def stop(self, *, immediate: bool = False) -> None:

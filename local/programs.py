@@ -175,7 +175,7 @@ class Program:
         end = f"exit code {code}"
         if code is not None and code < 0:
             end = f"killed by {signal.Signals(-code).name}"
-        return f"{message} ({end})".strip()
+        return f"{message} ({end})" if message else end
 
     def stop(self, within: float = STOP_TIMEOUT) -> int:
         """Stop it with SIGTERM, after `within` seconds with SIGKILL. Returns the exit code."""

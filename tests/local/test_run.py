@@ -324,6 +324,18 @@ def test_an_unreachable_database_is_one_line(start_run: StartRun) -> None:
     assert "secret" not in errors
 
 
+def test_a_data_directory_that_cannot_be_used_is_one_line(
+    start_run: StartRun, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for directory in (file, file / "below"):
+        code, errors = start_run(RUN_DATA_DIR=str(directory)).end()
+        assert code == 1
+        assert errors.startswith(f"make run: {directory} cannot be used: ")
+        assert errors.count("\n") == 1
+
+
 async def test_a_database_url_is_used_and_nothing_embedded(
     start_run: StartRun, database_url: str, tmp_path: Path, organization: str
 ) -> None:
@@ -404,7 +416,7 @@ def test_a_program_that_ends_stops_everything(start_run: StartRun, name: str) ->
     victim.kill()
     code, errors = run.end()
     assert code == 1
-    assert re.fullmatch(rf"make run: {name} ended unexpectedly: \(killed by SIGKILL\)\n", errors)
+    assert re.fullmatch(rf"make run: {name} ended unexpectedly: killed by SIGKILL\n", errors)
     assert not any(process.is_running() for process in processes)
 
 
