@@ -87,6 +87,8 @@ class Expiry:
 
     async def _start(self) -> int:
         """Start to record the holds that are due, and return how many were found."""
+        # Before the database reads its clock, so that no delay is measured too short.
+        asked_at = monotonic()
         try:
             found = await self._database.fetch_across(
                 _DUE, {"busy": list(self._busy), "limit": BATCH}
@@ -98,7 +100,7 @@ class Expiry:
         for organization_id, appointment_id, delay in found:
             due[organization_id].append((appointment_id, delay))
         for organization_id, holds in due.items():
-            task = asyncio.create_task(self._record(organization_id, holds, monotonic()))
+            task = asyncio.create_task(self._record(organization_id, holds, asked_at))
             self._busy[organization_id] = task
         return len(found)
 
@@ -124,13 +126,13 @@ class Expiry:
         return float(seconds) + random.uniform(0, SPREAD)  # noqa: S311  no secret
 
     async def _record(
-        self, organization_id: str, holds: list[tuple[str, timedelta]], found_at: float
+        self, organization_id: str, holds: list[tuple[str, timedelta]], asked_at: float
     ) -> None:
         try:
             results = await self._committer.submit_all(
                 organization_id, [Expire(id=appointment_id) for appointment_id, _ in holds]
             )
-            waited = monotonic() - found_at
+            waited = monotonic() - asked_at
             for (_, delay), result in zip(holds, results, strict=True):
                 if isinstance(result, WriteResult) and result.outcome is Outcome.EXPIRED:
                     self._metrics.hold_expiry_delay_seconds.observe(delay.total_seconds() + waited)
