@@ -16,6 +16,8 @@ from runtime.settings import faults
 
 def main() -> None:
     """Run until a signal. An error at startup is printed as one line, with exit code 1."""
+    if sys.argv[1:]:
+        sys.exit("usage: python -m gateway, with settings in the environment")
     try:
         settings = Settings()
         configure_logs("gateway", level=settings.log_level, format=settings.log_format)

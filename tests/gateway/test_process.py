@@ -15,11 +15,12 @@ from tests.gateway.fake_service import FakeService
 _FREE = {"GATEWAY_HOST": "127.0.0.1", "GATEWAY_PORT": "0", "GATEWAY_METRICS_PORT": "0"}
 
 
-async def _start(**variables: str) -> asyncio.subprocess.Process:
+async def _start(*arguments: str, **variables: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "gateway",
+        *arguments,
         env={**os.environ, **_FREE, **variables},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -29,6 +30,13 @@ async def _start(**variables: str) -> asyncio.subprocess.Process:
 async def _line(process: asyncio.subprocess.Process) -> Any:
     assert process.stdout is not None
     return json.loads(await asyncio.wait_for(process.stdout.readline(), 20))
+
+
+async def test_arguments_are_refused() -> None:
+    process = await _start("--help")
+    output, errors = await asyncio.wait_for(process.communicate(), 20)
+    assert (process.returncode, output) == (1, b"")
+    assert errors.startswith(b"usage: python -m gateway")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
