@@ -18,7 +18,13 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 
 from local.programs import ROOT
 
-VERSION_FILE = "protos/appointments/__init__.py"
+# Where the version is stated. The chart names the image by its appVersion.
+VERSIONS = (
+    ("protos/appointments/__init__.py", r'__version__ = "(.*)"'),
+    ("Dockerfile", r"ARG VERSION=(.*)"),
+    ("deploy/helm/Chart.yaml", r"version: (.*)"),
+    ("deploy/helm/Chart.yaml", r"appVersion: (.*)"),
+)
 # What each project is released as. The version of the client's sources is outside of them.
 PROJECTS = {".": ("wheel", "sdist"), "protos": ("wheel", "sdist"), "client": ("wheel",)}
 # For the tests of the next release; see tests/upgrades/released.py.
@@ -51,9 +57,10 @@ def check(root: Path, version: str) -> None:
     faults = []
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         faults.append(f"the version {version!r} is not of the form 1.2.3")
-    stated = re.search(r'^__version__ = "(.*)"$', (root / VERSION_FILE).read_text(), re.MULTILINE)
-    if stated is None or stated[1] != version:
-        faults.append(f"{VERSION_FILE} says {stated[1] if stated else 'nothing'}, not {version}")
+    for file, line in VERSIONS:
+        stated = re.search(f"^{line}$", (root / file).read_text(), re.MULTILINE)
+        if stated is None or stated[1] != version:
+            faults.append(f"{file} says {stated[0] if stated else 'nothing'}, not {version}")
     title = re.search(r"^## (.*)$", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
     if title is None or not re.fullmatch(rf"{re.escape(version)}, \d{{4}}-\d\d-\d\d", title[1]):
         faults.append(

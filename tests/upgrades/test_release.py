@@ -49,6 +49,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
     replace(root / "protos/appointments/__init__.py", '"0.1.0"', f'"{VERSION}"')
+    replace(root / "Dockerfile", "VERSION=0.1.0", f"VERSION={VERSION}")
+    replace(root / "deploy/helm/Chart.yaml", "version: 0.1.0", f"version: {VERSION}")
+    replace(root / "deploy/helm/Chart.yaml", "appVersion: 0.1.0", f"appVersion: {VERSION}")
     replace(root / "CHANGELOG.md", "## 0.1.0, unreleased", f"## {VERSION}, 2030-01-07")
     git(root, "init", "--quiet")
     git(root, "add", "--all")
@@ -58,8 +61,15 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_does_not_hold_is_named(tree: Path) -> None:
     check(tree, VERSION)
-    with pytest.raises(NotReleasable, match=rf"__init__.py says {VERSION}, not 7.8.10; CHANGELOG"):
+    with pytest.raises(NotReleasable, match=r"not 7.8.10; CHANGELOG") as refusal:
         check(tree, "7.8.10")
+    for stated in (
+        f'protos/appointments/__init__.py says __version__ = "{VERSION}", not 7.8.10',
+        f"Dockerfile says ARG VERSION={VERSION}, not 7.8.10",
+        f"deploy/helm/Chart.yaml says version: {VERSION}, not 7.8.10",
+        f"deploy/helm/Chart.yaml says appVersion: {VERSION}, not 7.8.10",
+    ):
+        assert stated in str(refusal.value)
     with pytest.raises(NotReleasable, match="not of the form"):
         check(tree, "next")
     unknown = tree / "unknown"
