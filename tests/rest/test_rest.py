@@ -233,6 +233,24 @@ def test_a_batch_answers_each_item_with_its_result_or_its_problem(rest: Client) 
     assert [error["field"] for error in results[2]["error"]["errors"]] == ["end"]
 
 
+@pytest.mark.parametrize("unreadable", [{"title": 5}, {"titel": "x"}, {"start": "tomorrow"}])
+def test_an_item_that_cannot_be_read_refuses_the_whole_batch(
+    rest: Client, unreadable: dict[str, Any]
+) -> None:
+    times = {"start": "2030-01-07 08:00", "end": "2030-01-07 09:00"}
+    appointments = [
+        {"organizationId": rest.organization, "id": "a", **times},
+        {"organizationId": rest.organization, "id": "b", **times, **unreadable},
+    ]
+    body = json.dumps({"requests": [{"appointment": each} for each in appointments]}).encode()
+    answer = rest.send(
+        "POST", "/api/appointments:batchUpsert", body, Content_Type="application/json"
+    )
+    [field] = unreadable
+    assert (answer.status, answer.fields) == (400, {f"requests[1].appointment.{field}"})
+    assert rest.stored() == []
+
+
 def test_an_atomic_batch_is_written_whole_or_names_what_is_in_the_way(rest: Client) -> None:
     def send(*wanted: tuple[str, str, str]) -> Answer:
         items = [
