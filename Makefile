@@ -6,7 +6,7 @@ PROTO_FILES := $(sort $(wildcard protos/appointments/v1/*.proto protos/appointme
 SERVICE_FILES := $(sort $(wildcard protos/appointments/v1/*_service.proto)) protos/appointments/relay/v1/relay.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast chaos torture image-check fuzz lint format migrate migration schema demo demo-fosdem bench bench-quick bench-plot pictures protos lock audit sbom wheels release clean
+.PHONY: help run test test-fast chaos torture image-check compose-check fuzz lint format migrate migration schema demo demo-fosdem bench bench-quick bench-plot pictures protos lock audit sbom wheels release clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ torture: .venv/installed ## Check calls of every kind for linearizability while 
 
 image-check: .venv/installed ## Build the image, check it and run it by docker or podman
 	$(BIN)/python -m pytest -s tests/image_check.py
+
+compose-check: .venv/installed ## Start docker-compose.yml by a Docker Engine of its own, in a container of docker or podman
+	$(BIN)/python -m pytest -s tests/compose_check.py
 
 fuzz: .venv/installed ## Fuzz what reads the input of callers, guided by coverage (DURATION=60)
 	$(BIN)/python -m tests.fuzzing --seconds $(DURATION)

@@ -82,6 +82,19 @@ def base(tmp_path: Path) -> str:
     return made
 
 
+def build_options() -> list[str]:
+    """Return the options with which a build can install packages."""
+    if ENGINE != "podman":  # Docker's builds have no mounts.
+        return ["--network=host"]
+    mounts = [f"--volume={path}:{path}:ro" for path in FROM_THIS_MACHINE if path.exists()]
+    # Podman's images have a health check in this format only.
+    return ["--network=host", *mounts, "--isolation=chroot", "--format=docker"]
+
+
+def build_image(base_name: str) -> None:
+    engine("build", *build_options(), f"--build-arg=PYTHON_IMAGE={base_name}", "-t", IMAGE, ".")
+
+
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the engine knows of the new image."""
@@ -89,10 +102,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         pytest.fail("there is no container engine: neither docker nor podman answers")
     name = base(tmp_path_factory.mktemp("base"))
     started = time.monotonic()
-    mounts = [f"--volume={path}:{path}:ro" for path in FROM_THIS_MACHINE if path.exists()]
-    # Docker's builds have no mounts. Podman's images have a health check in this format only.
-    more = [*mounts, "--isolation=chroot", "--format=docker"] if ENGINE == "podman" else []
-    engine("build", "--network=host", f"--build-arg=PYTHON_IMAGE={name}", "-t", IMAGE, *more, ".")
+    build_image(name)
     [found] = json.loads(engine("image", "inspect", IMAGE))
     click.echo(f"Built in {time.monotonic() - started:.0f} s, {found['Size'] / 2**20:.0f} MiB.")
     assert isinstance(found, dict)

@@ -1,4 +1,4 @@
-"""The cluster of docker-compose.yml is what docs/scaling.md says. It has not been started here."""
+"""The cluster of docker-compose.yml is what docs/scaling.md says. It was never started."""
 
 import re
 from typing import Any

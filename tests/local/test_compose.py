@@ -1,15 +1,24 @@
-"""The health check of the image, which docker-compose.yml uses too."""
+"""The image in docker-compose.yml: who builds it, and its health check."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from local.programs import ROOT, Program
 from runtime.health_check import program_of
 from tests.certificates import Authority, Files
 from tests.conftest import StartProgram
+
+
+def test_one_service_builds_the_image_of_all_programs() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    users = {name for name, each in services.items() if each["image"] == "appointments"}
+    assert users == {"migrate", "service", "worker", "gateway"}
+    # The others depend on it.
+    assert [name for name, each in services.items() if "build" in each] == ["migrate"]
 
 
 def check(name: str, **environment: str) -> int:
