@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Generic, TypeVar
 
+from service.errors import Overloaded
+
 # A batch that gathers begins after so many seconds without a further item: while it has fewer than
 # the previous batch, and afterwards.
 EXPECTED_WITHIN = 0.001
@@ -29,6 +31,8 @@ class Batcher(Generic[Item, Result]):
     `handle` returns a result or an error for each item, in order. If it raises an error,
     every item of the batch gets that error.
 
+    At most `max_waiting` items wait. One more raises Overloaded with their number and `refusal`.
+
     With `gather`, a batch that follows one with several items waits for those that have arrived but
     are not read yet. gRPC opens one call after another, so a busy service reads few calls while a
     short statement runs, and the others wait in gRPC.
@@ -40,10 +44,14 @@ class Batcher(Generic[Item, Result]):
         *,
         most: int = sys.maxsize,
         gather: bool = False,
+        max_waiting: int = sys.maxsize,
+        refusal: str = "requests wait for the database; try later",
     ) -> None:
         self._handle = handle
         self._most = most
         self._gather = gather
+        self._max_waiting = max_waiting
+        self._refusal = refusal
         self._previous = 0  # the number of items in the batch before
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._task: asyncio.Task[None] | None = None
@@ -59,6 +67,8 @@ class Batcher(Generic[Item, Result]):
         Its batch is handled after this call, so it sees what happened before. If the caller is
         cancelled while the item waits, the item is dropped.
         """
+        if self.waiting >= self._max_waiting:
+            raise Overloaded(f"{self.waiting} {self._refusal}")
         loop = asyncio.get_running_loop()
         result: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, result))

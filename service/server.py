@@ -310,7 +310,7 @@ def _services(
 ) -> dict[ServiceDescriptor, object]:
     """Return the servicers of the API's services."""
     store = ReadStore(reads, replicas)
-    moments = Moments(reads, max_waiting=settings.max_queued_reads)
+    moments = Moments(reads)
     return {
         APPOINTMENTS: AppointmentServicer(
             committer,

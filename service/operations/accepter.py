@@ -5,7 +5,6 @@ from typing import Protocol
 
 from runtime.tracing import shared_span
 from service.batcher import Batcher
-from service.errors import Overloaded
 from service.metrics import Metrics
 from service.operations.operation import Operation
 
@@ -32,8 +31,13 @@ class Accepter:
     def __init__(self, queue: OperationQueue, metrics: Metrics, *, max_waiting: int) -> None:
         self._queue = queue
         self._metrics = metrics
-        self._max_waiting = max_waiting
-        self._batcher = Batcher(self._append, most=MAX_APPENDED, gather=True)
+        self._batcher = Batcher(
+            self._append,
+            most=MAX_APPENDED,
+            gather=True,
+            max_waiting=max_waiting,
+            refusal="operations wait to be accepted; nothing was accepted, try again later",
+        )
 
     async def accept(self, operation: Operation) -> None:
         """Wait until the operation is stored durably.
@@ -41,11 +45,6 @@ class Accepter:
         Raises Overloaded if too many operations wait, with nothing accepted, and the errors of
         the queue.
         """
-        waiting = self._batcher.waiting
-        if waiting >= self._max_waiting:
-            raise Overloaded(
-                f"{waiting} operations wait to be accepted; nothing was accepted, try again later"
-            )
         await self._batcher.submit(operation)
 
     async def drain(self) -> None:

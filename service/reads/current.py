@@ -9,7 +9,6 @@ from typing import LiteralString, NamedTuple
 
 from runtime.tracing import current_span
 from service.batcher import Batcher
-from service.errors import Overloaded
 from service.postgres import rows
 from service.postgres.database import Database
 from service.postgres.rows import Row
@@ -40,16 +39,15 @@ class CurrentAppointments:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._batcher = Batcher(self._fetch, most=MOST, gather=True)
+        self._batcher = Batcher(
+            self._fetch, most=MOST, gather=True, max_waiting=database.max_waiting
+        )
 
     async def get(self, organization_id: str, id: str) -> Current:
         """Return the current state of an appointment.
 
         Raises Overloaded, DatabaseUnavailable.
         """
-        waiting = self._batcher.waiting
-        if waiting >= self._database.max_waiting:
-            raise Overloaded(f"{waiting} requests wait for the database; try later")
         span = current_span.get()
         if span is None:
             return await self._batcher.submit((organization_id, id))

@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import NamedTuple
 
 from service.batcher import Batcher
-from service.errors import Overloaded
 from service.postgres.database import Database
 
 # Identifies one state of an organization: its revision, and the time when that was recorded.
@@ -40,21 +39,17 @@ class Now(NamedTuple):
 
 
 class Moments:
-    """Reads moments from the database. At most `max_waiting` callers wait at a time."""
+    """Reads moments. As many callers may wait as statements may wait for a connection."""
 
-    def __init__(self, database: Database, *, max_waiting: int) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._max_waiting = max_waiting
-        self._batcher = Batcher(self._fetch, gather=True)
+        self._batcher = Batcher(self._fetch, gather=True, max_waiting=database.max_waiting)
 
     async def of(self, organization_id: str) -> Now:
         """Return the current moment of an organization.
 
         Raises Overloaded, DatabaseUnavailable.
         """
-        waiting = self._batcher.waiting
-        if waiting >= self._max_waiting:
-            raise Overloaded(f"{waiting} requests wait for the database; try later")
         return await self._batcher.submit(organization_id)
 
     async def _fetch(self, organization_ids: Sequence[str]) -> list[Now]:

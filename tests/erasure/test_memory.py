@@ -27,7 +27,7 @@ WORD = "zqmemoryxw"
 async def moments(database_url: str) -> AsyncIterator[Moments]:
     database = database_of(Database, database_url, Metrics(), max_waiting=10)
     async with database:
-        yield Moments(database, max_waiting=10)
+        yield Moments(database)
 
 
 def kept(*caches: object) -> bool:

@@ -276,7 +276,7 @@ async def test_a_response_that_would_be_too_large_is_refused(
         async def answer() -> Any:
             reader = AvailabilityReader(
                 ReadStore(database, None),
-                Moments(database, max_waiting=10),
+                Moments(database),
                 Helper(AVAILABILITY_HELPER),
             )
             return await reader.answer(request, Call(read_context((), None)))
@@ -310,7 +310,7 @@ async def test_equal_queries_at_the_same_time_are_computed_once(
 
     async with database_of(Database, database_url, Metrics(), max_waiting=10) as database:
         reads = CountedReads(database, None)
-        moments = Moments(database, max_waiting=10)
+        moments = Moments(database)
         reader = AvailabilityReader(reads, moments, Helper(AVAILABILITY_HELPER))
 
         async def answer(end: float) -> Any:
@@ -348,7 +348,7 @@ async def test_a_query_that_is_cancelled_keeps_its_turn_until_its_statement_ends
 
         reader = AvailabilityReader(
             ReadStore(database, None),
-            Moments(database, max_waiting=10),
+            Moments(database),
             Helper(AVAILABILITY_HELPER),
         )
 

@@ -37,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 async def moments(database_url: str) -> AsyncIterator[Moments]:
     database = database_of(Database, database_url, Metrics(), max_waiting=10)
     async with database:
-        yield Moments(database, max_waiting=10)
+        yield Moments(database)
 
 
 @pytest.fixture

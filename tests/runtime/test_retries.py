@@ -50,6 +50,7 @@ class Broken:
 
     epoch = FIRST
     distributed = False
+    max_waiting = 10
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -247,7 +248,7 @@ async def test_every_submitter_learns_of_an_answer_that_is_not_whole(metrics: Me
 
 
 async def test_every_reader_learns_that_asking_failed(broken: Broken) -> None:
-    moments = Moments(cast("Any", broken), max_waiting=10)
+    moments = Moments(cast("Any", broken))
     async with asyncio.timeout(5):
         answers = await asyncio.gather(
             *(moments.of("some") for _ in range(3)), return_exceptions=True

@@ -7,6 +7,7 @@ import pytest
 
 from service import batcher as batching
 from service.batcher import Batcher
+from service.errors import Overloaded
 
 
 class Handler:
@@ -49,6 +50,19 @@ async def test_what_waits_goes_together(handler: Handler) -> None:
     assert handler.batches == [[0], [2, 3, 4], [5, 6]]
     assert [answer for answer in answers if isinstance(answer, int)] == [0, 20, 40, 60]
     assert [str(answer) for answer in answers if isinstance(answer, KeyError)] == ["3", "5"]
+
+
+async def test_one_item_more_than_may_wait_is_refused(handler: Handler) -> None:
+    batcher = Batcher(handler, max_waiting=2, refusal="items wait")
+    first = await first_of(batcher, handler)
+    others = [asyncio.create_task(batcher.submit(item)) for item in (2, 4)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match=r"^2 items wait$"):
+        await batcher.submit(6)
+    for _ in range(2):
+        handler.may_go.release()
+    assert await asyncio.gather(first, *others) == [0, 20, 40]
+    assert handler.batches == [[0], [2, 4]]
 
 
 async def test_an_item_whose_caller_has_gone_is_dropped(handler: Handler) -> None:
