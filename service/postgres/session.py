@@ -320,8 +320,10 @@ class Session(AsyncConnection[TupleRow]):
                 " UNION ALL SELECT %s, (to_regprocedure(%s) IS NOT NULL)::text",
                 (
                     [*self.settings, "transaction_timeout"],
-                    *(_MARK, _MARK),
-                    *(_DISTRIBUTED, _DISTRIBUTED),
+                    _MARK,
+                    _MARK,
+                    _DISTRIBUTED,
+                    _DISTRIBUTED,
                 ),
             )
         )

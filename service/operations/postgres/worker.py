@@ -263,16 +263,20 @@ class PostgresQueueWorker:
         return kept, busy
 
     async def _apply_in_database(self, leases: list[_Lease]) -> list[Row]:
-        """Call apply_queued_operations. A distributed database has one lease at a time."""
+        """Return status, applied, delay and traces for each organization, after its id.
+
+        A distributed database gets one lease at a time.
+        """
         if self._database.distributed:
             [lease] = leases
-            found = await self._database.fetch_across(
-                _APPLY_ONE,
-                (
-                    *(lease.organization_id, lease.fence, lease.attempts > 0),
-                    *(self._max_batch, self._lease),
-                ),
+            parameters = (
+                lease.organization_id,
+                lease.fence,
+                lease.attempts > 0,
+                self._max_batch,
+                self._lease,
             )
+            found = await self._database.fetch_across(_APPLY_ONE, parameters)
             return [(lease.organization_id, *row) for row in found]
         parameter = [
             {

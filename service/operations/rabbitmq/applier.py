@@ -104,16 +104,16 @@ class OperationApplier:
                 operation=operation["operation_id"],
                 failure=failure,
             )
+            parameters = (
+                operation["organization_id"],
+                operation["operation_id"],
+                operation["accepted_at"],
+                orjson.dumps(operation["write"]).decode(),
+                failure,
+            )
             while True:
                 try:
-                    await self._database.fetch_across(
-                        _REFUSE,
-                        (
-                            *(operation["organization_id"], operation["operation_id"]),
-                            *(operation["accepted_at"], orjson.dumps(operation["write"]).decode()),
-                            failure,
-                        ),
-                    )
+                    await self._database.fetch_across(_REFUSE, parameters)
                 except (psycopg.DataError, psycopg.IntegrityError):
                     unstorable.append(operation)
                 except (ServiceError, psycopg.Error) as error:
