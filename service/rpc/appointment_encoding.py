@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from service import messages
 from service.postgres.rows import RAW_EPOCH, Stored
-from service.rpc.wire import number_tag, tag, varint, with_length
+from service.rpc.wire import tag, varint, varint_tag, with_length
 from service.times import microseconds
 
 _FIELDS = {field.name: field.number for field in pb.Appointment.DESCRIPTOR.fields}
@@ -24,14 +24,14 @@ _ATTRIBUTES = tag(_FIELDS["attributes"])
 _CREATED_AT = tag(_FIELDS["created_at"])
 _UPDATED_AT = tag(_FIELDS["updated_at"])
 _HOLD_UNTIL = tag(_FIELDS["hold_until"])
-_VERSION = number_tag(_FIELDS["version"])
-_REVISION = number_tag(_FIELDS["revision"])
+_VERSION = varint_tag(_FIELDS["version"])
+_REVISION = varint_tag(_FIELDS["revision"])
 _ETAG = tag(_FIELDS["etag"])
-_SECONDS = number_tag(Timestamp.SECONDS_FIELD_NUMBER)
-_NANOS = number_tag(Timestamp.NANOS_FIELD_NUMBER)
+_SECONDS = varint_tag(Timestamp.SECONDS_FIELD_NUMBER)
+_NANOS = varint_tag(Timestamp.NANOS_FIELD_NUMBER)
 
 _STATES = {
-    state: number_tag(_FIELDS["state"]) + varint(number)
+    state: varint_tag(_FIELDS["state"]) + varint(number)
     for state, number in messages.STATES.items()
 }
 _SINCE_1970 = microseconds(RAW_EPOCH)

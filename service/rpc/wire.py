@@ -17,17 +17,17 @@ class EncodedResponse:
 
 
 def tag(field: int) -> bytes:
-    """Return what precedes a value with a length: a text, or a message."""
+    """Return the tag of a field that has a length: a string, or a message."""
     return varint(field << 3 | 2)
 
 
-def number_tag(field: int) -> bytes:
-    """Return what precedes a varint."""
+def varint_tag(field: int) -> bytes:
+    """Return the tag of a field that is a varint: an integer, or an enum."""
     return varint(field << 3)
 
 
 def varint(number: int) -> bytes:
-    """Return an integer of 64 bits, or an unsigned one."""
+    """Return an int64 or uint64 as a varint."""
     if 0 <= number < _FEW:
         return _SHORT[number]
     return _varint(number)
