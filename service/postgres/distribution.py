@@ -29,8 +29,7 @@ MIN_VERSION = 13
 #
 # The others stay on the coordinator, which alone uses them: api_keys (a trigger numbers its
 # changes), schema_migrations, event_publishers (one row for each consumer), request_buckets (not
-# logged), operation_queue_start (not used). But each connection reads the table of epochs, to nodes
-# too: all servers have it.
+# logged), operation_queue_start (not used).
 TABLES = (
     "organizations",
     "appointments",
@@ -46,7 +45,8 @@ TABLES = (
     "purged_organizations",
 )
 
-EVERYWHERE = "epochs"
+# All servers have a copy of it, since every connection reads it, those to nodes too.
+REFERENCE_TABLE = "epochs"
 
 # What programs call for one organization, in a statement of its own. The call goes to the node of
 # the organization as a whole, and takes its locks there.
@@ -156,9 +156,9 @@ async def _distribute_tables(connection: Session) -> None:
                 (table, other),
             )
             await _remove_local_rows(connection, table)
-    if await connection.fetch(_IS_LOCAL, (EVERYWHERE,)) == [(True,)]:
-        await connection.execute("SELECT create_reference_table(%s)", (EVERYWHERE,))
-        await _remove_local_rows(connection, EVERYWHERE)
+    if await connection.fetch(_IS_LOCAL, (REFERENCE_TABLE,)) == [(True,)]:
+        await connection.execute("SELECT create_reference_table(%s)", (REFERENCE_TABLE,))
+        await _remove_local_rows(connection, REFERENCE_TABLE)
 
 
 async def _remove_local_rows(connection: Session, table: str) -> None:

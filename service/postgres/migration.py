@@ -57,11 +57,12 @@ FIXED = {"search_path": "public"}
 
 # The advisory lock of the process that migrates: any number that nothing else uses.
 _LOCK_KEY = 7236002
-_WHY_NO_POOLER = "migrations keep a lock over several transactions"
-# Seconds between two attempts to get it, or to connect.
+# Seconds between two attempts to get the lock, or to connect.
 _INTERVAL = 0.2
 # Seconds that `--wait` waits.
 _MAX_WAIT = 60.0
+
+_WHY_NO_POOLER = "migrations keep a lock over several transactions"
 
 
 class MigrationFailed(Exception):
