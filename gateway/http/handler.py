@@ -37,9 +37,8 @@ PREFLIGHT = "preflight"
 
 _REQUEST_ID = re.compile("[!-~]{1,128}")
 
-
-# Asked every few seconds by those who run it: no spans.
-PROBES = frozenset({"/healthz", "/readyz"})
+# Called every few seconds, so they have no spans.
+_PROBES = frozenset({"/healthz", "/readyz"})
 
 
 class Endpoint(Protocol):
@@ -84,7 +83,7 @@ class HttpHandler:
     async def __call__(self, request: BaseRequest) -> StreamResponse:
         started = time.perf_counter()
         context = self._context(request, request_id_of(request))
-        if self._tracer is not None and request.path not in PROBES:
+        if self._tracer is not None and request.path not in _PROBES:
             headers = request.headers
             context.span = self._tracer.begin(
                 request.method, headers.get(TRACEPARENT), headers.get(TRACESTATE)
