@@ -135,7 +135,7 @@ def new_database(server: str, *, template: str = "template1") -> Iterator[tuple[
 
 
 def apply_variants(url: str) -> None:
-    """Bring the functions of a migrated database to their form for Citus, which is not needed."""
+    """Give a migrated database the functions for Citus. The extension is not needed."""
     with psycopg.connect(url) as connection:
         connection.execute((ROOT / VARIANTS).read_bytes())
 

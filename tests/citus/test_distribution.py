@@ -94,7 +94,7 @@ def test_organizations_share_no_call(distributed: bool, organizations: int) -> N
     assert settings.for_database(distributed=distributed).max_call_organizations == organizations
 
 
-def test_the_service_writes_in_a_call_for_each_organization(
+def test_the_service_says_that_the_database_is_distributed(
     url: str, start_service: StartProgram
 ) -> None:
     service = start_service(DATABASE_URL=url)
