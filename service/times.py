@@ -13,3 +13,7 @@ def microseconds(time: datetime) -> int:
 def time_at(microseconds: int) -> datetime:
     """Return a time in UTC. Raises OverflowError outside of the years 1 to 9999."""
     return EPOCH + microseconds * MICROSECOND
+
+
+# From which PostgreSQL counts.
+POSTGRES_EPOCH = microseconds(datetime(2000, 1, 1, tzinfo=UTC))

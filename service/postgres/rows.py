@@ -5,18 +5,16 @@ and in SQL to the two tables and to `apply_writes`, whose result has the table's
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, LiteralString, NamedTuple, overload
 
 from service.domain import Appointment, Change, HistoryEntry, State, etag_of
-from service.times import MICROSECOND
+from service.times import POSTGRES_EPOCH, time_at
 
 Row = tuple[Any, ...]
 
 _STATES = {state.value: state for state in State}
 _RAW_STATES = {state.value.encode(): state for state in State}
-# From which the times of raw rows are counted.
-RAW_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 _COLUMNS: tuple[LiteralString, ...] = (
     "appointment_id",
@@ -142,7 +140,7 @@ def time_of(raw: int) -> datetime: ...
 def time_of(raw: None) -> None: ...
 def time_of(raw: int | None) -> datetime | None:
     """Convert a raw time."""
-    return None if raw is None else RAW_EPOCH + raw * MICROSECOND
+    return None if raw is None else time_at(raw + POSTGRES_EPOCH)
 
 
 def history_entry(organization_id: str, row: Row, *, epoch: str) -> HistoryEntry:

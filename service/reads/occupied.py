@@ -9,10 +9,7 @@ from typing import Any, LiteralString
 from service.availability.ranges import Ranges
 from service.postgres import rows
 from service.postgres.rows import Row
-from service.times import microseconds, time_at
-
-# PostgreSQL counts microseconds from 2000.
-_POSTGRES_EPOCH = microseconds(datetime(2000, 1, 1, tzinfo=UTC))
+from service.times import POSTGRES_EPOCH, time_at
 
 # Ranges of one resource never overlap, so only the last one that starts before the window can
 # reach into it. With the row comparison only one index has this order; the row found may belong
@@ -97,7 +94,7 @@ class Occupied:
     def ranges(self) -> Ranges:
         """The ranges in microseconds since 1970."""
         numbers = unpack(f">{len(self.content) // 8}q", self.content)
-        times = [time + _POSTGRES_EPOCH for time in numbers]
+        times = [time + POSTGRES_EPOCH for time in numbers]
         return Ranges.union((times[::2], times[1::2]))
 
 

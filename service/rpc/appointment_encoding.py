@@ -8,9 +8,9 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from service import messages
-from service.postgres.rows import RAW_EPOCH, Stored
+from service.postgres.rows import Stored
 from service.rpc.wire import tag, varint, varint_tag, with_length
-from service.times import microseconds
+from service.times import POSTGRES_EPOCH
 
 _FIELDS = {field.name: field.number for field in pb.Appointment.DESCRIPTOR.fields}
 _ORGANIZATION_ID = tag(_FIELDS["organization_id"])
@@ -34,7 +34,6 @@ _STATES = {
     state: varint_tag(_FIELDS["state"]) + varint(number)
     for state, number in messages.STATES.items()
 }
-_SINCE_1970 = microseconds(RAW_EPOCH)
 _NO_ATTRIBUTES = _ATTRIBUTES + with_length(b"")
 
 
@@ -107,7 +106,7 @@ def _attributes(text: bytes) -> bytes:
 @lru_cache(maxsize=4096)
 def _time(raw: int) -> bytes:
     """Return a serialized Timestamp with its length."""
-    seconds, fraction = divmod(raw + _SINCE_1970, 1_000_000)
+    seconds, fraction = divmod(raw + POSTGRES_EPOCH, 1_000_000)
     content = b""
     if seconds:
         content += _SECONDS + varint(seconds)

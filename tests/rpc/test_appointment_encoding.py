@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from service import messages
 from service.domain import Appointment, State
-from service.postgres.rows import RAW_EPOCH, Stored
+from service.postgres.rows import Stored
 from service.rpc.appointment_encoding import encoded
-from service.times import MICROSECOND
+from service.times import POSTGRES_EPOCH, microseconds
 
 text = st.text() | st.text(min_size=120, max_size=140)
 times = st.datetimes(timezones=st.just(UTC))
@@ -90,4 +90,4 @@ def stored(appointment: Appointment) -> Stored:
 
 
 def raw(time: datetime) -> int:
-    return (time - RAW_EPOCH) // MICROSECOND
+    return microseconds(time) - POSTGRES_EPOCH
