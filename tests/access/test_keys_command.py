@@ -1,8 +1,6 @@
 """`python -m service keys`, with the logins of the owner and of the service."""
 
 import re
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -10,13 +8,12 @@ import pytest
 from click.testing import CliRunner, Result
 from psycopg.conninfo import make_conninfo
 
-from local.programs import ROOT
-from local.stack import base_environment
 from service.access.api_key import read_key
 from service.access.key_table import KeyTable
 from service.keys import main
 from tests.access.caller import Caller, bearer
 from tests.access.conftest import Guarded
+from tests.commands import run_command
 from tests.observing import until
 
 READER = ("--scope", "appointments.read")
@@ -31,26 +28,15 @@ def keys(url: str, *arguments: str, given: str | None = None, succeeds: bool = T
 
 def test_it_is_a_command_of_the_service(guarded: Guarded, caller: Caller) -> None:
     """With the key alone on standard output, and errors in one line."""
-
-    def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "service", "keys", *arguments],
-            cwd=ROOT,
-            env={**base_environment(), "DATABASE_URL": url},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
     create = ("create", "--subject", "a", "--all-organizations", "--scope", "appointments.write")
-    created = run(guarded.database_url, *create)
+    created = run_command(guarded.database_url, "keys", *create)
     assert created.returncode == 0
     assert caller.write(bearer(created.stdout.removesuffix("\n"))) == ""
-    failed = run("postgresql://127.0.0.1:1/none", *create)
+    failed = run_command("postgresql://127.0.0.1:1/none", "keys", *create)
     assert (failed.returncode, failed.stdout) == (1, "")
     assert failed.stderr.startswith("error: the database of DATABASE_URL cannot be used: ")
     assert failed.stderr.count("\n") == 1
-    usage = run(guarded.database_url)
+    usage = run_command(guarded.database_url, "keys")
     assert (usage.returncode, usage.stdout) == (2, "")
     assert usage.stderr.startswith("Usage: python -m service keys ")
 

@@ -1,14 +1,12 @@
 """What programs do in a database that is distributed, and the migrations in one that is not."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from local.programs import ROOT
-from local.stack import DATABASE, base_environment
+from local.stack import DATABASE
 from service.errors import DatabaseUnavailable
 from service.metrics import Metrics
 from service.postgres.database import Database
@@ -23,6 +21,7 @@ from service.postgres.session import (
     session_settings,
 )
 from service.settings import Settings
+from tests.commands import run_command
 from tests.conftest import CreateDatabase, OwnPostgres, StartProgram
 from tests.databases import apply_variants, database_of
 from tests.observing import until
@@ -38,17 +37,6 @@ def url(create_database: CreateDatabase) -> str:
     url = create_database()
     apply_variants(url)
     return url
-
-
-def run_service(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "service", *arguments],
-        cwd=ROOT,
-        env=base_environment() | {"DATABASE_URL": url},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("role", [CALLER_ROLE, WORKER_ROLE])
@@ -122,7 +110,7 @@ def test_organizations_with_long_queues_take_turns_with_others(
 
 
 def test_verify_is_refused(url: str) -> None:
-    done = run_service(url, "verify")
+    done = run_command(url, "verify")
     assert done.returncode == 2
     assert "one snapshot does not see all nodes" in done.stderr
 
@@ -136,7 +124,7 @@ def test_an_organization_is_purged_in_one_transaction(url: str) -> None:
         for organization in ("gone", "kept"):
             connection.execute("SELECT * FROM apply_writes(%s, %s)", (organization, write))
         connection.execute("INSERT INTO event_publishers VALUES ('x', 4, 'infinity')")
-        done = run_service(url, "purge", "gone", "--yes-delete", "gone")
+        done = run_command(url, "purge", "gone", "--yes-delete", "gone")
         assert (done.returncode, done.stderr) == (0, "")
         assert "1 rows of appointment_history removed" in done.stdout
         left = connection.execute("SELECT organization_id FROM appointments").fetchall()

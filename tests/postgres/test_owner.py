@@ -1,8 +1,6 @@
 """Databases of managed offers: nobody is a superuser, and the owner may not create roles."""
 
 import re
-import subprocess
-import sys
 
 import grpc
 import psycopg
@@ -11,7 +9,7 @@ from appointments.v1 import appointment_pb2 as pb
 
 from local.postgres import EmbeddedPostgres
 from local.programs import ROOT
-from local.stack import base_environment
+from tests.commands import run_command
 from tests.conftest import OwnPostgres, StartProgram
 from tests.operations.submissions import Submissions, response_of
 from tests.postgres.test_migrations import rows, run_migrate
@@ -39,13 +37,7 @@ def execute(url: str, *statements: str) -> None:
 
 
 def command(url: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "service", *arguments],
-        env={**base_environment(), "DATABASE_URL": url},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_command(url, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
@@ -26,13 +25,14 @@ from psycopg import sql
 from local.pgbouncer import PgBouncer, pgbouncer_program
 from local.postgres import EmbeddedPostgres
 from local.programs import Program
-from local.stack import DATABASE, base_environment
+from local.stack import DATABASE
 from service.errors import DatabaseUnavailable
 from service.metrics import Metrics
 from service.postgres.database import Database
 from service.postgres.schema import connect
 from service.postgres.session import CALLER_ROLE, WORKER_ROLE, Session, Timeouts
 from tests.api import TIMEOUT, Organization, appointment, batch_request, refused, soon
+from tests.commands import run_command
 from tests.conftest import StartProgram, listening, postgres_starts
 from tests.databases import Clusters, temporary_data_directory
 from tests.observing import until
@@ -151,16 +151,6 @@ def worker(pooled: Pooled, start_worker: StartProgram) -> Program:
     return start_worker(DATABASE_URL=pooled.url, **QUICK)
 
 
-def command(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "service", *arguments],
-        env={**base_environment(), "DATABASE_URL": url},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def keeps_statements_apart() -> bool:
     version = subprocess.check_output([pgbouncer_program() or "", "--version"], text=True)
     return [int(part) for part in version.split()[1].split(".")[:2]] >= [1, 24]
@@ -222,7 +212,7 @@ def test_calls_of_every_kind_share_few_connections(
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'booking'"
     until(lambda: pooled.execute(sessions) == [(CONNECTIONS,)])
     assert pooled.state(pooled.url) == before
-    checked = command(pooled.url, "verify")
+    checked = run_command(pooled.url, "verify")
     assert (checked.returncode, checked.stderr) == (0, "")
     assert checked.stdout.startswith("sound: ")
     assert pooled.state(pooled.url) == before
@@ -409,8 +399,8 @@ def test_commands_that_need_a_session_refuse_a_pooler(pooled: Pooled) -> None:
     why = "a pooler is between this program and the server"
     for done in (
         run_migrate(pooled.owner),
-        command(pooled.owner, "purge", "nobody", "--yes-delete", "nobody"),
-        command(pooled.owner, "new-epoch"),
+        run_command(pooled.owner, "purge", "nobody", "--yes-delete", "nobody"),
+        run_command(pooled.owner, "new-epoch"),
     ):
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
         assert why in done.stderr
@@ -421,7 +411,7 @@ def test_keys_are_made_and_read_through_it(
     pooled: Pooled, start_service: StartProgram, organization: str
 ) -> None:
     before = [pooled.state(url) for url in (pooled.owner, pooled.url)]
-    created = command(
+    created = run_command(
         pooled.owner,
         *("keys", "create", "--subject", "s", "--organization", organization),
         *("--scope", "appointments.read", "--scope", "appointments.write"),

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from appointments.v1 import appointment_service_pb2 as rpc
 from appointments.v1.appointment_service_pb2_grpc import AppointmentServiceStub
 
 from local.postgres import NOT_DURABLE, EmbeddedPostgres, programs_directory
-from local.programs import ROOT, Program
+from local.programs import Program
 from local.rabbitmq import RabbitMQ
-from local.stack import DATABASE, base_environment
+from local.stack import DATABASE
 from tests.api import TIMEOUT, Organization, refused
+from tests.commands import run_command
 from tests.conftest import OwnPostgres, StartProgram, listening
 from tests.events.consumer import Consumer
 from tests.observing import until
@@ -46,14 +46,7 @@ def run(program: str, *arguments: str) -> None:
 
 
 def new_epoch(url: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "service", "new-epoch"],
-        cwd=ROOT,
-        env={**base_environment(), "DATABASE_URL": url},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_command(url, "new-epoch")
 
 
 def epoch_of(done: subprocess.CompletedProcess[str]) -> str:
