@@ -81,7 +81,8 @@ class Database:
     """A pool of connections that use a role of the service.
 
     What a statement can reach is decided by PostgreSQL, whatever it says: see `fetch`.
-    `distributed` is whether the database is distributed by organization (docs/scaling.md).
+    `distributed` is whether the database is distributed by organization (docs/scaling.md). At most
+    `max_waiting` statements wait for a connection; who shares a statement waits by the same limit.
 
     Before a connection is used, its socket is checked for a close by the server, so that a
     restart of the server fails no later request.
@@ -124,8 +125,8 @@ class Database:
         # Statements that run or wait for a connection, also for callers that have gone.
         self._running: set[asyncio.Task[list[Row]]] = set()
         self._in_use = 0
-        # Statements that wait for their turn, of which there are as many as connections. What has
-        # been handed over to them is not in the pool.
+        # A statement runs when it has a turn, of which there is one for each connection. `_waiting`
+        # have none yet. Connections that are handed over to them are not in the pool meanwhile.
         self._turns = asyncio.Semaphore(connections)
         self._waiting = 0
         self._handed_over: list[_Connection] = []
