@@ -1,10 +1,10 @@
--- What is different in a database that is distributed by organization (docs/scaling.md). The migrations
--- run this file after each migration where the extension citus is (service/postgres/distribution.py).
--- Nothing in it needs the extension, so that tests run it on PostgreSQL alone.
+-- What is different in a database that is distributed by organization (docs/scaling.md). `migrate` runs
+-- this file at its end where the extension citus is (service/postgres/distribution.py). Nothing in it
+-- needs the extension, so that tests run it on PostgreSQL alone.
 --
--- Each function replaces one of functions.sql that Citus refuses, or that would be slow there. It names
--- the digest of the other one's text: a test fails when that changes, until somebody has looked at this
--- one too and has replaced the digest (tests/citus/test_variants.py says it).
+-- A function that replaces or follows one of functions.sql, which Citus refuses or which would be slow
+-- there, names the digest of the other one's text: a test fails when that changes, until somebody has
+-- looked at this one too and has replaced the digest (tests/citus/test_variants.py says it).
 
 -- Rights on columns do not reach the nodes, and nor do the views of the schema `own`: a role needs the
 -- tables. So PostgreSQL does not keep the organizations apart here, and secrets are kept by
