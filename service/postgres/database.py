@@ -129,6 +129,8 @@ class Database:
         # have none yet. Connections that are handed over to them are not in the pool meanwhile.
         self._turns = asyncio.Semaphore(connections)
         self._waiting = 0
+        # Statements whose turn it is, and that wait for the pool to have a connection.
+        self._waiting_for_pool = 0
         self._handed_over: list[_Connection] = []
         metrics.pool_connections.labels(name, "busy").set_function(lambda: self._in_use)
         metrics.pool_connections.labels(name, "idle").set_function(
@@ -347,10 +349,13 @@ class Database:
             self._waiting -= 1
 
     async def _connection_of_pool(self, deadline: float) -> _Connection:
+        self._waiting_for_pool += 1
         try:
             return await self._pool.getconn(timeout=deadline - monotonic())
         except (PoolTimeout, psycopg.OperationalError) as error:
             raise self._without_connection() from error
+        finally:
+            self._waiting_for_pool -= 1
 
     def _without_connection(self) -> ServiceError:
         if self._in_use >= self._connections:
@@ -358,9 +363,13 @@ class Database:
         return DatabaseUnavailable(f"the database cannot be reached; {_NOTHING_WRITTEN} later")
 
     async def _return_connection(self, connection: _Connection) -> None:
-        """Give a connection to the next statement, or to the pool, which replaces old ones."""
+        """Give a connection to the next statement, or to the pool, which replaces old ones.
+
+        The pool may lack connections, for example if the server refuses some. Statements that wait
+        for it began before those that wait for their turn.
+        """
         connection.turns += 1
-        if self._waiting and connection.turns % _MOST_TURNS:
+        if self._waiting and not self._waiting_for_pool and connection.turns % _MOST_TURNS:
             self._handed_over.append(connection)
         else:
             await self._pool.putconn(connection)
