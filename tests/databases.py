@@ -148,6 +148,7 @@ def database_of(
     role: str = CALLER_ROLE,
     connections: int = 1,
     max_waiting: int = 1,
+    connection_timeout: float = 5,
     distributed: bool | None = None,
 ) -> AnyDatabase:
     """Return the service's connections to a primary, not opened yet.
@@ -161,7 +162,7 @@ def database_of(
         name="test",
         connections=connections,
         max_waiting=max_waiting,
-        timeouts=Timeouts(connection=5, lock=5, statement=5),
+        timeouts=Timeouts(connection=connection_timeout, lock=5, statement=5),
         role=role,
         replica=False,
         metrics=metrics,

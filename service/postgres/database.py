@@ -47,6 +47,9 @@ _FOR_ONE: LiteralString = """
 # execution. Nothing was done then, and the next attempt makes another plan.
 _REPLACED = "cache lookup failed for function"
 
+# Seconds for the pool to give a connection to a statement whose turn came late.
+_LEAST_WAIT = 0.01
+
 # A connection goes to the pool after this many statements, also if others wait.
 _MOST_TURNS = 100
 
@@ -351,7 +354,7 @@ class Database:
     async def _connection_of_pool(self, deadline: float) -> _Connection:
         self._waiting_for_pool += 1
         try:
-            return await self._pool.getconn(timeout=deadline - monotonic())
+            return await self._pool.getconn(timeout=max(deadline - monotonic(), _LEAST_WAIT))
         except (PoolTimeout, psycopg.OperationalError) as error:
             raise self._without_connection() from error
         finally:

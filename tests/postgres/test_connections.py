@@ -1,6 +1,7 @@
 """Statements share the connections."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 import psycopg
@@ -40,3 +41,21 @@ async def test_statements_keep_their_order_if_connections_are_lacking(
         await asyncio.gather(*map(run, range(6)))
 
     assert finished == list(range(6))
+
+
+class Busy(Database):
+    """After a statement's turn has come, the program does other things first, if it `is_busy`."""
+
+    is_busy = False
+
+    async def _wait_for_turn(self) -> None:
+        await super()._wait_for_turn()
+        if self.is_busy:
+            time.sleep(1.05)  # noqa: ASYNC251  blocks the event loop
+
+
+async def test_a_statement_whose_turn_comes_late_gets_an_idle_connection(database_url: str) -> None:
+    async with database_of(Busy, database_url, Metrics(), connection_timeout=1) as database:
+        await database.fetch_across("SELECT 1")
+        database.is_busy = True
+        assert await database.fetch_across("SELECT 2") == [(2,)]
