@@ -202,9 +202,16 @@ async def _applied(connection: Session) -> Sequence[str]:
 
 
 def _files() -> dict[str, Path]:
-    """Return the files by version, in the order of the versions."""
-    paths = sorted(Path("migrations").glob("[0-9]*.sql"))
-    return {path.name.partition("_")[0]: path for path in paths}
+    """Return the files by version, in the order of the versions.
+
+    Raises MigrationFailed if two have the same version: one of them would never be applied.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(Path("migrations").glob("[0-9]*.sql")):
+        other = files.setdefault(path.name.partition("_")[0], path)
+        if other is not path:
+            raise MigrationFailed(f"{other.name} and {path.name} have the same version")
+    return files
 
 
 @asynccontextmanager

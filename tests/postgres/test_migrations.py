@@ -287,6 +287,19 @@ def test_a_migration_that_fails_leaves_nothing_and_is_named(
     assert rows(url, "SELECT to_regclass('first')::text") == [("first",)]
 
 
+def test_two_files_of_one_version_are_refused(server: EmbeddedPostgres, tmp_path: Path) -> None:
+    url = server.url("appointments")
+    text = "-- migrate:up\nSELECT 1;\n\n-- migrate:down\nSELECT 1;\n"
+    directory = with_migration(tmp_path, text)
+    (directory / "29990101000000_other.sql").write_text(text)
+    refused = run_migrate(url, directory=directory)
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "error: 29990101000000_another.sql and 29990101000000_other.sql have the same version\n"
+    )
+    assert rows(url, "SELECT to_regclass('appointments')") == [(None,)]
+
+
 def test_an_unknown_command_is_refused(server: EmbeddedPostgres) -> None:
     done = run_migrate(server.url("appointments"), "drop")
     assert done.returncode == 1
