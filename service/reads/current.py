@@ -25,12 +25,11 @@ _STATEMENT: LiteralString = f"""
 class Current(NamedTuple):
     """The state of an appointment as a raw row, None if it does not exist.
 
-    `revision` is that of its organization, and `clock` the time of the state, raw, None before the
-    first revision.
+    `revision` is that of its organization, and `clock` the time of the state, raw.
     """
 
     revision: int
-    clock: int | None
+    clock: int
     row: Row | None
 
 
