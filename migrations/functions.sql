@@ -1944,6 +1944,8 @@ REVOKE ALL ON FUNCTION is_purged_since FROM PUBLIC;
 -- Store that an operation cannot be applied: as FAILED with p_failure, or, if that is NULL, as
 -- TIME_RANGE_CONFLICT with a row that apply_writes does not see (of hand-written SQL in an open
 -- transaction).
+--
+-- Takes the organization's lock: a redaction or a purge in progress would not see the stored write.
 CREATE FUNCTION refuse_operation(
     p_organization_id text,
     p_operation_id uuid,
@@ -1964,6 +1966,7 @@ DECLARE
     v_failure text := p_failure;
     v_write json;
 BEGIN
+    PERFORM pg_advisory_xact_lock(organization_lock_key(p_organization_id));
     IF NOT is_purged_since(p_organization_id, p_accepted_at) THEN
         SELECT coalesce(max(o.revision), 0) INTO v_revision
         FROM organizations o
@@ -2230,6 +2233,8 @@ BEGIN
     SET attempts = 0
     WHERE l.organization_id = p_organization_id AND l.fence = p_fence;
     IF FOUND THEN
+        -- Before the queue is read, since a redaction changes what is queued.
+        PERFORM pg_advisory_xact_lock(organization_lock_key(p_organization_id));
         SELECT q.* INTO first
         FROM queued_operations q
         WHERE q.organization_id = p_organization_id AND q.sequence >= c_start

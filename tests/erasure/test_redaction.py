@@ -1,5 +1,7 @@
 """What a redaction erases, what stays, and what may come afterwards."""
 
+import json
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -283,6 +285,51 @@ def test_of_concurrent_upserts_only_those_after_it_are_left(org: Organization) -
     assert not texts(entries[:last])
     assert all(entry.appointment.title for entry in entries[last:])
     org.check_history()
+
+
+@pytest.mark.parametrize("is_queued", [True, False], ids=["given up", "refused"])
+def test_it_waits_for_an_operation_whose_failure_is_being_stored(
+    database_url: str, org: Organization, is_queued: bool
+) -> None:
+    """A failed operation keeps its write, with the text."""
+    org.upsert("a", 0, 30, title="Anna")
+    id, write = str(uuid.uuid4()), {"kind": "UPSERT", "id": "a", "title": "Anna"}
+    accepted = {"organization_id": org.id, "operation_id": id, "accepted_at": "2026-01-01T00:00Z"}
+    with (
+        psycopg.connect(database_url, autocommit=True) as other,
+        psycopg.connect(database_url) as worker,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        if is_queued:
+            queued = json.dumps([{**accepted, "write": write}])
+            other.execute("SELECT queue_operations(%s::json)", [queued])
+            other.execute(
+                "INSERT INTO operation_leases (organization_id, fence, leased_until, attempts)"
+                " VALUES (%s, 1, 'infinity', 3)",
+                [org.id],
+            )
+            worker.execute("SELECT give_up_operation(%s::text, 1, 'no response')", [org.id])
+        else:
+            worker.execute(
+                "SELECT refuse_operation(%s::text, %s::uuid, %s::timestamptz, %s::json, 'invalid')",
+                [*accepted.values(), json.dumps(write)],
+            )
+
+        def waits() -> bool:
+            [(waiting,)] = other.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))",
+                [worker.info.backend_pid],
+            ).fetchall()
+            return bool(waiting)
+
+        redaction = pool.submit(org.redact, "a")
+        until(lambda: redaction.done() or waits())
+        worker.commit()
+        redaction.result()
+        stored = other.execute(
+            "SELECT failure, write ->> 'title' FROM operations WHERE operation_id = %s", [id]
+        ).fetchall()
+    assert stored == [("the appointment was redacted since", "")]
 
 
 def test_a_batch_writes_redacted_appointments(org: Organization) -> None:
