@@ -11,6 +11,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError, PublishError
 from yarl import URL
 
+from runtime.turns import result_of
 from service.errors import BrokerUnavailable
 
 # Seconds before the next attempt to connect. The delay doubles with every failure.
@@ -150,7 +151,7 @@ class Broker:
             self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             # Shared by all callers, so that it continues if one of them is cancelled.
-            return await asyncio.shield(self._connecting)
+            return await result_of(self._connecting)
         except (*CONNECTION_EXCEPTIONS, TimeoutError, asyncio.CancelledError) as error:
             check_cancelled(error)
             raise _failure("RabbitMQ cannot be used now", error, certain=True) from error

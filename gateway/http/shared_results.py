@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from runtime.recent import Recent
+from runtime.turns import result_of
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ class SharedResults(Generic[T]):
             result.add_done_callback(lambda task: self._keep(content, task))
             self._results.put(content, result, size=self._size(content))
         # A caller that has gone must not cancel it for the others.
-        return await asyncio.shield(result)
+        return await result_of(result)
 
     async def _made(self, content: bytes) -> T:
         async with self._threads:

@@ -13,6 +13,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar
 from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
+from runtime.turns import result_of
 from service.errors import AccessUnavailable
 from service.metrics import Metrics
 
@@ -133,7 +134,7 @@ class SigningKeys:
         if self._reading is None:
             self._reading = asyncio.create_task(self._load_or_log())
             self._reading.add_done_callback(self._forget)
-        await asyncio.shield(self._reading)
+        await result_of(self._reading)
 
     def _find(self, id: str | None, algorithm: str) -> PyJWK | None:
         if id is not None:

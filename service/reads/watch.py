@@ -13,6 +13,7 @@ from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import appointment_service_pb2 as rpc
 
 from runtime.backoff import Backoff
+from runtime.turns import result_of
 from service import messages
 from service.domain import ALL_CHANGES, ChangeFilter, HistoryEntry
 from service.errors import DatabaseUnavailable, EpochEnded, InvalidFields, Overloaded
@@ -289,7 +290,7 @@ class Watch:
                     task.exception()  # retrieved, even if all watchers have gone
 
             reading.add_done_callback(forget)
-        return await asyncio.shield(reading)
+        return await result_of(reading)
 
     async def _read(
         self,

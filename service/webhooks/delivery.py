@@ -17,6 +17,7 @@ import structlog
 
 from runtime.backoff import log_unexpected
 from runtime.tracing import TRACEPARENT, current_tracer
+from runtime.turns import result_of
 from service.domain import HistoryEntry
 from service.errors import ServiceError
 from service.metrics import Metrics
@@ -134,7 +135,7 @@ class Deliverer:
         """Claim webhooks. If cancelled, release the webhooks that were just claimed."""
         claiming = asyncio.create_task(self._claims.claim(slots=slots, failing_slots=failing_slots))
         try:
-            return await asyncio.shield(claiming)
+            return await result_of(claiming)
         except asyncio.CancelledError:
             self._stopping = True
             await asyncio.wait({claiming}, timeout=STOP_SECONDS)

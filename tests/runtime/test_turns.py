@@ -1,4 +1,4 @@
-"""A turn lasts as long as the work that is done in it."""
+"""Work outlives a caller that is cancelled, and a turn lasts as long as the work done in it."""
 
 import asyncio
 import gc
@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from runtime.turns import done_in_turn
+from runtime.turns import done_in_turn, result_of
 
 
 class Work:
@@ -35,6 +35,42 @@ async def cancelled(task: asyncio.Task[int]) -> bool:
     task.cancel()
     await asyncio.wait([task], timeout=1)
     return task.cancelled()
+
+
+async def test_a_cancelled_caller_cancels_no_task_of_others() -> None:
+    work = Work()
+    task = asyncio.create_task(work())
+    first, second = (asyncio.create_task(result_of(task)) for _ in range(2))
+    await work.began.wait()
+    assert await cancelled(first)
+    work.may_end.set()
+    assert await second == 1
+    assert await result_of(task) == 1
+
+
+async def test_a_task_that_is_cancelled_cancels_its_callers() -> None:
+    task = asyncio.create_task(Work()())
+    caller = asyncio.create_task(result_of(task))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
+async def test_an_error_that_a_caller_takes_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    work = Work()
+    work.fails = True
+    task = asyncio.create_task(work())
+    first, second = (asyncio.create_task(result_of(task)) for _ in range(2))
+    await work.began.wait()
+    assert await cancelled(first)
+    work.may_end.set()
+    with pytest.raises(ValueError):  # noqa: PT011
+        await second
+    await asyncio.sleep(0)
+    assert caplog.records == []
 
 
 async def test_the_turn_of_a_cancelled_caller_lasts_until_its_work_ends() -> None:

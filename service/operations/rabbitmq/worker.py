@@ -15,6 +15,7 @@ import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
+from runtime.turns import result_of
 from service.amqp import check_cancelled, close, connect, connection_url
 from service.metrics import Metrics
 from service.operations.rabbitmq.applier import OperationApplier
@@ -156,7 +157,7 @@ class RabbitMQQueueWorker:
                 self._handling.add(task)
                 task.add_done_callback(self._handling.discard)
                 # Cancelling this loop does not cancel the handling; `_finish` waits for it.
-                await asyncio.shield(task)
+                await result_of(task)
 
         return asyncio.create_task(handle_waiting())
 
