@@ -28,6 +28,17 @@ LOOPBACK: Sequence[x509.GeneralName] = (
     x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
 )
 DAY = timedelta(days=1)
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +144,7 @@ def _sign(
     ends: timedelta = DAY,
     is_authority: bool = False,
 ) -> x509.Certificate:
+    """Return a certificate as RFC 5280 has it: Python 3.13 and later accept no other."""
     now = datetime.now(UTC)
     builder = (
         x509.CertificateBuilder()
@@ -143,9 +155,19 @@ def _sign(
         .not_valid_before(now - 10 * DAY)
         .not_valid_after(now + ends)
         .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()),
+            critical=False,
+        )
     )
+    if is_authority:
+        builder = builder.add_extension(_SIGNS_CERTIFICATES, critical=True)
     if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        without_subject = not list(subject)
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName(names), critical=without_subject
+        )
     return builder.sign(signing_key, hashes.SHA256())
 
 
