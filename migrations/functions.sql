@@ -2035,9 +2035,16 @@ BEGIN
     v_ids := ARRAY(
         SELECT (o.value ->> 'operation_id')::uuid FROM json_array_elements(p_operations) AS o (value)
     );
+    -- One by one. With `= ANY`, PostgreSQL 15 and 16 could read all the organization's rows, whose
+    -- estimated cost can be the same.
     SELECT coalesce(array_agg(done.operation_id), '{}') INTO v_done
-    FROM operations done
-    WHERE done.organization_id = p_organization_id AND done.operation_id = ANY (v_ids);
+    FROM unnest(v_ids) AS given (id)
+    CROSS JOIN LATERAL (
+        SELECT o.operation_id
+        FROM operations o
+        WHERE o.organization_id = p_organization_id AND o.operation_id = given.id
+        LIMIT 1
+    ) AS done;
 
     SELECT
         array_agg(o.operation_id ORDER BY o.number),

@@ -45,6 +45,7 @@ NEEDED_MIGRATIONS = (
     "20261126000117",
     "20261126000118",
     "20261126000120",
+    "20261126000121",
     "20261126000122",
 )
 # Returns those that a database lacks, in an array.
