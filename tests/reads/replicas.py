@@ -78,7 +78,8 @@ class Standby:
                 process.suspend()
             yield
         finally:
-            for process in stopped:
+            # The postmaster last: it would reap what ended meanwhile.
+            for process in reversed(stopped):
                 process.resume()
 
     @contextmanager
