@@ -1,6 +1,6 @@
 # One image for the service, its workers, the gateway and the migrations. docs/operations.md says how to
 # build it for several architectures, and how to pin its base.
-ARG PYTHON_IMAGE=python:3.11-slim
+ARG PYTHON_IMAGE=python:3.14-slim
 
 # The base without what installs software or changes users and mounts. Taking it away in a layer on top would
 # make the image no smaller, so what is left is copied as a layer. Its Python is compiled here, because
