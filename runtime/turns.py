@@ -12,7 +12,6 @@ async def result_of(task: asyncio.Future[T]) -> T:
     """Wait for a task and return its result. A caller that is cancelled does not cancel the task.
 
     `asyncio.shield` does so too. But in CPython 3.14 before 3.14.9, it logs an error that the task
-    `asyncio.shield` does so too. But in CPython 3.14 before 3.14.9, it logs an error that the task
     raises after its caller was cancelled, even if another caller takes the error.
     """
     if not task.done():
