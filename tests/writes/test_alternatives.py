@@ -76,7 +76,11 @@ def test_alternatives_are_as_in_the_model_and_can_be_booked(
     assert found == expected
     for each in found:
         booked = org.upsert(moved or "new", *each, **fields)
-        assert booked.outcome == (pb.UPDATED if moved else pb.CREATED)
+        if moved is None:
+            assert booked.outcome == pb.CREATED
+        else:
+            is_there = not others and stored[moved] == (resource, each)
+            assert booked.outcome == (pb.UNCHANGED if is_there else pb.UPDATED)
 
 
 def _minute(time: Timestamp) -> int:
