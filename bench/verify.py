@@ -221,8 +221,8 @@ def main(*, changes: int, rounds: int) -> None:
             for _ in range(rounds):
                 checked = check(url, postgres)
                 click.echo(
-                    f"{checked.seconds:.1f} s, CPU {checked.cpu:.1f} s and"
-                    f" {checked.postgres_cpu:.1f} s of PostgreSQL,"
+                    f"{checked.seconds:.2f} s, CPU {checked.cpu:.2f} s and"
+                    f" {checked.postgres_cpu:.2f} s of PostgreSQL,"
                     f" {checked.peak_mib:.0f} MiB of memory,"
                     f" {checked.temporary_mib:.0f} MiB of temporary files"
                 )
