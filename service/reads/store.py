@@ -65,14 +65,10 @@ _GET_AS_OF: LiteralString = f"""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page(Generic[T]):
-    """Rows, and the state of their organization that they belong to.
-
-    `clock` is the time of this state. It is None for the state before the first revision.
-    """
+    """Rows, and the state of their organization that they belong to."""
 
     items: Sequence[T]
     moment: Moment
-    clock: datetime | None
 
     @property
     def revision(self) -> int:
@@ -284,7 +280,6 @@ class ReadStore:
         return PageByRevision(
             items=items,
             moment=page.moment,
-            clock=page.clock,
             reached=items[-1].revision if len(items) == limit else max(after, min(through, last)),
             last=last,
         )
@@ -318,7 +313,6 @@ class ReadStore:
                 rows.history_entry(organization_id, row, epoch=self.epoch) for row in page.items
             ],
             moment=page.moment,
-            clock=page.clock,
         )
 
     async def changes(
@@ -346,7 +340,7 @@ class ReadStore:
             reached = items[-1].revision
         else:
             reached = max(after, min(entries.last(selected, after), page.revision))
-        return ChangesPage(items=items, moment=page.moment, clock=page.clock, reached=reached)
+        return ChangesPage(items=items, moment=page.moment, reached=reached)
 
     async def occupied(
         self,
@@ -368,7 +362,6 @@ class ReadStore:
         return Page(
             items=[occupied.occupied(row) for row in page.items],
             moment=page.moment,
-            clock=page.clock,
         )
 
     async def _read(
@@ -380,8 +373,8 @@ class ReadStore:
         min_revision: int | None,
     ) -> Page[Row]:
         found = await self._fetch(query, order, parameters, min_revision=min_revision, raw=False)
-        revision, recorded_at, clock, *_ = found[0]
-        return Page(items=_without_moment(found), moment=(revision, recorded_at), clock=clock)
+        revision, recorded_at, *_ = found[0]
+        return Page(items=_without_moment(found), moment=(revision, recorded_at))
 
     async def _read_stored(
         self,
@@ -402,7 +395,6 @@ class ReadStore:
                 for row in _without_moment(found)
             ],
             moment=(revision, rows.time_of(recorded_at)),
-            clock=rows.time_of(clock),
         )
 
     async def _fetch(
