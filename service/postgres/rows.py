@@ -1,7 +1,8 @@
 """The columns of an appointment and of its history, in the order in which rows are read.
 
-A new column of an appointment is added to `_COLUMNS` and `appointment`, to `domain.Appointment`,
-and in SQL to the two tables and to `apply_writes`, whose result has the table's row type.
+A new column of an appointment is added to `_COLUMNS`, `appointment` and `Stored.appointment`, to
+`rpc/appointment_encoding.py`, to `domain.Appointment`, and in SQL to the two tables and to
+`apply_writes`, whose result has the table's row type.
 """
 
 from collections.abc import Iterable
@@ -13,8 +14,8 @@ from service.times import POSTGRES_EPOCH, time_at
 
 Row = tuple[Any, ...]
 
-_STATES = {state.value: state for state in State}
-_RAW_STATES = {state.value.encode(): state for state in State}
+# By the texts of rows, and of raw rows.
+_STATES = {text: state for state in State for text in (state.value, state.value.encode())}
 
 _COLUMNS: tuple[LiteralString, ...] = (
     "appointment_id",
@@ -57,9 +58,6 @@ def appointment(
     `clock` is the time of the state: a hold that ended by then has expired. None keeps the
     state of the row.
     """
-    state, hold_until = _STATES[row[10]], row[9]
-    if state is State.HELD and clock is not None and hold_until <= clock:
-        state = State.EXPIRED
     return Appointment(
         organization_id=organization_id,
         id=row[0],
@@ -71,8 +69,8 @@ def appointment(
         attributes=row[6],
         created_at=row[7],
         updated_at=row[8],
-        hold_until=hold_until,
-        state=state,
+        hold_until=row[9],
+        state=_state(row, clock),
         version=row[11],
         revision=row[12],
         epoch=epoch,
@@ -123,10 +121,15 @@ class Stored(NamedTuple):
 
 def stored(organization_id: str, row: Row, clock: int | None, *, epoch: str) -> Stored:
     """Take a raw row, read in an epoch of the database. `clock` is that of `appointment`, raw."""
-    state = _RAW_STATES[row[10]]
+    return Stored(organization_id, row, _state(row, clock), epoch)
+
+
+def _state(row: Row, clock: datetime | int | None) -> State:
+    """Return the state of a row, or of a raw row with a raw clock."""
+    state = _STATES[row[10]]
     if state is State.HELD and clock is not None and row[9] <= clock:
-        state = State.EXPIRED
-    return Stored(organization_id, row, state, epoch)
+        return State.EXPIRED
+    return state
 
 
 def first_expiry_of(found: Iterable[Stored]) -> datetime | None:
