@@ -22,7 +22,7 @@ from tests.api import MORNING, Organization, Refusal, check_no_overlap, refusal,
 OFFERS = 10_000
 IN_FLIGHT = 256
 MATCH = availability_pb2.QueryAvailabilityRequest
-RESOURCES = [f"room {number}" for number in range(20)]
+RESOURCES = [f"room {number}" for number in range(25)]
 # The clocks of New York change on the second day.
 START = datetime(2030, 3, 9, tzinfo=UTC)
 
@@ -75,8 +75,8 @@ async def test_rivals_book_all_offers_or_meet_each_other(
     sys.stdout.write(f"{dict(results)}\n")
     assert results.keys() == {"CREATED", "TIME_RANGE_CONFLICT"}
     assert results.total() == OFFERS
-    # Both are frequent. How many fit depends on the seed: 984 for 488566386.
-    assert min(results.values()) > 500
+    assert results["CREATED"] > 1000
+    assert results["TIME_RANGE_CONFLICT"] > 1000
     for id, ids in conflicts.items():
         assert ids
         for rival in ids:
