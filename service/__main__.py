@@ -90,6 +90,8 @@ def main() -> None:
     except psycopg.Error as error:
         reason = " ".join(str(error).split())
         sys.exit(f"error: the database of DATABASE_URL cannot be used: {reason}")
+    except KeyboardInterrupt:  # of a command, since the programs end when they are told to
+        sys.exit("error: interrupted")
 
 
 def _verify(arguments: Sequence[str]) -> int:
@@ -138,6 +140,8 @@ def _purge(arguments: Sequence[str]) -> None:
     except psycopg.Error as error:
         reason = " ".join(str(error).split())
         sys.exit(f"error: the purge did not end, run it again: {reason}")
+    except KeyboardInterrupt:
+        sys.exit("error: the purge was interrupted, run it again")
 
 
 async def _serve(settings: Settings) -> None:

@@ -372,11 +372,13 @@ class Database:
         for it began before those that wait for their turn.
         """
         connection.turns += 1
-        if self._waiting and not self._waiting_for_pool and connection.turns % _MOST_TURNS:
-            self._handed_over.append(connection)
-        else:
-            await self._pool.putconn(connection)
-        self._turns.release()
+        try:
+            if self._waiting and not self._waiting_for_pool and connection.turns % _MOST_TURNS:
+                self._handed_over.append(connection)
+            else:
+                await self._pool.putconn(connection)
+        finally:
+            self._turns.release()
 
 
 @lru_cache(maxsize=512)

@@ -56,7 +56,7 @@ DEFAULTS = {
 FIXED = {"search_path": "public"}
 
 # The advisory lock of the process that migrates: any number that nothing else uses.
-_LOCK_KEY = 7236002
+LOCK_KEY = 7236002
 # Seconds between two attempts to get the lock, or to connect.
 _INTERVAL = 0.2
 # Seconds that `--wait` waits.
@@ -85,6 +85,8 @@ def main() -> None:
         asyncio.run(_run(url, command[0], waiting="--wait" in arguments))
     except (DatabaseUnfit, MigrationFailed, psycopg.Error) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; the migrations that were complete are kept")
 
 
 async def _run(url: str, command: str, *, waiting: bool) -> None:
@@ -155,7 +157,7 @@ async def _check_roles(connection: Session) -> None:
 
 
 async def _locked(connection: AsyncConnection[Any]) -> bool:
-    cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", [_LOCK_KEY])
+    cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", [LOCK_KEY])
     return await cursor.fetchone() == (True,)
 
 
