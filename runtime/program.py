@@ -39,7 +39,6 @@ async def run_until_stopped(
         _tune_garbage_collector()
         fields = describe(running)
         log.info("listening", **fields)
-        await asyncio.sleep(0)  # the log line is written at the end of the iteration
         _report(fields)
         await stop.wait()
         log.info("stopping", **describe_stop(running))

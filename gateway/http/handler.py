@@ -1,6 +1,5 @@
 """Handles requests: endpoint, errors as problems, headers, log line and metrics."""
 
-import logging
 import os
 import re
 import time
@@ -21,6 +20,7 @@ from gateway.http.router import Router
 from gateway.http.unreadable import unreadable_error
 from gateway.metrics import Metrics
 from public_json.reasons import Reason
+from runtime.logs import request_logger
 from runtime.tracing import TRACEPARENT, TRACESTATE
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class HttpHandler:
         self._cross_origin = cross_origin
         self._compression = Compression()
         self._log = structlog.get_logger().bind()
-        self._logs_requests = self._log.is_enabled_for(logging.INFO)
+        self._log_request = request_logger()
 
     async def __call__(self, request: BaseRequest) -> StreamResponse:
         started = time.perf_counter()
@@ -176,7 +176,7 @@ class HttpHandler:
                 outcome=context.outcome,
                 events=context.events,
             )
-        if not self._logs_requests:
+        if self._log_request is None:
             return
         fields: dict[str, object] = {"request_id": context.request_id}
         if context.organization is not None:
@@ -190,10 +190,10 @@ class HttpHandler:
             fields["outcome"] = context.outcome
         if context.events is not None:
             fields["events"] = context.events
-        fields["duration_ms"] = round(seconds * 1000, 3)
+        fields["duration_ms"] = round(seconds * 1e6) / 1000
         if span is not None:
             fields["trace_id"] = span.trace_id
-        self._log.info("request", **fields)
+        self._log_request(fields)
 
 
 def request_id_of(request: BaseRequest) -> str:

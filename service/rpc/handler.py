@@ -1,7 +1,6 @@
 """Handles every call, plain or relayed: deadline, errors, log line and metrics."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -16,6 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.status_pb2 import Status
 
+from runtime.logs import request_logger
 from runtime.tracing import current_span
 from service import rules
 from service.access.principal import Principal
@@ -219,7 +219,7 @@ class CallHandler:
         self._timeout = timeout
         self._send_timeout = send_timeout
         self._log = structlog.get_logger().bind()
-        self._logs_requests = self._log.is_enabled_for(logging.INFO)
+        self._log_request = request_logger()
 
     async def handle(self, method: str, receive: Receive, call: Call) -> bytes | Status:
         """Return the serialized response, or the error's status. Logs and counts the call."""
@@ -422,13 +422,13 @@ class CallHandler:
                 reason=reason,
             )
         is_error = code is grpc.StatusCode.INTERNAL
-        if not is_error and not self._logs_requests:
+        if not is_error and self._log_request is None:
             return
         fields: dict[str, Any] = {
             "request_id": call.context.request_id,
             "method": label,
             "code": code.name,
-            "duration_ms": round(seconds * 1000, 3),
+            "duration_ms": round(seconds * 1e6) / 1000,
         }
         if call.principal is not None:
             fields["credential"] = call.principal.credential_id
@@ -444,5 +444,5 @@ class CallHandler:
             fields["trace_id"] = span.trace_id
         if is_error:
             self._log.error("request", exc_info=failure, **fields)
-        else:
-            self._log.info("request", **fields)
+        elif self._log_request is not None:
+            self._log_request(fields)

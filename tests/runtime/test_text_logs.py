@@ -14,14 +14,14 @@ from local.programs import ROOT
 from runtime.text_logs import TextRenderer
 
 LOGGING = """
-import asyncio, sys, structlog
-from runtime.logs import configure_logs, lifecycle_logger
+import asyncio, sys
+from runtime.logs import configure_logs, lifecycle_logger, request_logger
 configure_logs(sys.argv[1], level="info", format="text")
-log = structlog.get_logger()
+log_request = request_logger()
 async def main():
     lifecycle_logger().info("listening")
     for number in range(int(sys.argv[2])):
-        log.info("request", number=number, padding="x" * (number % 400))
+        log_request({"number": number, "padding": "x" * (number % 400)})
         if number % 30 == 0:
             await asyncio.sleep(0)
 asyncio.run(main())
