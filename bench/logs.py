@@ -1,8 +1,10 @@
-"""`python -m bench.logs`: what it costs under `make run` that every request is logged.
+"""`python -m bench.logs`: what it costs that every request is logged.
 
-It runs with LOG_LEVEL=warning and LOG_LEVEL=info in turn, its output to a terminal (a pty that
-is read as fast as possible) or to a file. Prints requests a second and CPU time of either. The last
-lines are the CPU time of a line itself, which other programs disturb less.
+It runs with LOG_LEVEL=warning and LOG_LEVEL=info in turn: `make run`, its output to a terminal (a
+pty that is read as fast as possible) or to a file, or service and gateway alone, as JSON to files.
+Prints requests a second and CPU time of either; bench/credentials.py describes what is printed of
+the programs alone. The last lines are the CPU time of a line itself, which other programs disturb
+less.
 """
 
 import asyncio
@@ -12,7 +14,6 @@ import pty
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import timeit
@@ -20,18 +21,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import click
-import structlog
 
+from bench.credentials import Caller, compare, subdirectory
 from bench.generators import wrk
 from bench.measured import GOOD
-from bench.stack import cpu_seconds_of
+from bench.stack import cpu_seconds_of, database, stack
 from bench.stored import preload
 from bench.workload import Operation, Workload
 from local.programs import ROOT, START_TIMEOUT, STOP_TIMEOUT, StartError
 from local.stack import ANY_PORT, base_environment
-from runtime.logs import configure_logs
+from runtime.logs import WAIT, configure_logs, request_logger
 
 LEVELS = ("warning", "info")
 LOADS: Mapping[Operation, str] = {"upsert": "writes", "get": "reads"}
@@ -52,22 +54,46 @@ KEPT = 64 * 1024  # bytes of a terminal, more than the welcome has
 
 
 @click.command()
-@click.option("--to", type=click.Choice(["terminal", "file"]), default="terminal")
+@click.option("--to", type=click.Choice(["terminal", "file", "json"]), default="terminal")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--seconds", type=click.IntRange(1), default=2, show_default=True)
 def main(*, to: str, rounds: int, seconds: int) -> None:
     """Compare the levels; a ratio is the median of the rounds' own."""
     data = ROOT / ".data"
     data.mkdir(exist_ok=True)
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="logs-", dir=data)))
+    with TemporaryDirectory(prefix="logs-", dir=data) as name:
+        directory = Path(name)
         directory.chmod(0o711)  # PostgreSQL may run as another user
+        if to == "json":
+            compare_programs(directory, rounds=rounds, seconds=seconds)
+        else:
+            compare_make_run(directory, to=to, rounds=rounds, seconds=seconds)
+    for form in ("text", "json"):
+        print(f"a line as {form}: {line_cost(form):.1f} µs")  # noqa: T201
+
+
+def compare_programs(directory: Path, *, rounds: int, seconds: int) -> None:
+    """Compare the levels of service and gateway with the default format, without `make run`."""
+    with ExitStack() as parts:
+        url, postgres = parts.enter_context(database(directory))
+        preload(url, "stored", organizations=1, stored=STORED)
+        callers = []
+        for level in LEVELS:
+            logs = subdirectory(directory, level)
+            running = parts.enter_context(stack(url, postgres, {"LOG_LEVEL": level}, logs))
+            callers.append(Caller(title=f"LOG_LEVEL={level}", running=running, headers={}))
+        compare(callers, rounds=rounds, seconds=seconds)
+
+
+def compare_make_run(directory: Path, *, to: str, rounds: int, seconds: int) -> None:
+    """Compare the levels under `make run`, which passes the lines on."""
+    with ExitStack() as parts:
         runs = {
-            level: stack.enter_context(_running(level, directory, terminal=to == "terminal"))
+            level: parts.enter_context(_running(level, directory, terminal=to == "terminal"))
             for level in LEVELS
         }
-        for _, _, database in runs.values():
-            preload(database, "stored", organizations=1, stored=STORED)
+        for _, _, url in runs.values():
+            preload(url, "stored", organizations=1, stored=STORED)
         for number, (operation, title) in enumerate(LOADS.items()):
             rates: dict[str, list[float]] = {level: [] for level in LEVELS}
             costs: dict[str, list[float]] = {level: [] for level in LEVELS}
@@ -93,27 +119,24 @@ def main(*, to: str, rounds: int, seconds: int) -> None:
             quiet, loud = (rates[level] for level in LEVELS)
             ratio = median(b / a for a, b in zip(quiet, loud, strict=True))
             print(f"{title} to a {to}: {ratio:.2f} of the rate")  # noqa: T201
-    for form in ("text", "json"):
-        print(f"a line as {form}: {line_cost(form):.1f} µs")  # noqa: T201
 
 
 def line_cost(form: str) -> float:
     """Return the CPU time of a line in microseconds, with its share of the system call."""
-
-    async def measure() -> float:
-        log = structlog.get_logger().bind()
-        runs = timeit.repeat(
-            lambda: log.info("request", **LINE),
-            number=LINES,
-            repeat=20,
-            timer=time.process_time,
-        )
-        await asyncio.sleep(0)  # the last lines are written
-        return min(runs) / LINES * 1e6
-
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         configure_logs("gateway", level="info", format=form)
-        return asyncio.run(measure())
+    log_request = request_logger()
+    if log_request is None:
+        raise RuntimeError("level info is not logged")
+
+    async def measure() -> float:
+        runs = timeit.repeat(
+            lambda: log_request(dict(LINE)), number=LINES, repeat=20, timer=time.process_time
+        )
+        await asyncio.sleep(2 * WAIT)  # the last lines are written
+        return min(runs) / LINES * 1e6
+
+    return asyncio.run(measure())
 
 
 @contextmanager

@@ -388,6 +388,14 @@ def test_what_logging_costs_is_measured(to: str) -> None:
         assert 0 < float(cost[1]) < 100
 
 
+@pytest.mark.skipif(not wrk_is_installed(), reason="wrk is not installed")
+def test_what_logging_costs_the_programs_is_measured() -> None:
+    said = run("bench.logs", "--to", "json", "--rounds", "1", "--seconds", "1")
+    rates = re.findall(r"(?m)^  LOG_LEVEL=\w+ +([\d,]+)/s", said)
+    assert len(rates) == 4
+    assert all(int(rate.replace(",", "")) > 0 for rate in rates)
+
+
 COSTS = {
     "bench.credentials": [
         "without access control",
