@@ -7,6 +7,10 @@ Calls of an organization go to the same instance, from every gateway, so that it
 batches. Each organization has one of LANES lanes. A lane opens a stream, for which gRPC chooses the
 address by the number of the lane. If that is an instance to which there is a stream already, the
 lane continues with that one.
+
+gRPC ends a stream that reaches a server in the moment in which it stops, and does not tell whether
+the service has read from it. So calls are sent when the service has answered a greeting on their
+stream. Calls that were not sent when a stream ends are made on another one.
 """
 
 import asyncio
@@ -37,6 +41,10 @@ ENVELOPE_BYTES = 256
 LANES = 64
 """With more, organizations are spread more evenly over few addresses. With fewer, fewer streams are
 opened when one ends."""
+PAUSES = (0.0, 0.0, 0.02, 0.1)
+"""Seconds to wait before each stream on which a call is made, if the one before ended first."""
+# Services of all versions answer it at once, as a call of an unknown method.
+_GREETING = pb.RelayRequest(calls=[pb.Call()])
 
 
 class CallError(Exception):
@@ -86,6 +94,7 @@ class Relay:
         self._lanes: list[_Stream | None] = [None] * LANES
         self._instances: dict[str, _Stream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def call(
         self,
@@ -100,19 +109,18 @@ class Relay:
 
         `wait` seconds are added to the timeout. The call is cancelled when the timeout expires
         or the awaiting task is cancelled. Raises `CallError`: the status of the service,
-        DEADLINE_EXCEEDED, or UNAVAILABLE if the stream broke. Raises `MessageTooLargeError`
-        before anything is sent.
+        DEADLINE_EXCEEDED, or UNAVAILABLE if the stream broke after the call was sent, or as many
+        streams as PAUSES before. Raises `MessageTooLargeError` before anything is sent.
         """
         size = ENVELOPE_BYTES + len(request)
         for key, value in metadata:
             size += len(key) + len(value)
         if size > self._max_message_bytes:
             raise MessageTooLargeError(self._max_message_bytes)
-        lane = crc32(organization.encode()) % LANES
-        stream = self._lanes[lane]
-        if stream is None or not stream.open:
-            stream = self._open(lane)
-        answer = await stream.call(_Call(method, request, metadata, size, self._timeout + wait))
+        deadline = asyncio.get_running_loop().time() + self._timeout + wait
+        answer = await self._answer_to(
+            _Call(method, request, metadata, size, deadline), crc32(organization.encode()) % LANES
+        )
         revision = (
             answer.organization_revision if answer.HasField("organization_revision") else None
         )
@@ -120,6 +128,20 @@ class Relay:
         if answer.HasField("response"):
             return Reply(answer.response, revision, limits)
         raise CallError(answer.error, revision, limits)
+
+    async def _answer_to(self, call: "_Call", lane: int) -> pb.Answer:
+        for pause in PAUSES:
+            if pause:
+                await asyncio.sleep(pause)
+            stream = self._lanes[lane]
+            if stream is None or not stream.open:
+                if self._closed:
+                    break
+                stream = self._open(lane)
+            answer = await stream.call(call)
+            if answer is not None:
+                return answer
+        raise CallError(Status(code=StatusCode.UNAVAILABLE.value[0]))
 
     def _open(self, lane: int) -> "_Stream":
         stream = self._lanes[lane] = _Stream(
@@ -156,6 +178,7 @@ class Relay:
 
     async def close(self) -> None:
         """End the streams. Unanswered calls fail with UNAVAILABLE."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -167,7 +190,8 @@ class _Call(NamedTuple):
     metadata: Metadata
     size: int
     """An upper bound, in bytes."""
-    timeout: float
+    deadline: float
+    """By the clock of the event loop."""
 
 
 class _Stream:
@@ -186,18 +210,24 @@ class _Stream:
         self._errors = errors
         self._last_number = 0
         self._unsent: dict[int, _Call] = {}
-        self._unanswered: dict[int, asyncio.Future[pb.Answer]] = {}
+        self._unanswered: dict[int, asyncio.Future[pb.Answer | None]] = {}
         self._cancelled: list[int] = []
         self._wake = asyncio.Event()
+        # Set by the first message of the service, which answers the greeting.
+        self._greeted = asyncio.Event()
 
-    async def call(self, call: _Call) -> pb.Answer:
+    async def call(self, call: _Call) -> pb.Answer | None:
+        """Return the answer, or None if the stream ended before the call was sent.
+
+        Raises `CallError`: DEADLINE_EXCEEDED, or UNAVAILABLE if it ended afterwards.
+        """
         loop = asyncio.get_running_loop()
         self._last_number = number = self._last_number + 1
-        answer: asyncio.Future[pb.Answer] = loop.create_future()
+        answer: asyncio.Future[pb.Answer | None] = loop.create_future()
         self._unanswered[number] = answer
         self._unsent[number] = call
         self._wake.set()
-        deadline = loop.call_later(call.timeout, _fail, answer, StatusCode.DEADLINE_EXCEEDED)
+        deadline = loop.call_at(call.deadline, _fail, answer, StatusCode.DEADLINE_EXCEEDED)
         try:
             return await answer
         finally:
@@ -229,22 +259,27 @@ class _Stream:
                 "relay ended",
                 code=error.code().name,
                 error=error.details(),
-                calls=len(self._unanswered),
+                calls=len(self._unanswered) - len(self._unsent),
             )
         except Exception as error:  # noqa: BLE001  the next call opens a new stream
             log_unexpected("relay calls", error, self._errors)
+            self._unsent.clear()  # one of them may be the cause
         finally:
             self.open = False
             self._stream.cancel()
             writer.cancel()
-            for answer in self._unanswered.values():
-                _fail(answer, StatusCode.UNAVAILABLE)
+            for number, answer in self._unanswered.items():
+                if number not in self._unsent:
+                    _fail(answer, StatusCode.UNAVAILABLE)
+                elif not answer.done():
+                    answer.set_result(None)
             self._unanswered.clear()
 
     async def _read(self, reached: Callable[[str], None]) -> None:
         while isinstance(message := await self._stream.read(), pb.RelayResponse):
             if message.instance and self.open:
                 reached(message.instance)
+            self._greeted.set()
             for answer in message.answers:
                 waiting = self._unanswered.pop(answer.number, None)
                 if waiting is not None and not waiting.done():
@@ -254,6 +289,8 @@ class _Stream:
 
     async def _write(self) -> None:
         try:
+            await self._stream.write(_GREETING)
+            await self._greeted.wait()
             while self.open or self._unanswered:
                 await self._wake.wait()
                 self._wake.clear()
@@ -264,6 +301,7 @@ class _Stream:
             return  # the stream has ended; `_read` raises the error
         except Exception as error:  # noqa: BLE001  the next call opens a new stream
             log_unexpected("relay calls", error, self._errors)
+            self._unsent.clear()  # one of them may be the cause
             self._stream.cancel()
         finally:
             self.open = False
@@ -272,6 +310,7 @@ class _Stream:
         message = pb.RelayRequest(cancelled=self._cancelled[:MAX_MESSAGE_CALLS])
         del self._cancelled[:MAX_MESSAGE_CALLS]
         room = self._max_message_bytes - message.ByteSize()
+        now = asyncio.get_running_loop().time()
         for number, call in islice(self._unsent.items(), MAX_MESSAGE_CALLS):
             room -= call.size
             if room < 0 and (message.calls or message.cancelled):
@@ -280,7 +319,7 @@ class _Stream:
                 number=number,
                 method=call.method,
                 request=call.request,
-                timeout_ms=int(call.timeout * 1000),
+                timeout_ms=max(0, int((call.deadline - now) * 1000)),
             )
             for key, value in call.metadata:
                 if isinstance(value, bytes):
@@ -292,6 +331,6 @@ class _Stream:
         return message
 
 
-def _fail(answer: asyncio.Future[pb.Answer], code: StatusCode) -> None:
+def _fail(answer: asyncio.Future[pb.Answer | None], code: StatusCode) -> None:
     if not answer.done():
         answer.set_exception(CallError(Status(code=code.value[0])))

@@ -227,7 +227,7 @@ class _Stream:
 
     def _start_calls(self, request: pb.RelayRequest, answering: asyncio.TaskGroup) -> None:
         """Start the calls of a request, and cancel those that it cancels."""
-        if request.calls:
+        if request.calls and request.calls[0].method:
             self._metrics.relayed_calls.observe(len(request.calls))
         for call in request.calls:
             self._tasks[call.number] = answering.create_task(self._answer_in_turn(call))

@@ -69,7 +69,7 @@ class FakeService:
 
     async def handle(self, method: str, receive: Receive, call: Call) -> bytes | Status:
         name = method.removeprefix("/appointments.v1.AppointmentService/")
-        if name == "ListChanges":
+        if name not in _METHODS or name == "ListChanges":
             return _NOT_THERE
         self.request = GetMessageClass(_METHODS[name].input_type).FromString(await receive())
         self.call = call
@@ -119,13 +119,16 @@ class FakeService:
 
 @asynccontextmanager
 async def fake_service(
-    port: int = 0, compression: Compression = Compression.NoCompression
+    port: int = 0,
+    compression: Compression = Compression.NoCompression,
+    relay: type[RelayServicer] = RelayServicer,
 ) -> AsyncIterator[FakeService]:
-    """Serve on a port, by default any free one."""
+    """Serve on a port, by default any free one, with `relay` for the streams of gateways."""
     server = aio.server(compression=compression)
     service = FakeService(server=server, health=health_aio.HealthServicer())
-    relay = RelayServicer(service.handle, Metrics(), stream_age=5, max_calls=1000, send_timeout=5)
-    add_RelayServiceServicer_to_server(relay, server)
+    add_RelayServiceServicer_to_server(
+        relay(service.handle, Metrics(), stream_age=5, max_calls=1000, send_timeout=5), server
+    )
     health_pb2_grpc.add_HealthServicer_to_server(service.health, server)
     service.port = server.add_insecure_port(f"127.0.0.1:{port}")
     await service.set_serving(True)

@@ -66,7 +66,10 @@ class Call(_message.Message):
     """Chosen by the gateway, different for every call of a stream."""
     method: _builtins.str
     """The path of an RPC of any of the services that has one response, as in HTTP/2:
-    `/appointments.v1.AppointmentService/UpsertAppointment`.
+    `/appointments.v1.AppointmentService/UpsertAppointment`. Unknown methods are answered at
+    once, by UNIMPLEMENTED. So a gateway first sends a message with a call without a method,
+    and other calls when the service has answered. For gRPC ends a stream that reaches a server
+    in the moment in which it stops, and the gateway could not know whether they were done.
     """
     request: _builtins.bytes
     """Its request, serialized."""
