@@ -5,9 +5,9 @@ time in UTC that looks the same.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from zoneinfo import ZoneInfo
 
@@ -19,6 +19,8 @@ from service.times import EPOCH, MICROSECOND
 _FIRST = (datetime(1, 1, 3, tzinfo=UTC) - EPOCH) // timedelta(seconds=1)
 _LAST = (datetime(9999, 12, 29, tzinfo=UTC) - EPOCH) // timedelta(seconds=1)
 _DAY_SECONDS = DAY // SECOND
+# Changes of offset are looked for in chunks of time, which are kept.
+_CHUNK = 32 * DAY
 # 1970-01-01 was a Thursday.
 _MONDAY = 3 * DAY
 
@@ -30,31 +32,19 @@ def zone_names() -> frozenset[str]:
 
 
 class LocalClock:
-    """The local clock from `start` to `end`, as periods in which the offset from UTC is constant.
+    """The local clock from `start` to `end`, in periods in which the offset from UTC is constant.
 
-    No zone changes its offset twice within a day, so one look per day finds all changes.
+    The first period may begin earlier, and the last one later.
     """
 
     def __init__(self, zone: ZoneInfo, start: int, end: int) -> None:
-        self._end = end
-        first = start // SECOND
-        self._periods = [start]
-        offset = _offset(zone, first)
-        self._offsets = [offset]
-        for last in range(first + _DAY_SECONDS, end // SECOND + _DAY_SECONDS, _DAY_SECONDS):
-            new = _offset(zone, last)
-            if new == offset:
-                continue
-            before, after = last - _DAY_SECONDS, last
-            while after - before > 1:
-                middle = (before + after) // 2
-                if _offset(zone, middle) == offset:
-                    before = middle
-                else:
-                    after = middle
-            self._periods.append(after * SECOND)
-            self._offsets.append(new)
-            offset = new
+        self._start, self._end = start, end
+        self._periods: list[int] = []
+        self._offsets: list[int] = []
+        for number in range(start // _CHUNK, -(-end // _CHUNK)):
+            periods, offsets = _periods_of(zone, number)
+            self._periods += periods
+            self._offsets += offsets
 
     def open(self, weekly: Ranges) -> Ranges:
         """Return when the local clock shows a time that is in the ranges of the week."""
@@ -89,7 +79,38 @@ class LocalClock:
             yield range(first, min(start, last + 1), granularity)
 
     def _all(self) -> Iterator[tuple[int, int, int]]:
-        return zip(self._periods, [*self._periods[1:], self._end], self._offsets, strict=True)
+        """Yield the periods within `start` and `end`, with their offsets."""
+        ends = [*self._periods[1:], self._end]
+        for start, end, offset in zip(self._periods, ends, self._offsets, strict=True):
+            if end > self._start and start < self._end:
+                yield max(start, self._start), min(end, self._end), offset
+
+
+@lru_cache(maxsize=1024)
+def _periods_of(zone: ZoneInfo, number: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Return the periods of a chunk of time, and their offsets.
+
+    No zone changes its offset twice within a day, so one look per day finds all changes.
+    """
+    first, end = (edge * _CHUNK // SECOND for edge in (number, number + 1))
+    offset = _offset(zone, first)
+    periods, offsets = [first * SECOND], [offset]
+    for last in range(first + _DAY_SECONDS, end + 1, _DAY_SECONDS):
+        new = _offset(zone, last)
+        if new == offset:
+            continue
+        before, after = last - _DAY_SECONDS, last
+        while after - before > 1:
+            middle = (before + after) // 2
+            if _offset(zone, middle) == offset:
+                before = middle
+            else:
+                after = middle
+        if after < end:  # or the next chunk begins with it
+            periods.append(after * SECOND)
+            offsets.append(new)
+        offset = new
+    return periods, offsets
 
 
 def _offset(zone: ZoneInfo, second: int) -> int:

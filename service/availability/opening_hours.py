@@ -1,7 +1,8 @@
 """Opening hours as schema.org writes them: `Mo-Fr 09:00-17:00`, `Sa,Su 22:00-02:00`, `Mo-Su`."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 from service.availability.ranges import Ranges
 
@@ -26,12 +27,12 @@ def weekly(texts: Iterable[str]) -> Ranges:
     return Ranges.union(([start for start, _ in opened], [end for _, end in opened]))
 
 
-def _read(text: str) -> Iterator[tuple[int, int]]:
+@lru_cache(maxsize=256)
+def _read(text: str) -> Sequence[tuple[int, int]]:
     groups = _SPACED_HYPHEN.sub("-", text).split(";")
     if not any(group.strip() for group in groups):
         raise ValueError("must have days and times, such as Mo-Fr 09:00-17:00")
-    for group in groups:
-        yield from _read_group(group)
+    return [range_ for group in groups for range_ in _read_group(group)]
 
 
 def _read_group(group: str) -> Iterator[tuple[int, int]]:

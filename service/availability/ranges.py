@@ -2,14 +2,12 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import chain, compress, islice
-from operator import lt
-from typing import Self
+from itertools import compress
+from operator import lt, sub
+from typing import NamedTuple, Self
 
 
-@dataclass(frozen=True, slots=True)
-class Ranges:
+class Ranges(NamedTuple):
     """Half-open ranges `[starts[i], ends[i])`, in order, that neither overlap nor touch."""
 
     starts: Sequence[int] = ()
@@ -17,22 +15,26 @@ class Ranges:
 
     @classmethod
     def union(cls, *several: tuple[Iterable[int], Iterable[int]]) -> Self:
-        """Return what any of the ranges covers. They may be in any order and overlap.
-
-        All starts and all ends are sorted separately. Time is uncovered between the end number
-        i and the start number i + 1 exactly if that start is later.
-        """
-        starts = sorted(chain.from_iterable(starts for starts, _ in several))
-        ends = sorted(chain.from_iterable(ends for _, ends in several))
+        """Return what any of the ranges covers. They may be in any order and overlap."""
+        starts, ends = _sorted(several)
         if not starts:
             return cls()
-        uncovered = list(map(lt, ends, islice(starts, 1, None)))
+        later = starts[1:]
+        uncovered = list(map(lt, ends, later))
         if all(uncovered):
             return cls(starts, ends)
-        return cls(
-            [starts[0], *compress(islice(starts, 1, None), uncovered)],
-            [*compress(ends, uncovered), ends[-1]],
-        )
+        return cls([starts[0], *compress(later, uncovered)], [*compress(ends, uncovered), ends[-1]])
+
+    @classmethod
+    def gaps(cls, *several: tuple[Iterable[int], Iterable[int]], at_least: int = 1) -> Self:
+        """Return what none of the ranges covers between the first start and the last end.
+
+        They may be in any order and overlap. Gaps shorter than `at_least` are left out.
+        """
+        starts, ends = _sorted(several)
+        del starts[:1]
+        long = list(map(at_least.__le__, map(sub, starts, ends)))
+        return cls(list(compress(ends, long)), list(compress(starts, long)))
 
     def within(self, start: int, end: int) -> Self:
         """Return the parts inside `[start, end)`."""
@@ -46,28 +48,18 @@ class Ranges:
         ends[-1] = min(ends[-1], end)
         return type(self)(starts, ends)
 
-    def gaps(self, start: int, end: int) -> Self:
-        """Return the parts of `[start, end)` that no range covers."""
-        covered = self.within(start, end)
-        starts = [start, *covered.ends]
-        ends = [*covered.starts, end]
-        if starts[0] == ends[0]:
-            del starts[0], ends[0]
-        if starts and starts[-1] == ends[-1]:
-            del starts[-1], ends[-1]
-        return type(self)(starts, ends)
 
-    def widened(self, before: int, after: int) -> Self:
-        """Return the ranges with `before` added before each and `after` after each."""
-        if not before and not after:
-            return self
-        return self.union(
-            ([start - before for start in self.starts], [end + after for end in self.ends])
-        )
+def _sorted(several: Iterable[tuple[Iterable[int], Iterable[int]]]) -> tuple[list[int], list[int]]:
+    """Return all starts and all ends, sorted separately.
 
-    def at_least(self, length: int) -> Self:
-        """Return the ranges that have at least this length."""
-        long = [end - start >= length for start, end in zip(self.starts, self.ends, strict=True)]
-        if all(long):
-            return self
-        return type(self)(list(compress(self.starts, long)), list(compress(self.ends, long)))
+    Time is uncovered between the end number i and the start number i + 1 exactly if that start is
+    later.
+    """
+    all_starts: list[int] = []
+    all_ends: list[int] = []
+    for starts, ends in several:
+        all_starts += starts
+        all_ends += ends
+    all_starts.sort()
+    all_ends.sort()
+    return all_starts, all_ends

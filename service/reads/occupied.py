@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import lt
 from struct import unpack
 from typing import Any, LiteralString
 
@@ -95,7 +96,11 @@ class Occupied:
         """The ranges in microseconds since 1970."""
         numbers = unpack(f">{len(self.content) // 8}q", self.content)
         times = [time + POSTGRES_EPOCH for time in numbers]
-        return Ranges.union((times[::2], times[1::2]))
+        starts, ends = times[::2], times[1::2]
+        # They are usually in order and apart.
+        if all(map(lt, ends, starts[1:])):
+            return Ranges(starts, ends)
+        return Ranges.union((starts, ends))
 
 
 def query(as_of: int | None) -> LiteralString:

@@ -25,11 +25,9 @@ class Question:
 
     def answer(self) -> bytes:
         """Return a serialized QueryAvailabilityResponse."""
-        found, more_starts = self.query.answer(
-            {each.resource_id: each.ranges for each in self.occupied}
-        )
-        rest = rpc.QueryAvailabilityResponse(more_starts=more_starts, revision=self.revision)
-        return encoded(found) + rest.SerializeToString()
+        answer = self.query.answer({each.resource_id: each.ranges for each in self.occupied})
+        rest = rpc.QueryAvailabilityResponse(more_starts=answer.more_starts, revision=self.revision)
+        return encoded(answer) + rest.SerializeToString()
 
 
 def answer(request: bytes) -> bytes:

@@ -100,7 +100,7 @@ def _opening_hours(
         except ValueError as error:
             violations.append((f"opening_hours[{index}]", str(error)))
         else:
-            opened = Ranges.union((opened.starts, opened.ends), (more.starts, more.ends))
+            opened = Ranges.union(opened, more)
     return opened
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.availability.opening_hours import MINUTE, SECOND, weekly
-from service.availability.query import Availability, AvailabilityQuery
+from service.availability.query import Answer, Availability, AvailabilityQuery
 from service.availability.ranges import Ranges
 from tests.availability import model
 from tests.availability.model import Found, OpenOn, Question, Span
@@ -36,12 +36,21 @@ def ranges_of(spans: list[Span]) -> Ranges:
     )
 
 
-def in_minutes(found: Availability) -> Found:
+def times_of(answer: Answer, found: Availability) -> list[int]:
+    return [time for first, end in found.starts for time in answer.candidates[first:end]]
+
+
+def in_minutes(answer: Answer) -> list[Found]:
+    """Return what was found, in minutes."""
+
     def minutes(ranges: Ranges) -> list[Span]:
         pairs = zip(ranges.starts, ranges.ends, strict=True)
         return [(_minutes(start), _minutes(end)) for start, end in pairs]
 
-    return Found(minutes(found.busy), minutes(found.free), list(map(_minutes, found.starts)))
+    return [
+        Found(minutes(each.busy), minutes(each.free), list(map(_minutes, times_of(answer, each))))
+        for each in answer.found
+    ]
 
 
 def _minutes(time: int) -> int:
@@ -56,14 +65,14 @@ def test_every_minute_and_every_offer_is_as_in_the_model(data: st.DataObject) ->
     question = data.draw(questions())
     calendar = data.draw(calendars(question))
 
-    found, more = query_of(question).answer(
+    answer = query_of(question).answer(
         {f"r{number}": ranges_of(spans) for number, spans in enumerate(calendar)}
     )
 
     expected, expected_more = model.answer(question, calendar)
-    assert [in_minutes(each) for each in found] == expected
-    assert more == expected_more
-    assert [each.resource_id for each in found] == (
+    assert in_minutes(answer) == expected
+    assert answer.more_starts == expected_more
+    assert [each.resource_id for each in answer.found] == (
         [None] if question.together else [f"r{number}" for number in range(len(calendar))]
     )
 
@@ -72,21 +81,22 @@ def test_the_earliest_starts_of_all_resources_are_given() -> None:
     question = Question(start=0, end=700, zone="UTC", duration=60, granularity=1)
     calendar: list[list[Span]] = [[], [(10, 90)]]
 
-    found, more = query_of(question).answer(
+    answer = query_of(question).answer(
         {str(number): ranges_of(spans) for number, spans in enumerate(calendar)}
     )
 
     expected, _ = model.answer(question, calendar)
-    assert [in_minutes(each) for each in found] == expected
-    assert found[1].starts[-1] - found[0].starts[-1] in {0, -MINUTE}
-    assert sum(len(each.starts) for each in found) == 1000
-    assert more
+    assert in_minutes(answer) == expected
+    first, second = (times_of(answer, each) for each in answer.found)
+    assert second[-1] - first[-1] in {0, -MINUTE}
+    assert len(first) + len(second) == 1000
+    assert answer.more_starts
 
 
 def test_ranges_keep_microseconds() -> None:
     query = query_of(Question(start=0, end=1, zone="UTC"))
 
-    [found], _ = query.answer({"": Ranges([1, 2 * SECOND], [SECOND, 2 * SECOND + 1])})
+    [found] = query.answer({"": Ranges([1, 2 * SECOND], [SECOND, 2 * SECOND + 1])}).found
 
     assert (found.busy.starts, found.busy.ends) == ([1, 2 * SECOND], [SECOND, 2 * SECOND + 1])
     assert (found.free.starts, found.free.ends) == (
@@ -110,10 +120,10 @@ def test_the_first_and_the_last_day_of_the_calendar_can_be_asked_for() -> None:
             buffer_after=0,
         )
 
-        [found], more = query.answer({"": Ranges()})
+        answer = query.answer({"": Ranges()})
 
-        assert found.starts == [start, start + 15 * MINUTE, start + 30 * MINUTE]
-        assert not more
+        assert times_of(answer, *answer.found) == [start, start + 15 * MINUTE, start + 30 * MINUTE]
+        assert not answer.more_starts
 
 
 def test_what_the_clock_shows_twice_is_open_twice_and_starts_twice() -> None:
@@ -127,7 +137,7 @@ def test_what_the_clock_shows_twice_is_open_twice_and_starts_twice() -> None:
         opening_hours=(OpenOn(frozenset({6}), 120, 150),),
     )
 
-    [found], _ = query_of(question).answer({"": Ranges()})
+    [found] = in_minutes(query_of(question).answer({"": Ranges()}))
 
-    assert in_minutes(found).free == [(start + 120, start + 150), (start + 180, start + 210)]
-    assert in_minutes(found).starts == [start + 120, start + 180]
+    assert found.free == [(start + 120, start + 150), (start + 180, start + 210)]
+    assert found.starts == [start + 120, start + 180]

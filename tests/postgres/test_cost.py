@@ -170,10 +170,10 @@ async def test_what_occupies_a_window_is_read_without_the_rest(
                         min_revision=None,
                     )
                     await database.fetch_across("SELECT pg_stat_force_next_flush()")
-                    [unused, found] = [each.ranges for each in page.items]
+                    unused, found = (each.ranges for each in page.items)
                     assert not unused.starts
                     stored = [start_us - 30_000_000], [end_us + 30_000_000]
-                    assert (found.starts, found.ends) == (stored if first < STORED else ((), ()))
+                    assert found == (stored if first < STORED else ([], []))
                     # Its organization, and what is looked at before the window of each resource.
                     assert _rows_read(connection) - before <= LISTED + 4
 

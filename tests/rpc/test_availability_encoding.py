@@ -6,7 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.availability.query import Availability
+from service.availability.query import Answer, Availability
 from service.availability.ranges import Ranges
 from service.rpc.availability_encoding import encoded
 
@@ -48,9 +48,12 @@ def edges(*seconds: int) -> Ranges:
 def test_it_is_what_protobuf_reads(
     busy: Ranges, free: Ranges, starts: list[int], resource_id: str | None
 ) -> None:
-    found = Availability(resource_id=resource_id, busy=busy, free=free, starts=starts)
+    many = len(starts)
+    slices = [(0, many // 3), (many // 3, many // 2), (many // 2, many)]
+    found = Availability(resource_id=resource_id, busy=busy, free=free, starts=slices)
+    answer = Answer(found=[found, found], candidates=starts, more_starts=False)
 
-    read = rpc.QueryAvailabilityResponse.FromString(encoded([found, found]))
+    read = rpc.QueryAvailabilityResponse.FromString(encoded(answer))
 
     one = rpc.QueryAvailabilityResponse.Resource(
         resource_id=resource_id,
