@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from operator import lt
 from struct import unpack
-from typing import Any, LiteralString
+from typing import Any, LiteralString, NamedTuple
 
 from service.availability.ranges import Ranges
 from service.postgres import rows
@@ -17,7 +18,7 @@ from service.times import POSTGRES_EPOCH, time_at
 # to another resource.
 _OCCUPIED: LiteralString = f"""
     SELECT wanted.resource_id, found.ranges, found.hold_until, wanted.number
-    FROM unnest(%(resource_ids)s::text[]) WITH ORDINALITY AS wanted (resource_id, number)
+    FROM {{wanted}}
     CROSS JOIN LATERAL (
         SELECT string_agg(
             timestamptz_send(part.start_time) || timestamptz_send(part.end_time), ''
@@ -28,23 +29,37 @@ _OCCUPIED: LiteralString = f"""
                 SELECT a.resource_id, a.start_time, a.end_time, a.hold_until
                 FROM appointments a
                 WHERE a.organization_id = %(organization_id)s
-                    AND (a.resource_id, a.start_time) < (wanted.resource_id, %(start)s)
+                    AND (a.resource_id, a.start_time) < (wanted.resource_id, {{start}})
                     AND {rows.OCCUPIES}
                 ORDER BY a.resource_id DESC, a.start_time DESC
                 LIMIT 1
             ) AS last
-            WHERE last.resource_id = wanted.resource_id AND last.end_time > %(start)s
+            WHERE last.resource_id = wanted.resource_id AND last.end_time > {{start}}
             UNION ALL
             SELECT a.start_time, a.end_time, a.hold_until
             FROM appointments a
             WHERE a.organization_id = %(organization_id)s
                 AND a.resource_id = wanted.resource_id
-                AND a.start_time >= %(start)s
-                AND a.start_time < %(end)s
+                AND a.start_time >= {{start}}
+                AND a.start_time < {{end}}
                 AND {rows.OCCUPIES}
         ) AS part
     ) AS found
 """
+_ONE: LiteralString = _OCCUPIED.format(
+    wanted="unnest(%(resource_ids)s::text[]) WITH ORDINALITY AS wanted (resource_id, number)",
+    start="%(start)s",
+    end="%(end)s",
+)
+SEVERAL: LiteralString = _OCCUPIED.format(
+    wanted="""
+        unnest(%(resource_ids)s::text[], %(starts)s::timestamptz[], %(ends)s::timestamptz[])
+        WITH ORDINALITY AS wanted (resource_id, start_time, end_time, number)
+    """,
+    start="wanted.start_time",
+    end="wanted.end_time",
+)
+"""The latest state, for the parameters of `parameters_of_several`."""
 
 _OCCUPIED_AS_OF: LiteralString = f"""
     SELECT wanted.resource_id, found.ranges, found.hold_until, wanted.number
@@ -103,9 +118,21 @@ class Occupied:
         return Ranges.union((starts, ends))
 
 
+class Wanted(NamedTuple):
+    """What to read: ranges of these resources that intersect `[start, end)`."""
+
+    resource_ids: Sequence[str]
+    start: int
+    end: int
+
+    def repeated(self, time: int) -> list[datetime]:
+        """Return a time for PostgreSQL, once for each resource."""
+        return [_time(time)] * len(self.resource_ids)
+
+
 def query(as_of: int | None) -> LiteralString:
     """Return the query for the parameters below; its rows are read by `occupied`."""
-    return _OCCUPIED if as_of is None else _OCCUPIED_AS_OF
+    return _ONE if as_of is None else _OCCUPIED_AS_OF
 
 
 def parameters(
@@ -117,6 +144,15 @@ def parameters(
         "start": _time(start),
         "end": _time(end),
         "as_of": as_of,
+    }
+
+
+def parameters_of_several(organization_id: str, wanted: Sequence[Wanted]) -> dict[str, Any]:
+    return {
+        "organization_id": organization_id,
+        "resource_ids": [*chain.from_iterable([each.resource_ids for each in wanted])],
+        "starts": [time for each in wanted for time in each.repeated(each.start)],
+        "ends": [time for each in wanted for time in each.repeated(each.end)],
     }
 
 

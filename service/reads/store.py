@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any, Generic, LiteralString, TypeVar
 
 from service.domain import ChangeFilter, HistoryEntry
@@ -13,7 +14,7 @@ from service.postgres.rows import Row, Stored
 from service.reads import by_revision, entries, occupied, past, present
 from service.reads.current import CurrentAppointments
 from service.reads.moments import Moment, Now
-from service.reads.occupied import Occupied
+from service.reads.occupied import Occupied, Wanted
 from service.reads.replicas import Replicas
 from service.reads.unconfirmed import fetch_confirmed
 from service.reads.window import Window
@@ -107,6 +108,11 @@ class ReadStore:
         self._primary = primary
         self._current = CurrentAppointments(primary)
         self._replicas = replicas
+
+    @property
+    def max_waiting(self) -> int:
+        """How many statements may wait for a connection, and so how many reads for a batch."""
+        return self._primary.max_waiting
 
     @property
     def epoch(self) -> str:
@@ -363,6 +369,22 @@ class ReadStore:
             items=[occupied.occupied(row) for row in page.items],
             moment=page.moment,
         )
+
+    async def occupied_of_several(
+        self, organization_id: str, wanted: Sequence[Wanted]
+    ) -> Sequence[Page[Occupied]]:
+        """Return what occupies the resources of several queries, in the same latest state."""
+        page = await self._read(
+            occupied.SEVERAL,
+            occupied.IN_ORDER,
+            occupied.parameters_of_several(organization_id, wanted),
+            min_revision=None,
+        )
+        items = map(occupied.occupied, page.items)
+        return [
+            Page(items=list(islice(items, len(each.resource_ids))), moment=page.moment)
+            for each in wanted
+        ]
 
     async def _read(
         self,

@@ -4,7 +4,6 @@ import asyncio
 import pickle
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from weakref import WeakValueDictionary
 
 from appointments.v1 import availability_pb2 as rpc
@@ -16,8 +15,9 @@ from service.availability.query import AvailabilityQuery
 from service.errors import InvalidFields, Overloaded
 from service.messages import organization_of
 from service.reads.moments import Moments
-from service.reads.occupied import Occupied
+from service.reads.occupied import Occupied, Wanted
 from service.reads.page_cache import PageCache
+from service.reads.short_windows import ShortWindows
 from service.reads.store import Page, ReadStore
 from service.rpc.availability_helper import Question
 from service.rpc.availability_requests import read_query
@@ -34,6 +34,8 @@ MAX_COMPRESSED_BYTES = 1024 * 1024
 MAX_CONCURRENT_READS = 2
 # Resources times days. Larger queries are answered one after another, in turn by organization.
 LARGE_DAYS = 1_000
+# Up to so many, queries share a statement.
+SHORT_DAYS = 100
 # Large queries of one organization that may wait.
 MAX_WAITING = 16
 # Computing these takes some 10 ms. More are computed by the helper.
@@ -56,6 +58,7 @@ class AvailabilityReader:
             moments, max_page_bytes=MAX_RESPONSE_BYTES + 64 * 1024
         )
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_READS)
+        self._short = ShortWindows(reads, self._slots)
         # By serialized request, while it is answered.
         self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
@@ -96,26 +99,37 @@ class AvailabilityReader:
     async def _read(
         self, request: rpc.QueryAvailabilityRequest, query: AvailabilityQuery, organization_id: str
     ) -> tuple[EncodedResponse, Page[Occupied]]:
-        days = len(request.resource_id) * (query.end - query.start) // DAY
+        as_of = request.as_of_revision if request.HasField("as_of_revision") else None
+        wanted = Wanted(
+            request.resource_id,
+            query.start - query.buffer_before,
+            query.end + query.buffer_after,
+        )
+        days = len(wanted.resource_ids) * (wanted.end - wanted.start) // DAY
+        if days <= SHORT_DAYS and as_of is None and not request.HasField("min_revision"):
+            page = await self._short.occupied(organization_id, wanted)
+            return await self._computed(query, page, page.revision), page
         # A year of 100 resources takes seconds of processor time, most of it in PostgreSQL.
         turn = self._slots if days <= LARGE_DAYS else self._turns.turn(organization_id)
-        return await done_in_turn(turn, partial(self._compute, request, query, organization_id))
 
-    async def _compute(
-        self, request: rpc.QueryAvailabilityRequest, query: AvailabilityQuery, organization_id: str
-    ) -> tuple[EncodedResponse, Page[Occupied]]:
-        as_of = request.as_of_revision if request.HasField("as_of_revision") else None
-        page = await self._reads.occupied(
-            organization_id,
-            request.resource_id,
-            start=query.start - query.buffer_before,
-            end=query.end + query.buffer_after,
-            as_of=as_of,
-            min_revision=min_revision(request),
-        )
-        question = Question(
-            query=query, occupied=page.items, revision=page.revision if as_of is None else as_of
-        )
+        async def read() -> tuple[EncodedResponse, Page[Occupied]]:
+            page = await self._reads.occupied(
+                organization_id,
+                wanted.resource_ids,
+                start=wanted.start,
+                end=wanted.end,
+                as_of=as_of,
+                min_revision=min_revision(request),
+            )
+            revision = page.revision if as_of is None else as_of
+            return await self._computed(query, page, revision), page
+
+        return await done_in_turn(turn, read)
+
+    async def _computed(
+        self, query: AvailabilityQuery, page: Page[Occupied], revision: int
+    ) -> EncodedResponse:
+        question = Question(query=query, occupied=page.items, revision=revision)
         entries = 1 if query.together else len(page.items)
         ranges = sum(each.count for each in page.items) + entries * query.openings
         if ranges <= MAX_RANGES_IN_LOOP:
@@ -124,7 +138,7 @@ class AvailabilityReader:
             content = await asyncio.to_thread(self._helper.run, pickle.dumps(question))
         if len(content) > MAX_RESPONSE_BYTES:
             raise InvalidFields([("to", TOO_LARGE)], organization_revision=page.revision)
-        return EncodedResponse(content), page
+        return EncodedResponse(content)
 
 
 class _Turns:

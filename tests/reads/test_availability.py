@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ from service.errors import InvalidFields
 from service.metrics import Metrics
 from service.postgres.database import Database
 from service.reads.moments import Moments
-from service.reads.occupied import Occupied
+from service.reads.occupied import Occupied, Wanted
 from service.reads.store import Page, ReadStore
 from service.rpc import availability
 from service.rpc.availability import AvailabilityReader
@@ -304,9 +305,11 @@ async def test_equal_queries_at_the_same_time_are_computed_once(
     class CountedReads(ReadStore):
         count = 0
 
-        async def occupied(self, *arguments: Any, **options: Any) -> Page[Occupied]:
-            self.count += 1
-            return await super().occupied(*arguments, **options)
+        async def occupied_of_several(
+            self, organization_id: str, wanted: Sequence[Wanted]
+        ) -> Sequence[Page[Occupied]]:
+            self.count += len(wanted)
+            return await super().occupied_of_several(organization_id, wanted)
 
     async with database_of(Database, database_url, Metrics(), max_waiting=10) as database:
         reads = CountedReads(database, None)
@@ -327,11 +330,19 @@ async def test_equal_queries_at_the_same_time_are_computed_once(
 
 
 @pytest.mark.parametrize(
-    ("days", "at_a_time"),
-    [(availability.LARGE_DAYS // 100 + 1, 1), (1, availability.MAX_CONCURRENT_READS)],
+    ("days", "min_revision", "at_a_time"),
+    [
+        (availability.LARGE_DAYS // 100 + 1, 0, 1),
+        (availability.SHORT_DAYS // 100 + 1, 0, availability.MAX_CONCURRENT_READS),
+        (availability.SHORT_DAYS // 100, None, 1),
+    ],
 )
 async def test_a_query_that_is_cancelled_keeps_its_turn_until_its_statement_ends(
-    create_database: CreateDatabase, org: Organization, days: int, at_a_time: int
+    create_database: CreateDatabase,
+    org: Organization,
+    days: int,
+    min_revision: int | None,
+    at_a_time: int,
 ) -> None:
     url = create_database()
     database = database_of(Database, url, Metrics(), connections=5, max_waiting=10)
@@ -354,7 +365,8 @@ async def test_a_query_that_is_cancelled_keeps_its_turn_until_its_statement_ends
 
         async def answer(number: int) -> Any:
             request = request_of(org, number, number + DAY * days, *resource_ids)
-            request.min_revision = 0  # is not answered from memory
+            if min_revision is not None:
+                request.min_revision = min_revision
             return await reader.answer(request, Call(read_context((), None)))
 
         async with await psycopg.AsyncConnection.connect(url) as locking:
