@@ -304,14 +304,15 @@ def _availability(*, stored: int) -> list[Group]:
         _group(
             "availability",
             title,
-            limits=[8],
-            grpc=[8],
-            rest=[8],
+            limits=in_flight,
+            grpc=in_flight,
+            rest=in_flight,
             operation=operation,
             stored=stored,
             resources=RESOURCES,
         )
         for operation, title in titles.items()
+        for in_flight in ([8, 64] if operation == "booking" else [8],)
     ]
 
 
