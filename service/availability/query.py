@@ -168,8 +168,10 @@ def _earliest(
     left = MAX_STARTS - (counts[last - 1] if last else 0)
     earliest = []
     for slices in several:
-        fits = left > 0 and any(first <= last < end for first, end in slices)
-        left -= fits
-        most = last + fits
-        earliest.append([(first, min(end, most)) for first, end in slices if first < most])
+        fitting = list(slices[: bisect_left(slices, (last + 1,))])
+        if fitting and fitting[-1][1] > last:
+            fits = left > 0
+            left -= fits
+            fitting[-1] = fitting[-1][0], last + fits
+        earliest.append(fitting)
     return earliest

@@ -38,6 +38,8 @@ class Ranges(NamedTuple):
 
     def within(self, start: int, end: int) -> Self:
         """Return the parts inside `[start, end)`."""
+        if not self.starts or (start <= self.starts[0] and self.ends[-1] <= end):
+            return self
         first = bisect_right(self.ends, start)
         last = bisect_left(self.starts, end)
         if first >= last:
