@@ -47,6 +47,7 @@ NEEDED_MIGRATIONS = (
     "20261126000120",
     "20261126000121",
     "20261126000122",
+    "20261126000123",
 )
 # Returns those that a database lacks, in an array.
 LACKING: LiteralString = """

@@ -1,11 +1,12 @@
-"""Reads the current state of appointments by id in batches.
+"""Reads of the current state that share statements: appointments by id, and lists.
 
-A state is read after the call of `CurrentAppointments.get`, so it includes every write that was
-completed before.
+What is read is the state after the call, so it includes every write that was completed before.
 """
 
 from collections.abc import Sequence
-from typing import LiteralString, NamedTuple
+from datetime import datetime
+from time import monotonic
+from typing import LiteralString, NamedTuple, TypeVar
 
 from runtime.tracing import current_span
 from service.batcher import Batcher
@@ -15,11 +16,25 @@ from service.postgres.rows import Row
 
 # Bounds the time of a statement. More did not make a call cheaper.
 MOST = 64
+MOST_LISTS = 32
+# Appointments of a list that shares a statement: a page of the default size, and one more.
+MOST_LISTED = 101
+# Seconds for which lists of an organization and resource are read alone, after one that took long.
+ALONE = 10.0
 
-_STATEMENT: LiteralString = f"""
+_GET: LiteralString = f"""
     SELECT place, organization_revision, clock, {rows.APPOINTMENT_OF_ROW}
     FROM current_appointments(%s::text[], %s::text[])
 """
+_LIST: LiteralString = f"""
+    SELECT organization_revision, recorded_at, clock, {rows.APPOINTMENT_OF_ROW}, place
+    FROM listed_appointments(
+        %s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[], %s::integer[]
+    )
+"""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Current(NamedTuple):
@@ -33,34 +48,84 @@ class Current(NamedTuple):
     row: Row | None
 
 
+class Listing(NamedTuple):
+    """A list: what occupies `[start, end)` in an organization, or in one resource of it."""
+
+    organization_id: str
+    resource_id: str | None
+    start: datetime
+    end: datetime
+    limit: int
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        return self.organization_id, self.resource_id
+
+
 class CurrentAppointments:
     """Reads appointments. As many callers may wait as statements may wait for a connection."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._batcher = Batcher(
-            self._fetch, most=MOST, gather=True, max_waiting=database.max_waiting
+        self._gets = Batcher(self._get, most=MOST, gather=True, max_waiting=database.max_waiting)
+        self._lists = Batcher(
+            self._list, most=MOST_LISTS, gather=True, max_waiting=database.max_waiting
         )
+        # Until when lists are read alone, by organization and resource.
+        self._alone: dict[tuple[str, str | None], float] = {}
 
     async def get(self, organization_id: str, id: str) -> Current:
         """Return the current state of an appointment.
 
         Raises Overloaded, DatabaseUnavailable.
         """
-        span = current_span.get()
-        if span is None:
-            return await self._batcher.submit((organization_id, id))
-        # The statement is for several, and may wait for the one before: each has a span of its own.
-        with span.child("SQL", kind="client", database="postgresql", statement=_STATEMENT):
-            return await self._batcher.submit((organization_id, id))
+        return await _in_span(self._gets, (organization_id, id), _GET)
 
-    async def _fetch(self, wanted: Sequence[tuple[str, str]]) -> Sequence[Current]:
+    async def list(self, wanted: Listing) -> Sequence[Row] | None:
+        """Return a list as raw rows, at least one: of the moment, and of an appointment or None.
+
+        Returns None for a list that is to be read alone, since it would delay others.
+        Raises Overloaded, DatabaseUnavailable.
+        """
+        if self._alone and self._alone.get(wanted.place, 0.0) > monotonic():
+            return None
+        return await _in_span(self._lists, wanted, _LIST)
+
+    async def _get(self, wanted: Sequence[tuple[str, str]]) -> Sequence[Current]:
         organization_ids, ids = zip(*wanted, strict=True)
         found = await self._database.fetch_across(
-            _STATEMENT, (list(organization_ids), list(ids)), raw=True
+            _GET, (list(organization_ids), list(ids)), raw=True
         )
         states = {
             row[0]: Current(row[1], row[2], row[3:] if row[3] is not None else None)
             for row in found
         }
         return [states[place] for place in range(1, len(wanted) + 1)]
+
+    async def _list(self, wanted: Sequence[Listing]) -> Sequence[Sequence[Row] | None]:
+        found = await self._database.fetch_across(
+            _LIST, [list(values) for values in zip(*wanted, strict=True)], raw=True
+        )
+        lists: list[list[Row]] = [[] for _ in wanted]
+        for row in found:
+            lists[row[-1] - 1].append(row)
+        took_long = {one.place for one, its in zip(wanted, lists, strict=True) if _took_long(its)}
+        if took_long:
+            now = monotonic()
+            self._alone = {place: until for place, until in self._alone.items() if until > now}
+            self._alone |= dict.fromkeys(took_long, now + ALONE)
+        return [None if _took_long(its) else its for its in lists]
+
+
+def _took_long(its_rows: Sequence[Row]) -> bool:
+    """Return whether the last row of a list has no revision."""
+    return its_rows[-1][0] is None
+
+
+async def _in_span(batcher: Batcher[Item, Result], item: Item, statement: LiteralString) -> Result:
+    span = current_span.get()
+    if span is None:
+        return await batcher.submit(item)
+    # The statement is for several, and may wait for the one before: each has a span of its own.
+    with span.child("SQL", kind="client", database="postgresql", statement=statement):
+        return await batcher.submit(item)

@@ -12,7 +12,7 @@ from service.postgres import rows
 from service.postgres.database import Database
 from service.postgres.rows import Row, Stored
 from service.reads import by_revision, entries, occupied, past, present
-from service.reads.current import CurrentAppointments
+from service.reads.current import MOST_LISTED, CurrentAppointments, Listing
 from service.reads.moments import Moment, Now
 from service.reads.occupied import Occupied, Wanted
 from service.reads.replicas import Replicas
@@ -189,6 +189,22 @@ class ReadStore:
         min_revision: int | None,
     ) -> Page[Stored]:
         """Return appointments by start and id, following the start and id in `after`."""
+        if (
+            window.start is not None
+            and window.end is not None
+            and window.start < window.end
+            and not window.include_cancelled
+            and after is None
+            and as_of is None
+            and min_revision is None
+            and limit <= MOST_LISTED
+            and not self._primary.distributed
+        ):
+            found = await self._current.list(
+                Listing(organization_id, window.resource_id, window.start, window.end, limit)
+            )
+            if found is not None:
+                return self._stored(organization_id, found)
         parameters = {
             **window.parameters,
             "organization_id": organization_id,
@@ -408,8 +424,10 @@ class ReadStore:
     ) -> Page[Stored]:
         """Read rows that begin with the columns of an appointment."""
         found = await self._fetch(query, order, parameters, min_revision=min_revision, raw=True)
+        return self._stored(parameters["organization_id"], found)
+
+    def _stored(self, organization_id: str, found: Sequence[Row]) -> Page[Stored]:
         revision, recorded_at, clock, *_ = found[0]
-        organization_id: str = parameters["organization_id"]
         epoch = self.epoch
         return Page(
             items=[

@@ -43,6 +43,7 @@ FOR_SEVERAL = {
     "apply_batches",
     "current_appointments",
     "finished_operations",
+    "listed_appointments",
     "organization_moments",
     "queue_operations",
     "webhook_key_ids",
