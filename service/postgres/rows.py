@@ -119,22 +119,27 @@ class Stored(NamedTuple):
         )
 
 
-def stored(organization_id: str, row: Row, clock: int | None, *, epoch: str) -> Stored:
-    """Take a raw row, read in an epoch of the database. `clock` is that of `appointment`, raw."""
-    return Stored(organization_id, row, _state(row, clock), epoch)
+def stored(
+    organization_id: str, found: Iterable[Row], clock: int | None, *, epoch: str
+) -> list[Stored]:
+    """Take raw rows, read in an epoch of the database. `clock` is that of `appointment`, raw."""
+    return [Stored(organization_id, row, _state(row, clock), epoch) for row in found]
 
 
 def _state(row: Row, clock: datetime | int | None) -> State:
     """Return the state of a row, or of a raw row with a raw clock."""
     state = _STATES[row[10]]
-    if state is State.HELD and clock is not None and row[9] <= clock:
-        return State.EXPIRED
-    return state
+    hold_until = row[9]
+    # Few have a hold, and a member of an enum takes long to name.
+    if hold_until is None or clock is None:
+        return state
+    return State.EXPIRED if state is State.HELD and hold_until <= clock else state
 
 
 def first_expiry_of(found: Iterable[Stored]) -> datetime | None:
     """Return when the first of the held appointments expires, None if none is held."""
-    return time_of(min((each.row[9] for each in found if each.state is State.HELD), default=None))
+    held = State.HELD
+    return time_of(min([each.row[9] for each in found if each.state is held], default=None))
 
 
 @overload

@@ -157,8 +157,9 @@ class ReadStore:
         """
         if as_of is None and min_revision is None and not self._primary.distributed:
             revision, clock, row = await self._current.get(organization_id, id)
-            found = (
-                None if row is None else rows.stored(organization_id, row, clock, epoch=self.epoch)
+            its_rows = () if row is None else (row,)
+            items: Sequence[Stored] = rows.stored(
+                organization_id, its_rows, clock, epoch=self.epoch
             )
         else:
             page = await self._read_stored(
@@ -167,15 +168,15 @@ class ReadStore:
                 {"organization_id": organization_id, "id": id, "as_of": as_of, "at": at},
                 min_revision=min_revision,
             )
-            revision, found = page.revision, next(iter(page.items), None)
-        if found is None:
+            revision, items = page.revision, page.items
+        if not items:
             raise AppointmentNotFound(
                 "the organization has no appointment with this id"
                 if as_of is None
                 else f"the organization had no appointment with this id then (revision {as_of})",
                 organization_revision=revision,
             )
-        return found, revision
+        return items[0], revision
 
     async def list(
         self,
@@ -204,7 +205,7 @@ class ReadStore:
                 Listing(organization_id, window.resource_id, window.start, window.end, limit)
             )
             if found is not None:
-                return self._stored(organization_id, found)
+                return self._stored_page(organization_id, found)
         parameters = {
             **window.parameters,
             "organization_id": organization_id,
@@ -424,16 +425,13 @@ class ReadStore:
     ) -> Page[Stored]:
         """Read rows that begin with the columns of an appointment."""
         found = await self._fetch(query, order, parameters, min_revision=min_revision, raw=True)
-        return self._stored(parameters["organization_id"], found)
+        return self._stored_page(parameters["organization_id"], found)
 
-    def _stored(self, organization_id: str, found: Sequence[Row]) -> Page[Stored]:
+    def _stored_page(self, organization_id: str, found: Sequence[Row]) -> Page[Stored]:
         revision, recorded_at, clock, *_ = found[0]
-        epoch = self.epoch
+        items = _without_moment(found)
         return Page(
-            items=[
-                rows.stored(organization_id, row, clock, epoch=epoch)
-                for row in _without_moment(found)
-            ],
+            items=rows.stored(organization_id, items, clock, epoch=self.epoch),
             moment=(revision, rows.time_of(recorded_at)),
         )
 

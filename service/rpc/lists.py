@@ -16,14 +16,14 @@ from service.rpc.appointment_encoding import encoded
 from service.rpc.handler import Call
 from service.rpc.list_etags import current_etag, list_etag
 from service.rpc.moments import as_of_revision, min_revision
-from service.rpc.wire import EncodedResponse, tag, with_length
+from service.rpc.wire import EncodedResponse, LengthTags
 
 DEFAULT_PAGE_SIZE = 100
 # Below the 4 MiB that a gRPC client accepts by default. A page of large appointments has fewer
 # items than requested, instead of being refused by the client.
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 
-_ELEMENT = tag(rpc.ListAppointmentsResponse.APPOINTMENTS_FIELD_NUMBER)
+_ELEMENT = LengthTags(rpc.ListAppointmentsResponse.APPOINTMENTS_FIELD_NUMBER)
 _DEFAULT_ORDER = "start"
 # What a page token says of the last appointment, in each order.
 _BY_START = (page_tokens.time, page_tokens.appointment_id)
@@ -82,17 +82,18 @@ class AppointmentLists:
         etag = list_etag(request, page.moment, first_expiry) if time is None else ""
         if etag in known:  # the page of a replica that is behind
             return rpc.ListAppointmentsResponse(etag=etag, not_modified=True)
-        shown = messages.fitting(page.items, limit, encoded, size_of=len, max_bytes=MAX_PAGE_BYTES)
+        elements = messages.fitting(
+            page.items, limit, _element, size_of=len, max_bytes=MAX_PAGE_BYTES
+        )
         response = rpc.ListAppointmentsResponse(
             revision=page.revision if as_of is None else as_of,
             etag=etag,
         )
-        if position := _next_position(page, len(shown)):
+        if position := _next_position(page, len(elements)):
             response.next_page_token = page_tokens.encode(
                 request, [*position, as_of], self._reads.epoch
             )
         # Serialized messages that are joined are one message, with the fields of both.
-        elements = [_ELEMENT + with_length(appointment) for appointment in shown]
         answer = EncodedResponse(b"".join([*elements, response.SerializeToString()]))
         if cacheable:
             self._pages.put(cache_key, page.moment, first_expiry, answer, size=len(answer.content))
@@ -146,6 +147,11 @@ class AppointmentLists:
             if found is not None:
                 return found
         return await self._moments.of(organization_id)
+
+
+def _element(stored: Stored) -> bytes:
+    appointment = encoded(stored)
+    return _ELEMENT[len(appointment)] + appointment
 
 
 def _next_position(page: Page[Stored], shown: int) -> list[str | int] | None:

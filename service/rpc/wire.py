@@ -21,6 +21,17 @@ def tag(field: int) -> bytes:
     return varint(field << 3 | 2)
 
 
+class LengthTags(dict[int, bytes]):
+    """The tag of a field together with a length, by length."""
+
+    def __init__(self, field: int) -> None:
+        self._tag = tag(field)
+
+    def __missing__(self, length: int) -> bytes:
+        found = self[length] = self._tag + varint(length)
+        return found
+
+
 def varint_tag(field: int) -> bytes:
     """Return the tag of a field that is a varint: an integer, or an enum."""
     return varint(field << 3)
