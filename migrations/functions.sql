@@ -1683,7 +1683,8 @@ SET enable_sort = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    -- How many rows are read that start in a range, whether they occupy it or not.
+    -- How many rows are read that start in a range, whether they occupy it or not. The last of
+    -- them is in the list, without a revision.
     c_most constant integer := 500;
     -- How many blocks are read of the index that finds what is running, about a millisecond.
     c_blocks constant integer := 150;
@@ -1713,26 +1714,35 @@ BEGIN
         IF v_resource_id IS NULL THEN
             v_blocks := pg_stat_get_xact_blocks_fetched(c_running);
             RETURN QUERY
-            SELECT v_place, v_revision, v_recorded_at, v_clock, listed.appointment
+            SELECT
+                v_place, CASE WHEN listed.number < c_most THEN v_revision END, v_recorded_at,
+                v_clock, listed.appointment
             FROM (
                 (
-                    SELECT starting.start_time, starting.appointment_id, starting.appointment
+                    SELECT
+                        starting.start_time, starting.appointment_id, starting.appointment,
+                        starting.number
                     FROM (
                         SELECT
                             a.start_time, a.appointment_id, a.ordinal, a.state, a.hold_until,
-                            a AS appointment
+                            a AS appointment,
+                            row_number() OVER (ORDER BY a.start_time, a.appointment_id) AS number
                         FROM appointments a
                         WHERE a.organization_id = v_organization_id
                             AND a.start_time >= v_start AND a.start_time < v_end
                         ORDER BY a.start_time, a.appointment_id
                         LIMIT c_most
                     ) AS starting
-                    WHERE starting.ordinal = 0 AND starting.state IN ('ACTIVE', 'HELD')
-                        AND (starting.hold_until IS NULL OR starting.hold_until > v_clock)
+                    WHERE starting.number = c_most
+                        OR (
+                            starting.ordinal = 0 AND starting.state IN ('ACTIVE', 'HELD')
+                            AND (starting.hold_until IS NULL OR starting.hold_until > v_clock)
+                        )
+                    ORDER BY starting.start_time, starting.appointment_id
                     LIMIT v_limit
                 )
                 UNION ALL
-                SELECT running.start_time, running.appointment_id, running.appointment
+                SELECT running.start_time, running.appointment_id, running.appointment, 0
                 FROM (
                     SELECT a.start_time, a.appointment_id, a AS appointment
                     FROM appointments a
@@ -1749,16 +1759,6 @@ BEGIN
             GET DIAGNOSTICS v_found = ROW_COUNT;
             IF pg_stat_get_xact_blocks_fetched(c_running) - v_blocks > c_blocks THEN
                 v_revision := NULL;
-            ELSIF v_found < v_limit THEN
-                PERFORM a.start_time
-                FROM appointments a
-                WHERE a.organization_id = v_organization_id
-                    AND a.start_time >= v_start AND a.start_time < v_end
-                ORDER BY a.start_time, a.appointment_id
-                OFFSET c_most LIMIT 1;
-                IF FOUND THEN
-                    v_revision := NULL;
-                END IF;
             END IF;
         ELSE
             -- What is listed of a row for a further resource is the row of its appointment. No two

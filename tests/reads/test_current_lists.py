@@ -1,0 +1,193 @@
+"""Lists of the current state share statements, and show what a statement of their own shows."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+
+import psycopg
+import pytest
+
+from service.metrics import Metrics
+from service.postgres.rows import Stored
+from service.reads.current import MOST_LISTED, MOST_LISTS
+from service.reads.store import Page, ReadStore
+from service.reads.window import Window
+from tests.api import MORNING, Organization
+from tests.conftest import CreateDatabase
+from tests.databases import database_of
+from tests.reads.test_current import Counting
+
+START = datetime(2030, 1, 1, tzinfo=UTC)
+RESOURCES = ["", "room 1", "room 2"]
+ORGANIZATIONS = [f"organization {number}" for number in range(4)]
+IDS = [f"appointment {number}" for number in range(40)]
+WRITES = 120
+LISTS = 150
+# More than the function reads for a list.
+MANY = 600
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Counting]:
+    async with database_of(Counting, database_url, Metrics(), max_waiting=200) as database:
+        yield database
+
+
+async def listed(
+    reads: ReadStore, organization_id: str, window: Window, *, limit: int, alone: bool = False
+) -> Page[Stored]:
+    """Return a list. With any `min_revision` it is a statement of its own."""
+    return await reads.list(
+        organization_id,
+        window,
+        after=None,
+        limit=limit,
+        as_of=None,
+        at=None,
+        min_revision=0 if alone else None,
+    )
+
+
+def shown(page: Page[Stored]) -> tuple[object, ...]:
+    return [each.appointment for each in page.items], page.moment
+
+
+def window(start: datetime, end: datetime, resource_id: str | None = None) -> Window:
+    return Window(resource_id=resource_id, start=start, end=end, include_cancelled=False)
+
+
+def apply(connection: psycopg.Connection, organization: str, write: dict[str, Any]) -> None:
+    connection.execute(
+        "SELECT * FROM apply_writes(%s, %s)", (organization, json.dumps([write]))
+    ).fetchall()
+
+
+def random_write(random: Random) -> dict[str, Any]:
+    write = {"id": random.choice(IDS), "actor": "", "validate_only": False}
+    if random.random() < 0.15:
+        return {"kind": "CANCEL", **write}
+    start = START + timedelta(hours=random.randrange(96) / 2)
+    resource, *others = random.sample(RESOURCES, random.choice([1, 1, 2, 3]))
+    return {
+        "kind": "UPSERT",
+        **write,
+        "resource_id": resource,
+        "additional_resource_ids": others or None,
+        "start_time": str(start),
+        "end_time": str(start + timedelta(hours=random.choice([0.5, 1, 8]))),
+        "title": "",
+        "attributes": {},
+        "create_only": False,
+        "hold_until": random.choice([None, None, str(datetime.now(UTC) + timedelta(hours=1))]),
+        "max_hold": timedelta(days=1).total_seconds(),
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_shared_statement_shows_what_one_for_a_list_shows(
+    create_database: CreateDatabase, seed: int
+) -> None:
+    random = Random(seed)
+    url = create_database()
+    with psycopg.connect(url) as connection:
+        for organization in ORGANIZATIONS:
+            for _ in range(WRITES):
+                apply(connection, organization, random_write(random))
+        # Holds that have expired by the clock, which nothing has recorded.
+        connection.execute(
+            """
+            UPDATE appointments SET hold_until = now() - interval '1 minute'
+            WHERE state = 'HELD' AND right(appointment_id, 1) IN ('1', '4', '7')
+            """
+        )
+    wanted = []
+    for _ in range(LISTS):
+        start = START + timedelta(hours=random.randrange(-4, 104) / 2)
+        end = start + timedelta(hours=random.choice([0.5, 3, 24, 100]))
+        wanted.append(
+            (
+                random.choice([*ORGANIZATIONS, "never written"]),
+                window(start, end, random.choice([None, None, *RESOURCES, "room 3"])),
+                random.choice([1, 2, 5, 20, MOST_LISTED]),
+            )
+        )
+    async with database_of(Counting, url, Metrics(), max_waiting=LISTS) as database:
+        reads = ReadStore(database, None)
+        shared = await asyncio.gather(
+            *(listed(reads, name, window, limit=limit) for name, window, limit in wanted)
+        )
+        assert database.statements <= LISTS // MOST_LISTS + 1
+        for (name, of_list, limit), page in zip(wanted, shared, strict=True):
+            alone = await listed(reads, name, of_list, limit=limit, alone=True)
+            assert shown(page) == shown(alone), (name, of_list, limit)
+    assert sum(bool(page.items) for page in shared) > LISTS / 3
+    assert any(len(page.items) > 5 for page in shared)
+
+
+async def test_a_list_shows_what_was_written_while_others_were_read(
+    database: Counting, org: Organization
+) -> None:
+    morning = window(MORNING, MORNING + timedelta(hours=1))
+    reads = ReadStore(database, None)
+    earlier = asyncio.create_task(listed(reads, org.id, morning, limit=20))
+    await database.started.wait()
+    await asyncio.to_thread(org.upsert, "a", 3, 4)
+
+    page = await listed(reads, org.id, morning, limit=20)
+
+    assert [each.appointment.id for each in page.items] == ["a"]
+    assert page.revision == 1
+    await earlier
+
+
+async def test_a_list_that_takes_long_is_read_alone(
+    create_database: CreateDatabase,
+) -> None:
+    url = create_database()
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            """
+            INSERT INTO appointments (
+                organization_id, appointment_id, resource_id, start_time, end_time, title,
+                attributes, created_at, updated_at, updated_at_given, state, version, revision
+            )
+            SELECT 'many', number, '', start_time, start_time + interval '1 minute', '', '{}',
+                now(), now(), false, CASE number WHEN %(many)s THEN 'ACTIVE' ELSE 'CANCELLED' END,
+                1, number
+            FROM generate_series(1, %(many)s) AS number,
+                LATERAL (SELECT %(start)s + number * interval '1 minute') AS placed (start_time)
+            """,
+            {"many": MANY, "start": START},
+        )
+        connection.execute(
+            "INSERT INTO organizations (organization_id, revision, recorded_at)"
+            " VALUES ('many', %s, now())",
+            (MANY,),
+        )
+    day = window(START, START + timedelta(days=1))
+    async with database_of(Counting, url, Metrics(), max_waiting=10) as database:
+        reads = ReadStore(database, None)
+
+        async def list_all() -> int:
+            """List twice at a time; return how many statements that took."""
+            before = database.statements
+            of_many, of_other = await asyncio.gather(
+                listed(reads, "many", day, limit=20), listed(reads, "other", day, limit=20)
+            )
+            assert [each.appointment.id for each in of_many.items] == [str(MANY)]
+            assert not of_other.items
+            return database.statements - before
+
+        # The shared one says so, and then the lists are known.
+        assert [await list_all() for _ in range(2)] == [2, 2]
+        before = database.statements
+        await asyncio.gather(
+            *(
+                listed(reads, name, window(START, START + timedelta(days=1), ""), limit=20)
+                for name in ("many", "other")
+            )
+        )
+        assert database.statements - before == 1
