@@ -1,4 +1,7 @@
-"""The query of a list of the current state, by start."""
+"""The query of a list of the current state, by start.
+
+The SQL function `listed_appointments` repeats it for the most common window (docs/decisions/0038).
+"""
 
 from collections.abc import Sequence
 from typing import LiteralString

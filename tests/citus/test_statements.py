@@ -50,7 +50,8 @@ ON_COORDINATOR = {
 # Not in a distributed database.
 ON_ONE_SERVER = {
     ("service/postgres/history_size.py", "run"),
-    ("service/reads/current.py", "_fetch"),
+    ("service/reads/current.py", "_get"),
+    ("service/reads/current.py", "_list"),
     ("service/writes/store.py", "apply_batches"),
 }
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -26,8 +26,6 @@ ORGANIZATIONS = [f"organization {number}" for number in range(4)]
 IDS = [f"appointment {number}" for number in range(40)]
 WRITES = 120
 LISTS = 150
-# More than the function reads for a list.
-MANY = 600
 
 
 @pytest.fixture
@@ -143,51 +141,58 @@ async def test_a_list_shows_what_was_written_while_others_were_read(
     await earlier
 
 
+# What starts in a window without occupying it, and what runs when it starts, in many resources.
+CANCELLED = """
+    SELECT number, '', start_time, CASE number WHEN 600 THEN 'ACTIVE' ELSE 'CANCELLED' END
+    FROM generate_series(1, 600) AS number,
+        LATERAL (SELECT %(start)s + number * interval '1 minute') AS placed (start_time)
+"""
+RESOURCES_OF_MANY = """
+    SELECT
+        number, 'room ' || mod(number, 1500),
+        %(start)s - interval '30 seconds' + number / 1500 * interval '1 day', 'ACTIVE'
+    FROM generate_series(0, 40000) AS number
+"""
+
+
+@pytest.mark.parametrize("stored", [CANCELLED, RESOURCES_OF_MANY])
 async def test_a_list_that_takes_long_is_read_alone(
-    create_database: CreateDatabase,
+    create_database: CreateDatabase, stored: LiteralString
 ) -> None:
     url = create_database()
     with psycopg.connect(url) as connection:
         connection.execute(
-            """
+            f"""
             INSERT INTO appointments (
                 organization_id, appointment_id, resource_id, start_time, end_time, title,
                 attributes, created_at, updated_at, updated_at_given, state, version, revision
             )
-            SELECT 'many', number, '', start_time, start_time + interval '1 minute', '', '{}',
-                now(), now(), false, CASE number WHEN %(many)s THEN 'ACTIVE' ELSE 'CANCELLED' END,
-                1, number
-            FROM generate_series(1, %(many)s) AS number,
-                LATERAL (SELECT %(start)s + number * interval '1 minute') AS placed (start_time)
+            SELECT 'many', number, resource_id, start_time, start_time + interval '1 minute', '',
+                '{{}}', now(), now(), false, state, 1, number
+            FROM ({stored}) AS stored (number, resource_id, start_time, state)
             """,
-            {"many": MANY, "start": START},
+            {"start": START},
         )
         connection.execute(
             "INSERT INTO organizations (organization_id, revision, recorded_at)"
-            " VALUES ('many', %s, now())",
-            (MANY,),
+            " VALUES ('many', 40000, now())"
         )
     day = window(START, START + timedelta(days=1))
+    of_resource = window(START, START + timedelta(days=1), "room 600")
     async with database_of(Counting, url, Metrics(), max_waiting=10) as database:
         reads = ReadStore(database, None)
 
-        async def list_all() -> int:
-            """List twice at a time; return how many statements that took."""
+        async def statements(wanted: Window) -> int:
+            """List two organizations at a time; return how many statements that took."""
             before = database.statements
             of_many, of_other = await asyncio.gather(
-                listed(reads, "many", day, limit=20), listed(reads, "other", day, limit=20)
+                *(listed(reads, name, wanted, limit=1) for name in ("many", "other"))
             )
-            assert [each.appointment.id for each in of_many.items] == [str(MANY)]
+            alone = await listed(reads, "many", wanted, limit=1, alone=True)
+            assert shown(of_many) == shown(alone)
             assert not of_other.items
-            return database.statements - before
+            return database.statements - before - 1
 
-        # The shared one says so, and then the lists are known.
-        assert [await list_all() for _ in range(2)] == [2, 2]
-        before = database.statements
-        await asyncio.gather(
-            *(
-                listed(reads, name, window(START, START + timedelta(days=1), ""), limit=20)
-                for name in ("many", "other")
-            )
-        )
-        assert database.statements - before == 1
+        # The first time, the shared statement says so.
+        assert [await statements(day) for _ in range(2)] == [2, 2]
+        assert await statements(of_resource) == 1
