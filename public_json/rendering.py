@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import date, timedelta
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from appointments.v1.appointment_pb2 import TimeRange
@@ -99,6 +100,8 @@ def _print_second(second: int) -> str:
 def render_struct(struct: Struct) -> dict[str, Any]:
     """Return the JSON object of a `Struct`, sorted by name, since a `Struct` has no order."""
     fields = struct.fields
+    if not fields:  # most, and sorting takes as long as the rest
+        return {}
     return {name: _render_value(fields[name]) for name in sorted(fields)}
 
 
@@ -141,7 +144,7 @@ def _render_of(field: FieldDescriptor, special: Mapping[str, Render]) -> Render 
     if not field.is_repeated:
         return one
     if one is None:
-        return list
+        return itemgetter(slice(None))  # a list, in half of the time that list() takes
     return lambda values: [one(value) for value in values]
 
 
