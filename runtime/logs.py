@@ -46,6 +46,8 @@ def configure_logs(program: str, *, level: str, format: str) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(output)
+    # One lock, as an object whose end is logged may end while any other line is written.
+    handler.lock = output.lock
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
@@ -102,13 +104,15 @@ def request_logger() -> Callable[[dict[str, object]], None] | None:
     if not isinstance(output, _Output):  # not configured, as in a test
         return lambda fields: log.info("request", **fields)
 
+    def text(fields: dict[str, object]) -> bytes:
+        return f"{render(None, 'info', fields)}\n".encode()
+
+    line = _json if render is json_line else text
+
     def log_request(fields: dict[str, object]) -> None:
         fields["event"] = "request"
         fields["level"] = "info"
-        if render is json_line:
-            output.add(_json(fields))
-        else:
-            output.add(f"{render(None, 'info', fields)}\n".encode())
+        output.add(line(fields))
 
     return log_request
 
@@ -135,9 +139,9 @@ class _Output:
 
     def __init__(self) -> None:
         self._descriptor = sys.stdout.fileno()
-        # Any thread adds to it, in one step. Only the one whose turn it is removes from it.
+        # Any thread adds to it, in one step. Only the one that has the lock removes from it.
         self._waiting = bytearray()
-        self._turn = threading.RLock()
+        self.lock = threading.RLock()
         self._writing = False
         self._scheduled = False
         self._written = False  # since the timer began
@@ -163,7 +167,7 @@ class _Output:
 
     def flush(self) -> None:
         """Write what waits."""
-        with self._turn:
+        with self.lock:
             if self._writing:  # an object logs at its end, which can come in the middle of this
                 return
             self._writing = True

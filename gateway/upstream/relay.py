@@ -182,6 +182,10 @@ class Relay:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # The task of a stream that was just opened has not begun, so it does not end the stream.
+        for stream in self._lanes:
+            if stream is not None:
+                stream.end()
 
 
 class _Call(NamedTuple):
@@ -241,9 +245,14 @@ class _Stream:
                 self._wake.set()
 
     def finish(self) -> None:
-        """Accept no further calls, and end when the others are answered."""
+        """Accept no further calls, and end when the others are answered.
+
+        A stream that the service has not answered yet ends at once: nothing was sent on it.
+        """
         self.open = False
         self._wake.set()
+        if not self._greeted.is_set():
+            self._stream.cancel()
 
     async def run(self, reached: Callable[[str], None]) -> None:
         """Send calls and receive answers until the stream ends.
@@ -265,21 +274,25 @@ class _Stream:
             log_unexpected("relay calls", error, self._errors)
             self._unsent.clear()  # one of them may be the cause
         finally:
-            self.open = False
-            self._stream.cancel()
             writer.cancel()
-            for number, answer in self._unanswered.items():
-                if number not in self._unsent:
-                    _fail(answer, StatusCode.UNAVAILABLE)
-                elif not answer.done():
-                    answer.set_result(None)
-            self._unanswered.clear()
+            self.end()
+
+    def end(self) -> None:
+        """Fail the calls that were sent, and give back the others."""
+        self.open = False
+        self._stream.cancel()
+        for number, answer in self._unanswered.items():
+            if number not in self._unsent:
+                _fail(answer, StatusCode.UNAVAILABLE)
+            elif not answer.done():
+                answer.set_result(None)
+        self._unanswered.clear()
 
     async def _read(self, reached: Callable[[str], None]) -> None:
         while isinstance(message := await self._stream.read(), pb.RelayResponse):
+            self._greeted.set()
             if message.instance and self.open:
                 reached(message.instance)
-            self._greeted.set()
             for answer in message.answers:
                 waiting = self._unanswered.pop(answer.number, None)
                 if waiting is not None and not waiting.done():
@@ -295,7 +308,9 @@ class _Stream:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._unsent or self._cancelled:
-                    await self._stream.write(self._next_message())
+                    message = self._next_message()
+                    if message.calls or message.cancelled:
+                        await self._stream.write(message)
             await self._stream.done_writing()
         except (aio.AioRpcError, asyncio.InvalidStateError):
             return  # the stream has ended; `_read` raises the error
@@ -311,23 +326,28 @@ class _Stream:
         del self._cancelled[:MAX_MESSAGE_CALLS]
         room = self._max_message_bytes - message.ByteSize()
         now = asyncio.get_running_loop().time()
+        taken: list[int] = []
         for number, call in islice(self._unsent.items(), MAX_MESSAGE_CALLS):
+            if self._unanswered[number].done() or call.deadline <= now:  # nobody waits for it
+                taken.append(number)
+                continue
             room -= call.size
             if room < 0 and (message.calls or message.cancelled):
                 break
+            taken.append(number)
             added = message.calls.add(
                 number=number,
                 method=call.method,
                 request=call.request,
-                timeout_ms=max(0, int((call.deadline - now) * 1000)),
+                timeout_ms=int((call.deadline - now) * 1000),
             )
             for key, value in call.metadata:
                 if isinstance(value, bytes):
                     added.metadata.add(key=key, binary=value)
                 else:
                     added.metadata.add(key=key, text=value)
-        for sent in message.calls:
-            del self._unsent[sent.number]
+        for number in taken:
+            del self._unsent[number]
         return message
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -66,9 +67,16 @@ def _is_meant(arguments: argparse.Namespace, stored: Stored) -> bool:
             "standard input is no terminal, so nobody can be asked; nothing was removed. Scripts"
             f" say --yes-delete {organization_id}"
         )
-    sys.stdout.write("Type its name again to remove all of it for ever: ")
-    sys.stdout.flush()
-    return sys.stdin.readline().rstrip("\n") == organization_id
+    # The event loop would only note an interrupt, and the question would go on.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        sys.stdout.write("Type its name again to remove all of it for ever: ")
+        sys.stdout.flush()
+        return sys.stdin.readline().rstrip("\n") == organization_id
+    except KeyboardInterrupt:
+        raise NotMeant("interrupted; nothing was removed") from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _print(line: str) -> None:

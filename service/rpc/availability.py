@@ -4,6 +4,7 @@ import asyncio
 import pickle
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from weakref import WeakValueDictionary
 
 from appointments.v1 import availability_pb2 as rpc
@@ -40,6 +41,8 @@ SHORT_DAYS = 100
 MAX_WAITING = 16
 # Computing these takes some 10 ms. More are computed by the helper.
 MAX_RANGES_IN_LOOP = 4_000
+# Threads that wait for the helper, which computes one answer at a time.
+MAX_HELPED = 2
 
 TOO_LARGE = (
     "makes a response of more than 4 MiB; ask for a shorter range of time or for fewer resources"
@@ -58,6 +61,8 @@ class AvailabilityReader:
             moments, max_page_bytes=MAX_RESPONSE_BYTES + 64 * 1024
         )
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_READS)
+        self._computing = asyncio.Lock()
+        self._helped = asyncio.Semaphore(MAX_HELPED)
         self._short = ShortWindows(reads, self._slots)
         # By serialized request, while it is answered.
         self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
@@ -133,9 +138,12 @@ class AvailabilityReader:
         entries = 1 if query.together else len(page.items)
         ranges = sum(each.count for each in page.items) + entries * query.openings
         if ranges <= MAX_RANGES_IN_LOOP:
-            content = question.answer()
+            async with self._computing:
+                content = question.answer()
+                await asyncio.sleep(0)  # other calls go on before the next answer
         else:
-            content = await asyncio.to_thread(self._helper.run, pickle.dumps(question))
+            helped = partial(asyncio.to_thread, self._helper.run, pickle.dumps(question))
+            content = await done_in_turn(self._helped, helped)
         if len(content) > MAX_RESPONSE_BYTES:
             raise InvalidFields([("to", TOO_LARGE)], organization_revision=page.revision)
         return EncodedResponse(content)

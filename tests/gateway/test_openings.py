@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
@@ -117,6 +118,53 @@ async def test_a_call_waits_no_longer_than_its_deadline() -> None:
     assert received == [GREETING]
 
 
+@asynccontextmanager
+async def relay_to(address: str) -> AsyncIterator[tuple[Relay, Connection]]:
+    connection = Connection(address)
+    errors = Counter("errors", "Unexpected errors.", ["operation"], registry=None)
+    relay = Relay(connection, timeout=30, max_message_bytes=2**20, errors=errors)
+    try:
+        yield relay, connection
+    finally:
+        await relay.close()
+        await connection.close()
+
+
+async def hang(received: Received, requests: AsyncIterator[pb.RelayRequest], _: Context) -> None:
+    async for request in requests:
+        received.append(request)
+
+
+async def test_a_stream_without_an_answer_ends_with_its_connection() -> None:
+    """When a connection is replaced, because of a renewed certificate."""
+    received: Received = []
+    async with (
+        fake_service(relay=ending(hang, 1, received)) as service,
+        relay_to(f"127.0.0.1:{service.port}") as (relay, connection),
+    ):
+        call = asyncio.create_task(relay.call(GET, b"", (), organization="o"))
+        while not received:  # noqa: ASYNC110  set by the server
+            await asyncio.sleep(0.01)
+        for finish in list(connection.when_replaced):
+            finish()
+        assert (await asyncio.wait_for(call, 10)).organization_revision == 7
+        assert service.calls == 1
+    assert received == [GREETING]
+
+
+async def test_a_call_ends_with_the_relay_that_has_just_opened_its_stream() -> None:
+    async with (
+        fake_service() as service,
+        relay_to(f"127.0.0.1:{service.port}") as (relay, _),
+    ):
+        call = asyncio.create_task(relay.call(GET, b"", (), organization="o"))
+        await asyncio.sleep(0)
+        await relay.close()
+        with pytest.raises(CallError) as ended:
+            await asyncio.wait_for(call, 10)
+    assert ended.value.status.code == grpc.StatusCode.UNAVAILABLE.value[0]
+
+
 async def test_instances_stop_while_streams_are_opened(
     start_service: StartProgram, organization: str
 ) -> None:
@@ -126,9 +174,6 @@ async def test_instances_stop_while_streams_are_opened(
     hosts = [f"127.0.0.{number}" for number in range(2, 6)]
     stop = [start_service(GRPC_HOST=host, GRPC_PORT=str(stays.port), **often) for host in hosts]
     addresses = ",".join(f"{host}:{stays.port}" for host in ["127.0.0.1", *hosts])
-    connection = Connection(f"ipv4:{addresses}")
-    errors = Counter("errors", "Unexpected errors.", ["operation"], registry=None)
-    relay = Relay(connection, timeout=30, max_message_bytes=2**20, errors=errors)
     codes: dict[int, int] = {}
     stopped = False
 
@@ -140,14 +185,13 @@ async def test_instances_stop_while_streams_are_opened(
             code = ended.value.status.code
             codes[code] = codes.get(code, 0) + 1
 
-    callers = [
-        asyncio.create_task(keep_calling(f"{organization}-{number}")) for number in range(LANES)
-    ]
-    for service in stop:
-        await asyncio.sleep(0.5)
-        assert await asyncio.to_thread(service.stop) == 0
-    stopped = True
-    await asyncio.gather(*callers)
-    await relay.close()
-    await connection.close()
+    async with relay_to(f"ipv4:{addresses}") as (relay, _):
+        callers = [
+            asyncio.create_task(keep_calling(f"{organization}-{number}")) for number in range(LANES)
+        ]
+        for service in stop:
+            await asyncio.sleep(0.5)
+            assert await asyncio.to_thread(service.stop) == 0
+        stopped = True
+        await asyncio.gather(*callers)
     assert codes.keys() == {grpc.StatusCode.NOT_FOUND.value[0]}

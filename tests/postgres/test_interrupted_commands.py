@@ -1,5 +1,7 @@
-"""Commands that are interrupted while they wait for another session."""
+"""Commands that are interrupted while they wait."""
 
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -58,3 +60,25 @@ def test_an_interrupted_command_says_so_in_one_line(
             process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=20)
     assert (process.returncode, output, errors) == (1, "", f"error: {says}\n")
+
+
+def test_an_interrupted_question_removes_nothing(create_database: CreateDatabase) -> None:
+    terminal, input_ = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", "purge", "o"],
+        cwd=ROOT,
+        env={**base_environment(), "DATABASE_URL": create_database()},
+        stdin=input_,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    os.close(input_)
+    with process:
+        assert process.stdout is not None
+        output = b""
+        while b"Type its name again" not in output:
+            output += os.read(process.stdout.fileno(), 4096)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    os.close(terminal)
+    assert (process.returncode, errors) == (1, b"error: interrupted; nothing was removed\n")
