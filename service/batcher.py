@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Generic, TypeVar
 
+from runtime.tracing import current_span
 from service.errors import Overloaded
 
 # A batch that gathers begins after so many seconds without a further item: while it has fewer than
@@ -76,6 +77,17 @@ class Batcher(Generic[Item, Result]):
             # Not in the context of the first caller, since it works for all of them.
             self._task = loop.create_task(self._run(), context=contextvars.Context())
         return await result
+
+    async def submit_sql(self, item: Item, statement: str) -> Result:
+        """Submit an item of which `handle` runs a statement, in a span of the item's call.
+
+        The statement is for several, and may wait for the one before: each has a span of its own.
+        """
+        span = current_span.get()
+        if span is None:
+            return await self.submit(item)
+        with span.child("SQL", kind="client", database="postgresql", statement=statement):
+            return await self.submit(item)
 
     async def drain(self) -> None:
         """Wait until no item waits and no call is under way."""

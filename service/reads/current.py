@@ -6,9 +6,8 @@ What is read is the state after the call, so it includes every write that was co
 from collections.abc import Sequence
 from datetime import datetime
 from time import monotonic
-from typing import LiteralString, NamedTuple, TypeVar
+from typing import LiteralString, NamedTuple
 
-from runtime.tracing import current_span
 from service.batcher import Batcher
 from service.postgres import rows
 from service.postgres.database import Database
@@ -22,19 +21,17 @@ MOST_LISTED = 101
 # Seconds for which lists of an organization and resource are read alone, after one that took long.
 ALONE = 10.0
 
+# Arrays are sent in binary (%b), which takes a sixth of the time.
 _GET: LiteralString = f"""
     SELECT place, organization_revision, clock, {rows.APPOINTMENT_OF_ROW}
-    FROM current_appointments(%s::text[], %s::text[])
+    FROM current_appointments(%b::text[], %b::text[])
 """
 _LIST: LiteralString = f"""
     SELECT organization_revision, recorded_at, clock, {rows.APPOINTMENT_OF_ROW}, place
     FROM listed_appointments(
-        %s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[], %s::integer[]
+        %b::text[], %b::text[], %b::timestamptz[], %b::timestamptz[], %b::integer[]
     )
 """
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class Current(NamedTuple):
@@ -79,7 +76,7 @@ class CurrentAppointments:
 
         Raises Overloaded, DatabaseUnavailable.
         """
-        return await _in_span(self._gets, (organization_id, id), _GET)
+        return await self._gets.submit_sql((organization_id, id), _GET)
 
     async def list(self, wanted: Listing) -> Sequence[Row] | None:
         """Return a list as raw rows, at least one: of the moment, and of an appointment or None.
@@ -89,7 +86,7 @@ class CurrentAppointments:
         """
         if self._alone and self._alone.get(wanted.place, 0.0) > monotonic():
             return None
-        return await _in_span(self._lists, wanted, _LIST)
+        return await self._lists.submit_sql(wanted, _LIST)
 
     async def _get(self, wanted: Sequence[tuple[str, str]]) -> Sequence[Current]:
         organization_ids, ids = zip(*wanted, strict=True)
@@ -118,14 +115,5 @@ class CurrentAppointments:
 
 
 def _took_long(its_rows: Sequence[Row]) -> bool:
-    """Return whether the last row of a list has no revision."""
-    return its_rows[-1][0] is None
-
-
-async def _in_span(batcher: Batcher[Item, Result], item: Item, statement: LiteralString) -> Result:
-    span = current_span.get()
-    if span is None:
-        return await batcher.submit(item)
-    # The statement is for several, and may wait for the one before: each has a span of its own.
-    with span.child("SQL", kind="client", database="postgresql", statement=statement):
-        return await batcher.submit(item)
+    """Return whether a row of a list has no revision."""
+    return any(row[0] is None for row in its_rows)

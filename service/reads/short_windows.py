@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import partial
 from weakref import WeakValueDictionary
 
-from runtime.tracing import current_span
 from service.batcher import Batcher
 from service.reads import occupied
 from service.reads.occupied import Occupied, Wanted
@@ -43,12 +42,7 @@ class ShortWindows:
                 gather=True,
                 max_waiting=self._reads.max_waiting,
             )
-        span = current_span.get()
-        if span is None:
-            return await batcher.submit(wanted)
-        # The statement is for several, and may wait for the one before: each has a span of its own.
-        with span.child("SQL", kind="client", database="postgresql", statement=occupied.SEVERAL):
-            return await batcher.submit(wanted)
+        return await batcher.submit_sql(wanted, occupied.SEVERAL)
 
     async def _read(
         self, organization_id: str, wanted: Sequence[Wanted]

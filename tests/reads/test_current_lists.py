@@ -141,16 +141,148 @@ async def test_a_list_shows_what_was_written_while_others_were_read(
     await earlier
 
 
+STORED: LiteralString = """
+    INSERT INTO appointments (
+        organization_id, appointment_id, ordinal, resource_id, additional_resource_ids, start_time,
+        end_time, title, attributes, created_at, updated_at, updated_at_given, state, version,
+        revision
+    )
+    SELECT 'many', id, ordinal, resource_id, others, start_time,
+        start_time + duration * interval '1 minute', '', attributes::json, now(), now(), false,
+        state, 1, 1
+    FROM ({stored}) AS stored (
+        id, ordinal, resource_id, others, start_time, duration, state, attributes
+    )
+"""
+
+
+def store(connection: psycopg.Connection, stored: LiteralString, **parameters: object) -> None:
+    """Store rows, which are too many to write them one by one."""
+    connection.execute(STORED.format(stored=stored), {"start": START, **parameters})
+    connection.execute(
+        "INSERT INTO organizations (organization_id, revision, recorded_at)"
+        " VALUES ('many', 40000, now()) ON CONFLICT DO NOTHING"
+    )
+
+
+# Each has several rows, so the 500th row is one of several with the same start and id.
+OF_SEVERAL_RESOURCES: LiteralString = """
+    SELECT
+        to_char(number, 'FM0000'), ordinal, 'room ' || ordinal,
+        CASE ordinal WHEN 0 THEN others END, %(start)s + number * interval '1 hour', 60, 'ACTIVE',
+        '{}'
+    FROM generate_series(1, 90) AS number, generate_series(0, %(others)s) AS ordinal,
+        LATERAL (
+            SELECT array_agg('room ' || other) FROM generate_series(1, %(others)s) AS other
+        ) AS its (others)
+"""
+RUNNING: LiteralString = """
+    SELECT
+        'running ' || number, 0, 'other ' || number, NULL::text[],
+        %(start)s - number * interval '1 minute', 600, 'ACTIVE', '{}'
+    FROM generate_series(1, %(running)s) AS number
+"""
+
+
+@pytest.mark.parametrize("others", [6, 9])
+async def test_a_list_of_rows_of_several_resources_lacks_none(
+    create_database: CreateDatabase, others: int
+) -> None:
+    url = create_database()
+    with psycopg.connect(url) as connection:
+        store(connection, OF_SEVERAL_RESOURCES, others=others)
+    whole = window(START, START + timedelta(days=30))
+    for running in range(5):
+        with psycopg.connect(url) as connection:
+            connection.execute("DELETE FROM appointments WHERE appointment_id ^@ 'running'")
+            store(connection, RUNNING, running=running)
+        for limit in (20, 55, 74, MOST_LISTED):
+            async with database_of(Counting, url, Metrics(), max_waiting=10) as database:
+                reads = ReadStore(database, None)
+                page = await listed(reads, "many", whole, limit=limit)
+                alone = await listed(reads, "many", whole, limit=limit, alone=True)
+                assert len(page.items) == min(limit, 90 + running)
+                assert shown(page) == shown(alone), (running, limit)
+
+
+# PostgreSQL stores what cannot be compressed elsewhere, and the other in the row.
+RANDOM: LiteralString = (
+    "(SELECT string_agg(md5(text(n + number)), '') FROM generate_series(1, 400) n)"
+)
+REPEATED: LiteralString = "repeat('x', 12800)"
+LARGE: LiteralString = """
+    SELECT
+        number, 0, 'room', NULL::text[], %(start)s + number * interval '1 hour', 60, %(state)s,
+        json_build_object('large', {content})
+    FROM generate_series(1, 30) AS number
+"""
+
+
+@pytest.mark.parametrize("resource_id", [None, "room"])
+@pytest.mark.parametrize("content", [RANDOM, REPEATED], ids=["random", "repeated"])
+async def test_a_list_with_much_content_is_read_alone(
+    create_database: CreateDatabase, content: LiteralString, resource_id: str | None
+) -> None:
+    url = create_database()
+    with psycopg.connect(url) as connection:
+        store(connection, LARGE.format(content=content), state="ACTIVE")
+    days = window(START, START + timedelta(days=3), resource_id)
+    async with database_of(Counting, url, Metrics(), max_waiting=10) as database:
+        reads = ReadStore(database, None)
+        for limit, statements in ((10, 1), (MOST_LISTED, 2), (10, 2)):
+            before = database.statements
+            of_many, _ = await asyncio.gather(
+                *(listed(reads, name, days, limit=limit) for name in ("many", "other"))
+            )
+            assert database.statements - before == statements
+            assert len(of_many.items) == min(limit, 30)
+            alone = await listed(reads, "many", days, limit=limit, alone=True)
+            assert shown(of_many) == shown(alone)
+
+
+def test_content_is_read_only_of_what_is_listed(create_database: CreateDatabase) -> None:
+    with psycopg.connect(create_database()) as connection:
+        store(connection, LARGE.format(content=RANDOM), state="CANCELLED")
+
+        def blocks() -> int:
+            """Return how many blocks of large attributes this session has read."""
+            read = connection.execute(
+                "SELECT pg_stat_get_xact_blocks_fetched(reltoastrelid) FROM pg_class"
+                " WHERE oid = 'appointments'::regclass"
+            ).fetchone()
+            assert read is not None
+            count: int = read[0]
+            return count
+
+        def listed_and_read() -> tuple[int, int]:
+            """List everything; return how many appointments, and for how many blocks."""
+            before = blocks()
+            found = connection.execute(
+                "SELECT (appointment).appointment_id"
+                " FROM listed_appointments('{many}', '{NULL}', %s, %s, '{20}')",
+                ([START], [START + timedelta(days=3)]),
+            ).fetchall()
+            return sum(id is not None for (id,) in found), blocks() - before
+
+        assert listed_and_read() == (0, 0)
+        connection.execute("UPDATE appointments SET state = 'ACTIVE' WHERE appointment_id = '20'")
+        count, read = listed_and_read()
+        assert count == 1
+        assert 0 < read < 20
+
+
 # What starts in a window without occupying it, and what runs when it starts, in many resources.
 CANCELLED = """
-    SELECT number, '', start_time, CASE number WHEN 600 THEN 'ACTIVE' ELSE 'CANCELLED' END
+    SELECT
+        number, 0, '', NULL::text[], start_time, 1,
+        CASE number WHEN 600 THEN 'ACTIVE' ELSE 'CANCELLED' END, '{}'
     FROM generate_series(1, 600) AS number,
         LATERAL (SELECT %(start)s + number * interval '1 minute') AS placed (start_time)
 """
 RESOURCES_OF_MANY = """
     SELECT
-        number, 'room ' || mod(number, 1500),
-        %(start)s - interval '30 seconds' + number / 1500 * interval '1 day', 'ACTIVE'
+        number, 0, 'room ' || mod(number, 1500), NULL::text[],
+        %(start)s - interval '30 seconds' + number / 1500 * interval '1 day', 1, 'ACTIVE', '{}'
     FROM generate_series(0, 40000) AS number
 """
 
@@ -161,22 +293,7 @@ async def test_a_list_that_takes_long_is_read_alone(
 ) -> None:
     url = create_database()
     with psycopg.connect(url) as connection:
-        connection.execute(
-            f"""
-            INSERT INTO appointments (
-                organization_id, appointment_id, resource_id, start_time, end_time, title,
-                attributes, created_at, updated_at, updated_at_given, state, version, revision
-            )
-            SELECT 'many', number, resource_id, start_time, start_time + interval '1 minute', '',
-                '{{}}', now(), now(), false, state, 1, number
-            FROM ({stored}) AS stored (number, resource_id, start_time, state)
-            """,
-            {"start": START},
-        )
-        connection.execute(
-            "INSERT INTO organizations (organization_id, revision, recorded_at)"
-            " VALUES ('many', 40000, now())"
-        )
+        store(connection, stored)
     day = window(START, START + timedelta(days=1))
     of_resource = window(START, START + timedelta(days=1), "room 600")
     async with database_of(Counting, url, Metrics(), max_waiting=10) as database:
