@@ -69,20 +69,17 @@ BEGIN
         WHERE o.organization_id = v_organization_id;
         v_blocks := pg_stat_get_xact_blocks_fetched(c_running);
         -- Few of the rows that are looked at are listed, and only those are read with their content,
-        -- which may be stored elsewhere.
+        -- which may be stored elsewhere. That of a row for a further resource is its appointment's.
         RETURN QUERY
         SELECT
             v_place, CASE WHEN listed.number < c_most AND whole.fits THEN v_revision END,
             v_recorded_at, v_clock, CASE WHEN whole.fits THEN whole.appointment END
         FROM (
             (
-                SELECT
-                    starting.start_time, starting.appointment_id, starting.number, starting.ordinal,
-                    starting.row
+                SELECT starting.start_time, starting.appointment_id, starting.number
                 FROM (
                     SELECT
-                        a.start_time, a.appointment_id, a.ordinal, a.ctid AS row, a.state,
-                        a.hold_until,
+                        a.start_time, a.appointment_id, a.ordinal, a.state, a.hold_until,
                         row_number() OVER (ORDER BY a.start_time, a.appointment_id) AS number
                     FROM appointments a
                     WHERE v_resource_id IS NULL AND a.organization_id = v_organization_id
@@ -99,10 +96,9 @@ BEGIN
                 LIMIT v_limit
             )
             UNION ALL
-            SELECT
-                running.start_time, running.appointment_id, 0, running.ordinal, running.row
+            SELECT running.start_time, running.appointment_id, 0
             FROM (
-                SELECT a.start_time, a.appointment_id, a.ordinal, a.ctid AS row
+                SELECT a.start_time, a.appointment_id
                 FROM appointments a
                 WHERE v_resource_id IS NULL AND a.organization_id = v_organization_id
                     AND a.ordinal = 0 AND a.state IN ('ACTIVE', 'HELD')
@@ -114,7 +110,7 @@ BEGIN
             UNION ALL
             -- No two that occupy a resource have the same start: ids need not be compared.
             (
-                SELECT a.start_time, a.appointment_id, 0, a.ordinal, a.ctid
+                SELECT a.start_time, a.appointment_id, 0
                 FROM appointments a
                 WHERE v_resource_id IS NOT NULL AND a.organization_id = v_organization_id
                     AND (a.resource_id, a.start_time) >= (v_resource_id, v_start)
@@ -125,10 +121,9 @@ BEGIN
                 LIMIT v_limit
             )
             UNION ALL
-            SELECT
-                running.start_time, running.appointment_id, 0, running.ordinal, running.row
+            SELECT running.start_time, running.appointment_id, 0
             FROM (
-                SELECT a.start_time, a.appointment_id, a.ordinal, a.ctid AS row
+                SELECT a.start_time, a.appointment_id
                 FROM appointments a
                 WHERE v_resource_id IS NOT NULL AND a.organization_id = v_organization_id
                     AND a.resource_id = v_resource_id
@@ -144,20 +139,11 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT a AS appointment, octet_length(a.attributes::text) <= c_bytes / v_limit AS fits
             FROM appointments a
-            WHERE a.ctid = CASE
-                -- What is listed of a row for a further resource is the row of its appointment.
-                WHEN listed.ordinal = 0 THEN listed.row
-                ELSE (
-                    SELECT a.ctid
-                    FROM appointments a
-                    WHERE a.organization_id = v_organization_id
-                        AND a.appointment_id >= listed.appointment_id
-                        AND (a.appointment_id, a.ordinal) <= (listed.appointment_id, 0)
-                    ORDER BY a.appointment_id DESC, a.ordinal DESC
-                    LIMIT 1
-                )
-            END
-            OFFSET 0
+            WHERE a.organization_id = v_organization_id
+                AND a.appointment_id >= listed.appointment_id
+                AND (a.appointment_id, a.ordinal) <= (listed.appointment_id, 0)
+            ORDER BY a.appointment_id DESC, a.ordinal DESC
+            LIMIT 1
         ) AS whole
         ORDER BY listed.start_time, listed.appointment_id, listed.number;
         GET DIAGNOSTICS v_found = ROW_COUNT;

@@ -416,7 +416,7 @@ def test_no_log_contains_credentials(world: World) -> None:
     with socket.create_connection(("127.0.0.1", world.gateway.port)) as broken:
         broken.sendall(f"GET / HTTP/1.1\r\nAuthorization: {given[-1]}\r\n: x\r\n\r\n".encode())
         assert b" 400 " in broken.recv(1000)
-    read = next(call for call in rpc_calls(world.place) if call.name == "ListAppointments")
+    read = next(call for call in rpc_calls(world.place) if call.name == "QueryAvailability")
     with psycopg.connect(world.url, autocommit=True) as connection:
         connection.execute("ALTER VIEW own.appointments RENAME TO elsewhere")
         try:

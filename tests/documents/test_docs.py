@@ -54,7 +54,7 @@ NOT_RUN = {
     "python -m bench --only reads": "tests/test_bench.py",
     "python -m bench.abuse": "tests/test_bench.py",
     "python -m bench.idle": "tests/test_bench.py",
-    "python -m bench.logs --to file": "tests/test_bench.py",
+    "python -m bench.logs --to json": "tests/test_bench.py",
     "python -m bench.credentials": "tests/test_bench.py",
     "python -m bench.tracing": "tests/test_bench.py",
     "python -m bench.dispatch": "tests/test_bench.py",

@@ -104,7 +104,9 @@ async def test_a_list_of_a_window_reads_what_it_shows(
                     )
                     await database.fetch_across("SELECT pg_stat_force_next_flush()")
                     assert len(page.items) == LISTED
-                    assert _rows_read(connection) - before <= ROWS_A_LIST
+                    # A statement for several lists finds what to list, and reads that by id.
+                    again = 0 if include_cancelled else LISTED
+                    assert _rows_read(connection) - before <= ROWS_A_LIST + again
 
 
 @pytest.mark.parametrize("others", [0, ORGANIZATIONS])

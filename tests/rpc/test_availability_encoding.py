@@ -3,7 +3,7 @@
 from appointments.v1 import appointment_pb2 as pb
 from appointments.v1 import availability_pb2 as rpc
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.availability.query import Answer, Availability
@@ -34,6 +34,7 @@ def edges(*seconds: int) -> Ranges:
     return Ranges([second * SECOND for second in seconds[::2]], [s * SECOND for s in seconds[1::2]])
 
 
+@settings(deadline=None)
 @given(
     busy=ranges(),
     free=ranges(),

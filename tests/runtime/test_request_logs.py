@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stdout
 from tempfile import TemporaryFile
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from local.programs import ROOT
@@ -58,6 +58,7 @@ def check_lines(format: str) -> None:
         log, log_request = structlog.get_logger(), request_logger()
         assert log_request is not None
 
+        @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(st.dictionaries(names, values, max_size=8))
         def check(fields: Mapping[str, object]) -> None:
             os.ftruncate(output.fileno(), 0)
