@@ -106,12 +106,15 @@ class CurrentAppointments:
         lists: list[list[Row]] = [[] for _ in wanted]
         for row in found:
             lists[row[-1] - 1].append(row)
-        took_long = {one.place for one, its in zip(wanted, lists, strict=True) if _took_long(its)}
+        answers = [None if _took_long(its) else its for its in lists]
+        took_long = {
+            one.place for one, answer in zip(wanted, answers, strict=True) if answer is None
+        }
         if took_long:
             now = monotonic()
             self._alone = {place: until for place, until in self._alone.items() if until > now}
             self._alone |= dict.fromkeys(took_long, now + ALONE)
-        return [None if _took_long(its) else its for its in lists]
+        return answers
 
 
 def _took_long(its_rows: Sequence[Row]) -> bool:
